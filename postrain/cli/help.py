@@ -19,7 +19,7 @@ from postrain.config import renamed
 from postrain.config.annotations import describe, is_group
 from postrain.config.groups import SWEEP, groups_of, listing
 from postrain.config.overrides import PROGRAMS
-from postrain.config.paths import CONF, command, study_dirs
+from postrain.config.paths import CONF, command, config_dirs, study_dirs
 from postrain.config.reference import (
     Entry,
     as_override_value,
@@ -37,6 +37,7 @@ from postrain.errors import ConfigError
 from postrain.jobs.launchers import Settings
 
 LAUNCHER = "hydra/launcher"
+EXPERIMENT = "experiment="
 ABOUT_GROUP = {
     SWEEP: "A study: a question, the varied keys, the seeds and the deciding metric.",
     LAUNCHER: "The launcher that starts the jobs of a sweep.",
@@ -44,6 +45,7 @@ ABOUT_GROUP = {
 ABOUT = """\
 usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.prompt, rollout, grpo, method=grpo
        postrain help sweep=NAME         the question and settings of a study; sweep lists all studies
+       postrain help experiment=NAME    the file of an experiment, such as recipe/smollm2_dpo
        postrain help hydra/launcher     the launchers of a sweep's jobs
        postrain help --json-schema      the keys of a training run as a JSON schema
        postrain help --markdown         the same as tables
@@ -97,6 +99,8 @@ def explain(word: str) -> str | None:
         return f"{name}: {ABOUT_GROUP[name]}\n{listing(CONF, name)}"
     if name.startswith((f"{SWEEP}=", f"{LAUNCHER}=")):
         return _study(name) if name.startswith(SWEEP) else _launcher(name)
+    if name.startswith(EXPERIMENT):
+        return _experiment(name)
     if options(name) and "." not in name:
         return "\n".join(filter(None, [f"{name}: {groups().get(name, '')}", listing(CONF, name)]))
     group, _, chosen = name.partition("=")
@@ -112,6 +116,13 @@ def _study(name: str) -> str | None:
     files = [folder / f"{name.partition('=')[2]}.yaml" for folder in study_dirs(CONF.parent)]
     file = next((file for file in files if file.is_file()), None)
     return None if file is None else f"{name}\n" + indent(OmegaConf.to_yaml(OmegaConf.load(file)).rstrip(), "  ")
+
+
+def _experiment(name: str) -> str | None:
+    """The file of an experiment or recipe."""
+    files = [conf / "experiment" / f"{name.removeprefix(EXPERIMENT)}.yaml" for conf in config_dirs()]
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else f"{name}\n" + indent(file.read_text(encoding="utf-8").rstrip(), "  ")
 
 
 def _launcher(name: str) -> str | None:

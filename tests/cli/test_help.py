@@ -44,6 +44,7 @@ def test_every_key_has_a_description(known: list[tuple[str, Entry]]) -> None:
         ("optim=muon", ["optim=muon\n  optim.momentum=0.95", "adjust_lr_fn=match_rms_adamw"]),
         ("sweep=kl_coef", ["sweep=kl_coef\n  question: ", "method.kl_coef:"]),
         ("sweep", ["  kl_coef "]),
+        ("experiment=recipe/smollm2_dpo", ["# DPO of SmolLM2-135M", "- recipe/base/dpo"]),
         ("hydra/launcher", ["  local  "]),
         ("hydra/launcher=local", ["  hydra.launcher.jobs=2\n    an integer >= 1. "]),
         ("grpo", ["  method.group_size=8\n    an integer >= 1. Completions of each prompt"]),
