@@ -58,7 +58,9 @@ class TrainConfig(Section):
     """Lightning callbacks, under names of your choice. An evaluation is a validation to them; its metrics can be
     monitored."""
     optim: Annotated[Deferred[torch.optim.Optimizer] | None, SuppliedArguments({"params", "lr", "weight_decay"})] = None
-    """A torch optimizer; null is AdamW. Learning rate, schedule and weight decay are keys of the method."""
+    """A torch optimizer; null is AdamW. Learning rate, schedule and weight decay are keys of the method. Default
+    learning rates are AdamW's: keep them with muon and adamw_8bit, multiply by about 10 with adafactor, whose steps are
+    relative to the root mean square of a matrix, and search the rate of sgd."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Evaluation on held-out rows: interval, completions and tasks."""
     early_stop: EarlyStop = field(default_factory=EarlyStop)
