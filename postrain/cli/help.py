@@ -18,7 +18,7 @@ from postrain.cli.user_conf import use_user_conf
 from postrain.config import renamed
 from postrain.config.annotations import describe, is_group
 from postrain.config.groups import SWEEP, groups_of, listing
-from postrain.config.overrides import PROGRAMS
+from postrain.config.overrides import DRY_RUN, PROGRAMS
 from postrain.config.paths import CONF, command, config_dirs, study_dirs
 from postrain.config.reference import (
     Entry,
@@ -42,6 +42,10 @@ ABOUT_GROUP = {
     SWEEP: "A study: a question, the varied keys, the seeds and the deciding metric.",
     LAUNCHER: "The launcher that starts the jobs of a sweep.",
 }
+ABOUT_DRY_RUN = f"""\
+{DRY_RUN}: reads and audits the data, prints the estimated memory by part, then measures an evaluation, two updates and
+a checkpoint, which are undone, and prints time per update, total time and disk. Creates no run folder.
+  {command("train")} method=sft model=smollm2 data.path=my.jsonl {DRY_RUN}"""
 ABOUT = """\
 usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.prompt, rollout, grpo, method=grpo
        postrain help sweep=NAME         the question and settings of a study; sweep lists all studies
@@ -49,6 +53,7 @@ usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.pro
        postrain help hydra/launcher     the launchers of a sweep's jobs
        postrain help --json-schema      the keys of a training run as a JSON schema
        postrain help --markdown         the same as tables
+       postrain help --dry-run          the flag that measures a run instead of starting it
 """
 
 
@@ -95,6 +100,8 @@ def explain(word: str) -> str | None:
         if name not in renamed.SYNONYMS:
             renamed.announce(name, present)
         name = present
+    if name.lstrip("-") == DRY_RUN.lstrip("-"):
+        return ABOUT_DRY_RUN
     if name in (SWEEP, LAUNCHER):
         return f"{name}: {ABOUT_GROUP[name]}\n{listing(CONF, name)}"
     if name.startswith((f"{SWEEP}=", f"{LAUNCHER}=")):

@@ -29,7 +29,7 @@ from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_fla
 from postrain.config.check import check
 from postrain.config.groups import listing, listing_of_named_groups, overview
 from postrain.config.masking import MASK, masked_text
-from postrain.config.overrides import PROGRAMS, job_overrides, prepare
+from postrain.config.overrides import DRY_RUN, PROGRAMS, job_overrides, prepare
 from postrain.config.paths import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
@@ -113,7 +113,8 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     composed = False
 
     def one(config: DictConfig) -> float | None:
-        return run_job(run or partial(train, conf), complete(config, root_of(config_name)))
+        start_training = partial(train, conf, dry_run=line.dry_run)
+        return run_job(run or start_training, complete(config, root_of(config_name)))
 
     def job(config: DictConfig) -> float | None:
         nonlocal code, composed
@@ -233,9 +234,20 @@ def run_job(run: Run, config: DictConfig) -> float | None:
     return run(config, job_overrides(), group, directory)
 
 
-def train(conf: Path, config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
-    """Runs training, or the pipeline that the config selects or resumes."""
+def train(
+    conf: Path,
+    config: DictConfig,
+    words: list[str],
+    group: str | None,
+    directory: Path | None,
+    *,
+    dry_run: bool = False,
+) -> float | None:
+    """Runs training, or the pipeline that the config selects or resumes; `dry_run` measures a run instead."""
     resume = config.get("resume")
+    if dry_run and (resume or config.get("pipeline")):
+        what = "resume=" if resume else "pipeline="
+        raise ConfigError(f"{DRY_RUN}: measures a single new run; leave out {what}, or measure a stage by its settings")
     if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
         check_session(config)
         # Imported here for a fast start-up, as above.
@@ -249,8 +261,11 @@ def train(conf: Path, config: DictConfig, words: list[str], group: str | None, d
         print(f"Choose a method, as in: {PROGRAMS['config']} method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
     plain["name"] = plain["name"] or choice
-    from postrain.jobs.session import TRAIN, execute  # noqa: PLC0415 - as above
+    from postrain.jobs.session import TRAIN, execute, measure  # noqa: PLC0415 - as above
 
+    if dry_run:
+        measure(plain, words)
+        return None
     return execute(TRAIN, plain, overrides=words, group=group, directory=directory)
 
 

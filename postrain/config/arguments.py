@@ -41,6 +41,7 @@ MEANINGS = {
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses flags and overrides in any order; raises one ConfigError with all problems of the flags."""
     parser = Parser(parents=[get_args_parser()], add_help=False, conflict_handler="resolve")
+    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--version", action="version", version=f"postrain {__version__}")
     arguments, unknown = parser.parse_known_intermixed_args(list(argv))
     problems = [*map(_unknown, unknown), *_misused(arguments)]

@@ -37,6 +37,7 @@ UNAVAILABLE_LAUNCHERS = ("ray",)
 MODEL_NAME_ALONE = (
     "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
 )
+DRY_RUN = "--dry-run"
 MAX_BRACKET_DEPTH = 20
 """The deepest nesting of brackets that a value may have."""
 # Command of each primary config.
@@ -51,6 +52,8 @@ class ParsedCommandLine:
     """Arguments passed to Hydra; flags come last."""
     sweep: tuple[str, ...] | None
     """Overrides for the sweep itself: sweep=NAME, sweep.KEY=VALUE, lists of values; None for a single run."""
+    dry_run: bool = False
+    """Whether --dry-run measures the run instead of starting it."""
 
 
 def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> ParsedCommandLine:
@@ -58,13 +61,16 @@ def prepare(argv: Sequence[str], conf: Path, config_name: str = "config") -> Par
     arguments = parse(argv)
     if arguments.shell_completion:
         return ParsedCommandLine(list(argv), None)
-    flags = [token for token in argv if token not in arguments.overrides]
+    flags = [token for token in argv if token not in (*arguments.overrides, DRY_RUN)]
     root, extra = arguments.config_name or config_name, arguments.config_dir
     overrides = _checked(arguments.overrides, conf, root=root, extra=extra, multirun=arguments.multirun)
     known = groups_of(conf, extra)
     words = [(_forced(override, known), _is_swept(override)) for override in overrides]
-    if not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides):
-        return ParsedCommandLine([word for word, _ in words] + flags, None)
+    single = not arguments.multirun and not any(override.key_or_group == SWEEP for override in overrides)
+    if arguments.dry_run and (not single or config_name != "config"):
+        raise ConfigError(f"{DRY_RUN}: measures a single training run; leave out -m, sweep= and other commands")
+    if single:
+        return ParsedCommandLine([word for word, _ in words] + flags, None, arguments.dry_run)
     if not any(_varies(override) for override in overrides):
         raise ConfigError(
             "-m: no key has several values; list them, as in method.kl_coef=0.05,0.2 or seed=0,1,2, or choose a "

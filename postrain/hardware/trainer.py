@@ -84,6 +84,8 @@ class Hardware:
     """Precision of a frozen reference policy; null is that of the policy. bf16 halves the memory of a float32 one and
     adds rounding to log-ratios and KL. No effect where the reference is the policy with its adapter disabled, and on
     precomputed log-probabilities of the initial policy."""
+    check_memory: bool = True
+    """Refuse to start a run whose estimated memory exceeds what is available."""
     threads: Workers | None = None
     """CPU threads per rank; null is PyTorch's default, divided by the ranks of the node."""
     checkpoint_every: Count = 20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ from postrain.runs.interrupt import Interrupt
 from postrain.runs.resume import check_model, resumed_config, saved_config
 from postrain.runs.status import StatusRecorder, reported_error, writing
 from postrain.training.config import TrainConfig
+from postrain.training.dry_run import dry_run
 from postrain.training.train import train
 
 Config = TrainConfig | GenerateConfig | EvaluateConfig
@@ -110,6 +112,15 @@ def execute(
                 group=group,
             )
             return program.run(ready, context)
+
+
+def measure(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """`--dry-run`: prints the memory, time and disk of a training run, without a run folder."""
+    silence_library_warnings()
+    config = read(TRAIN, plain, overrides, ())
+    config.check()
+    with tempfile.TemporaryDirectory(prefix="postrain-dry-run-") as folder:
+        dry_run(config, Path(folder))
 
 
 def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str], trusted: Collection[Item]) -> C:

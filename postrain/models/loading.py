@@ -113,7 +113,7 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
 
 def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization: Any) -> PreTrainedModel:
     """The base model with saved or new weights."""
-    config, kind = _config(resolved, head), HEADS[head][0]
+    config, kind = model_config(resolved, head), HEADS[head][0]
     if resolved.from_scratch:
         return kind.from_config(config, dtype=dtype, trust_remote_code=False)
     with _one_line(f"the model in {resolved.directory} cannot be read"):
@@ -140,7 +140,7 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
     return model
 
 
-def _config(resolved: ResolvedModel, head: Head) -> Any:
+def model_config(resolved: ResolvedModel, head: Head) -> Any:
     """The model's config. transformers chooses the attention: SDPA where the architecture supports it."""
     check_config(resolved.directory)
     with _one_line(f"{resolved.directory / 'config.json'} cannot be used"):

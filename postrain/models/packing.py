@@ -189,11 +189,11 @@ def supports_packing(model: nn.Module) -> bool:
     """Whether packed rows give the same states as separate rows; tested once on two short rows."""
     inner: Any = unwrapped(model)
     if not hasattr(inner, "packing_supported"):
-        inner.packing_supported = _suitable(inner) and _agrees(model)
+        inner.packing_supported = is_packable(inner) and _agrees(model)
     return inner.packing_supported
 
 
-def _suitable(inner: Any) -> bool:
+def is_packable(inner: Any) -> bool:
     config = inner.config.get_text_config()
     layers = getattr(config, "layer_types", None)
     # Without layer types, a sliding window would be applied through the mask, which packed rows do not have.

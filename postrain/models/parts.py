@@ -99,6 +99,13 @@ class ValueHead(nn.Module):
             return linear(upcast(states), upcast(self.output.weight), upcast(self.output.bias))
 
 
+def parameter_count(model: nn.Module) -> int:
+    """The number of parameters of the Hugging Face model, without adapters; each of a 4-bit pair counts."""
+    return unwrapped(model).num_parameters() - sum(
+        part.numel() for name, part in unwrapped(model).named_parameters() if "lora_" in name
+    )
+
+
 def weights_digest(model: nn.Module) -> str:
     """A hash of the names, dtypes, shapes and values of all parameters and buffers."""
     digest = hashlib.blake2b(digest_size=16)

@@ -119,7 +119,7 @@ def score(
         expected_N = (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
         return logps_N, logits_NV.logsumexp(-1) - expected_N
 
-    logps_N, entropy_N = _in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model_width(model))
+    logps_N, entropy_N = in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model_width(model))
     return Scores(
         logps_BT=found.unflatten(logps_N),
         mask_BT=found.mask_BT,
@@ -128,7 +128,7 @@ def score(
     )
 
 
-def _in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+def in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
     """Applies `function` to chunks of at most CHUNK_ELEMENTS / V positions and concatenates the results."""
     size = max(1, CHUNK_ELEMENTS[flat[0].device.type] // vocabulary)
     if len(flat[0]) <= size:
@@ -187,7 +187,7 @@ def score_with_reference(
         sampled_logps = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
         return *sampled_logps, kl_N, entropy_N
 
-    flat = _in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
+    flat = in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)
     values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(upcast(head(mine.states_ND)).squeeze(-1))
     return ReferenceScores(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +23,7 @@ from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
 from postrain.training.config import TrainConfig
+from postrain.training.memory import check_memory
 from postrain.training.reference import build_reference, reference_fingerprint, resolve_reference
 
 
@@ -37,8 +39,13 @@ class Components:
     """The reference model that the key `reference` names; None if the reference is the initial policy."""
 
 
-def build(config: TrainConfig) -> Components:
-    """Builds data, policy, reference and rewards. Raises ConfigError for components that do not fit together."""
+def build(
+    config: TrainConfig, *, before_weights: Callable[[TrainConfig, DataModule], None] = check_memory
+) -> Components:
+    """Builds data, policy, reference and rewards. Raises ConfigError for components that do not fit together.
+
+    `before_weights` is called with the prepared data before weights are loaded.
+    """
     method, resolved, data = config.method, config.resolved, copy(config.data)
     config.trainer.configure_process()
     # A method constructed in Python with a model already has its components.
@@ -55,6 +62,8 @@ def build(config: TrainConfig) -> Components:
         seed=config.seed,
         use_margin=getattr(method, "use_margin", False),
     )
+    if given is None:
+        before_weights(config, data)
     torch.manual_seed(config.seed)
     policy = given.policy if given else load_policy(config, data)
     reward, preference = build_reward(config)

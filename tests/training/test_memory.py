@@ -1,0 +1,95 @@
+"""The memory estimate of a run, and the refusal of a run that does not fit."""
+
+import pytest
+
+from postrain.errors import ConfigError
+from postrain.training import memory
+from postrain.training.components import build
+from postrain.training.memory import estimate, state_bytes
+from postrain.training.workload import largest_micro_batch
+from tests.training_runs import SMALL, train_config
+
+
+def estimated(*overrides):
+    """The estimate of a small run."""
+    found = []
+
+    class Estimated(Exception):
+        pass
+
+    def before_weights(config, data):
+        found.append(estimate(config, data))
+        raise Estimated
+
+    with pytest.raises(Estimated):
+        build(train_config([*SMALL, *overrides]), before_weights=before_weights)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], 8),  # two float32 moments
+        (["optim=sgd"], 4),  # one momentum
+        (["optim=muon"], 4),  # one momentum of a matrix of a block
+        (["trainer.precision=bf16"], 12),  # a float32 copy and two moments
+        (["trainer.precision=bf16", "trainer.master_weights=false"], 4),
+        (["trainer.precision=bf16", "adapter=lora"], 8),
+    ],
+)
+def test_optimizer_bytes_per_parameter(overrides, expected):
+    config = train_config(["method=sft", *overrides])
+    assert state_bytes(config, in_block=True) == pytest.approx(expected, abs=0.01)
+
+
+def test_reference_in_the_loss_is_a_second_model_except_with_an_adapter():
+    ppo = estimated("method=ppo")
+    assert ppo.reference == ppo.weights
+    assert ppo.gradients == ppo.parameters * 4
+    lora = estimated("method=ppo", "adapter=lora")
+    assert lora.reference == 0
+    assert lora.trained < ppo.trained / 5
+
+
+def test_gradient_checkpointing_lowers_activations():
+    plain, recomputed = (estimated("method=sft", f"method.gradient_checkpointing={each}") for each in ("false", "true"))
+    assert recomputed.activations < plain.activations / 2
+
+
+def test_largest_micro_batch_counts_shared_prompts_once():
+    found = []
+
+    class Found(Exception):
+        pass
+
+    def before_weights(config, data):
+        found.append(largest_micro_batch(config, data))
+        raise Found
+
+    config = train_config([*SMALL, "method=grpo", "method.batch_size=2", "method.group_size=4"])
+    with pytest.raises(Found):
+        build(config, before_weights=before_weights)
+    (work,) = found
+    # Two prompts and eight completions of eight tokens.
+    prompts = {index: len(ids) - 8 for index, ids in zip(work.rows.row_ids, work.rows.ids, strict=True)}
+    assert work.tokens <= sum(prompts.values()) + 8 * 8 <= work.tokens + 8
+    assert len(work.rows) == 8
+
+
+def test_run_that_does_not_fit_is_refused_before_weights_are_loaded(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device: 0)
+    monkeypatch.setattr(memory, "resident_memory", lambda: 2**28)
+    monkeypatch.setattr("postrain.training.components.load_policy", lambda *_: pytest.fail("weights were loaded"))
+    message = r"^memory: this run needs about .* GiB \(process 0.4, .*activations .*use .*trainer.check_memory=false"
+    with pytest.raises(ConfigError, match=message) as error:
+        build(train_config([*SMALL, "method=sft"]))
+    assert "\n" not in str(error.value)
+
+
+def test_check_memory_false_starts_a_run_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device: 0)
+    assert build(train_config([*SMALL, "method=sft", "trainer.check_memory=false"])).method.policy
+
+
+def test_upper_bound_exceeds_the_estimate():
+    assert memory.upper_bound(train_config([*SMALL, "method=ppo"])) > estimated("method=ppo").total
