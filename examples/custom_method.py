@@ -13,8 +13,9 @@ from typing import ClassVar
 from torch import Tensor
 
 import postrain as pt
+from postrain.methods.learning_rates import LearningRates
 from postrain.models.scoring import score
-from postrain.types import Fraction, LossSum, Positive, Rows
+from postrain.types import Fraction, LossSum, Rows
 
 
 def hard_token_nll(logps_BT: Tensor, mask_BT: Tensor, threshold: float) -> Tensor:
@@ -29,7 +30,7 @@ class HardSFT(pt.Method):
     headline: ClassVar[tuple[str, str, str]] = ("loss", "grad_norm", "eval/loss")
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.1)
 
-    learning_rate: Positive = 1e-3
+    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=1e-3)
     threshold: Fraction = 0.5
     """Tokens with a higher probability have no gradient."""
 

@@ -87,7 +87,7 @@ def generate(
     prompts: Sequence[Text],
     *,
     tokenizer: Any = None,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = 256,
     num_generations: int = 1,
     seed: int = 0,
     temperature: float = 1.0,

@@ -64,7 +64,7 @@ def test_a_plain_trainer_trains_and_its_checkpoint_gives_the_same_logits(name, t
     trainer = Trainer(max_steps=3, callbacks=[rates], **QUIET)
     trainer.fit(method, datamodule=instantiate(config(name)["data"]))
     assert method.counters.updates == method.updates == -(-3 // method.steps_per_update())
-    assert all(0 < rate <= method.learning_rate for rate in rates.values)
+    assert all(0 < rate <= method.peak_learning_rate for rate in rates.values)
     assert any(key.startswith("eval/") for key in trainer.callback_metrics)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     reloaded = method_arguments(name)[1]
@@ -86,7 +86,7 @@ def test_training_ends_with_the_schedule_when_the_trainer_has_more_epochs(name, 
         method, datamodule=instantiate(config(name)["data"])
     )
     assert method.counters.updates == 2
-    assert all(0 < rate <= method.learning_rate for rate in rates.values)
+    assert all(0 < rate <= method.peak_learning_rate for rate in rates.values)
     assert "method.updates=2: training ends here" in capsys.readouterr().out
 
 

@@ -30,6 +30,7 @@ def directives(logged: Logged) -> Mapping[str, Callable[[str], str]]:
         "groups": reference.groups_table,
         "commands": reference.commands,
         "methods": reference.methods_table,
+        "learning-rates": reference.learning_rates,
         "source": code.source,
         "docstring": code.docstring,
         "api": code.api,

@@ -24,7 +24,7 @@ from postrain.config.reference import (
     options,
 )
 from postrain.config.schema import TARGET, load_target
-from postrain.config.tree import fill_defaults
+from postrain.config.tree import fill_defaults, instantiate
 from postrain.methods.base import Method
 from postrain.metrics import ANY, POSITIVE, SHARE, Metric, declarations, declared
 
@@ -32,6 +32,8 @@ Logged = Callable[[str], Iterable[str]]
 """The names of the metrics that a method logs."""
 
 RANGES = {ANY: "", SHARE: "0 … 1", POSITIVE: "≥ 0"}
+NANO = 989_952
+"""Parameters of the bundled model."""
 TIMING = ("perf/*", "time", "update")
 
 
@@ -72,6 +74,20 @@ def defaults(name: str) -> dict[str, str]:
     found = dict(re.findall(r"- override /(\w+): (\S+)", text))
     bases = [base for base in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if base != "_self_"]
     return {**{group: chosen for base in bases for group, chosen in defaults(base).items()}, **found}
+
+
+def learning_rates(_: str) -> str:
+    """The default learning rates of every method at some sizes."""
+    sizes = {"135M": 135_000_000, "1B": 10**9, "8B": 8 * 10**9}
+
+    def row(name: str) -> tuple[str, ...]:
+        node, adapter = option("method", CONF / "method" / f"{name}.yaml")["method"], name == "lora_sft"
+        rates = instantiate(node).learning_rates()
+        found = [f"{rates.for_model(size, adapter=adapter):g}" for size in sizes.values()]
+        nano = rates.for_model(NANO, adapter=adapter)
+        return code(f"method={name}"), f"{nano:g}", *found, f"{rates.kl:g}"
+
+    return table(("", "nano", *sizes, "KL target of auto [nats/token]"), map(row, options("method")))
 
 
 def methods_table(_: str) -> str:

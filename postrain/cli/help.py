@@ -178,10 +178,10 @@ def known_keys() -> Iterator[tuple[str, Entry]]:
 
 def _setters(key: str) -> Iterator[str]:
     """The options of other groups that set a key, such as a method that sets rollout.max_new_tokens."""
-    for group in (*groups(), "experiment"):
+    for group in (name for name in (*groups(), "experiment") if name != key.partition(".")[0]):
         for name, file in options(group).items():
             value = OmegaConf.select(OmegaConf.create(option(group, file)), key)
-            if value is not None and group != key.partition(".")[0]:
+            if value is not None:
                 yield f"{group}={name} ({as_override_value(value)})"
 
 

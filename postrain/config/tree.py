@@ -197,6 +197,12 @@ def _node_of(value: Any) -> dict[str, Any]:
     return node
 
 
+def record(config: Section, group: str, key: str, value: Any) -> None:
+    """Changes one key of a group in the settings that a parsed config is written with."""
+    if (written := getattr(config, SETTINGS, None)) is not None:
+        written[group] = {**written[group], key: value}
+
+
 def settings(config: Section) -> dict[str, Any]:
     """A whole config as plain containers, with the keys of the session reset."""
     return {**settings_of(config), **SESSION}

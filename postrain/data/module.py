@@ -79,6 +79,8 @@ class DataModule(LightningDataModule):
     """Maximum tokens per row; null uses the model's context. Prompts are truncated first, on the left."""
     max_prompt_length: Count | None = None
     """Maximum tokens per prompt; null sets no limit besides data.max_length."""
+    completion_tokens: Size = 256
+    """Tokens that a completion of these prompts needs: the default of rollout.max_new_tokens."""
     pack: bool = False
     """Join running text and split it into blocks of max_length; attention crosses document boundaries in a block."""
     steps: StepLayout = field(default_factory=StepLayout)

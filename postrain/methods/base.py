@@ -1,43 +1,34 @@
-"""The training loop of all methods. A method defines `prepare` (the constants of its loss) and `loss_sum`.
+"""The base of all methods: their common settings and their components.
 
-    training_step(batch)
-        prepared = self.prepare(batch)                 # nothing; reference log-probs; a rollout with its advantages
-        for minibatch in self.minibatches(prepared):   # one, or epochs × mini-batches
-            self.update(minibatch)                     # micro-batches by token budget → sums / global count → one step
-
-Optimisation is manual for every method: accumulation, clipping and schedules are implemented once. One `update` is one
-optimizer step on one mini-batch. Its result does not depend on the division into micro-batches and ranks.
+A method defines `loss_sum`, and `prepare` if its loss has constants (reference log-probs, a rollout); update_loop.py
+describes these and trains with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
 from torch import nn
 
 from postrain.data.module import DataModule
-from postrain.hardware import collectives
 from postrain.methods.components import MethodComponents, RewardLike, components_of
-from postrain.methods.lightning_hooks import LightningHooks
-from postrain.methods.metrics import Metrics, add_metrics, combine
-from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
-from postrain.models.gradient_checkpointing import checkpoints, gradient_checkpointing
+from postrain.methods.learning_rate_search import settle_learning_rate
+from postrain.methods.learning_rates import LearningRates
+from postrain.methods.update_loop import UpdateLoop
+from postrain.models.gradient_checkpointing import checkpoints
+from postrain.models.parts import parameter_count
 from postrain.models.reference import Reference
-from postrain.models.scoring import micro_batches
 from postrain.rollout.engine import Engine
 from postrain.rollout.turns import Environment
-from postrain.seeds import derive_seed
-from postrain.types import Batch, Count, Fraction, LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
+from postrain.types import Count, Fraction, LRSchedule, Max, Mean, NonNegative, Positive, Size
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(kw_only=True, eq=False, repr=False)
-class Method(LightningHooks):
+class Method(UpdateLoop):
     """Base of all methods. Annotated fields are config keys; subclasses become keyword-only dataclasses.
 
     In Python: `GRPO(model, tokenizer, reward=my_reward, data=rows, updates=50)`; components that are not given have
@@ -56,6 +47,9 @@ class Method(LightningHooks):
     """The three metrics of the progress line."""
     expected_change: ClassVar[tuple[str, float]]
     """The held-out metric that measures success, and its minimum change after a third of the default run."""
+
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=1e-3)
+    """The default learning rates, by model size."""
 
     model: InitVar[nn.Module | None] = field(default=None, kw_only=False)
     """The policy: a causal language model, or a scalar one for a reward model; with its adapter, if any."""
@@ -77,8 +71,13 @@ class Method(LightningHooks):
     """Length of the run in updates, one global batch each."""
     batch_size: Size = 16
     """Rows, pairs or prompts in a global batch, over all ranks."""
-    learning_rate: Positive
-    """Peak learning rate."""
+    learning_rate: Positive | Literal["auto"] | None = None
+    """Peak learning rate. null is the method's rate for this model: its rate at 1B parameters, such as 2e-5 for SFT and
+    1e-6 for DPO, times √(1B / parameters), times 10 with LoRA. The bundled model has rates of its own. auto:
+    the largest rate whose first updates, undone afterwards, keep the KL to the initial policy small and lower the
+    loss."""
+    check_learning_rate: bool = True
+    """Try a rate above 3 × the default in a few updates, undone afterwards, and refuse one that destroys the policy."""
     schedule: LRSchedule = "linear"
     """Learning-rate schedule after the warm-up: constant, linear (to 0) or cosine (to 0)."""
     warmup: Fraction = 0.1
@@ -115,7 +114,7 @@ class Method(LightningHooks):
         data: Any,
         seed: int,
     ) -> None:
-        LightningHooks.__init__(self)
+        UpdateLoop.__init__(self)
         self.accumulated: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
         if model is None:
@@ -136,159 +135,35 @@ class Method(LightningHooks):
         if data is not None:
             self.own_data = data if isinstance(data, DataModule) else DataModule(data, tokenizer)
 
-    # Defined by methods ------------------------------------------------------------------------------------------
-
-    def needs_reference(self) -> bool:
-        """Whether the loss or a metric needs the reference policy."""
-        return False
-
-    def items_per_update(self) -> int:
-        """Number of data items per update, over all ranks; more than batch_size with dynamic sampling."""
-        return self.batch_size
-
-    def on_model_attached(self) -> None:
-        """Hook, called after all components are attached; builds further modules such as a critic."""
-
-    def prepare(self, batch: Any) -> Any:
-        """Computes the constants of the loss for this rank's share of the batch: rollouts, reference log-probs."""
-        return batch
-
-    def minibatches(self, prepared: Any) -> Iterator[Batch]:
-        """The mini-batches of one update, one optimizer step each; the same number on all ranks."""
-        yield prepared
-
-    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Metrics derived from the means of an update or an evaluation, such as perplexity from loss."""
-        return {}
-
-    def may_step(self) -> bool:
-        """Whether the gradient of the current mini-batch is applied; called after its backward pass."""
-        return True
-
-    def loss_sum(self, batch: Any) -> LossSum:
-        """The loss of a micro-batch, summed over the units that `denominator` counts."""
-        raise TypeError(f"{type(self).__name__} does not define loss_sum")
-
-    def denominator(self, batch: Any) -> int:
-        """Divisor of the loss sum, counted in this rank's mini-batch: supervised tokens by default, or items."""
-        rows = batch if isinstance(batch, Rows) else batch.rows
-        return sum(int(mask.sum()) for mask in rows.supervised)
-
-    def evaluate(self, batch: Any, index: int) -> Metrics:
-        """Metrics of one held-out batch; `index` numbers it, for seeds."""
-        found: dict[str, Mean | Max] = {}
-        for group in self.micro_batches(batch):
-            part = batch.select(group)
-            loss = self.loss_sum(part)
-            add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
-        return found
-
-    # The loop ----------------------------------------------------------------------------------------------------
-
-    @property
-    def reference_policy(self) -> Reference:
-        """The reference policy: the policy's initial weights, or the model given as `reference`."""
-        assert self.components.reference is not None
-        return self.components.reference
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer, in Lightning's wrapper of the same class."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer
+    # Components and learning rate -------------------------------------------------------------------------------
 
     def attach(self, components: MethodComponents) -> None:
         """Attaches model, engine, reward and the other components of a run."""
         self.policy = components.policy
+        adapted, size = hasattr(self.policy, "peft_config"), parameter_count(self.policy)
+        self.default_learning_rate = self.learning_rates().for_model(size, adapter=adapted)
+        if self.learning_rate is None:
+            self.learning_rate = self.default_learning_rate
         # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
         self.components = components
         self.gradient_checkpointing = checkpoints(self.policy, requested=self.gradient_checkpointing)
         self.on_model_attached()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One update: Lightning's batch is this rank's share of a global batch."""
-        # Dropout alone uses the global generator. Seeded per update, a resumed run draws the same masks.
-        torch.manual_seed(derive_seed(self.components.seed, "dropout", self.counters.updates, collectives.rank()))
-        self.current_rows = getattr(batch, "row_ids", ())
-        self.accumulated = {}
-        set_learning_rate(self.optimizer, self.lr_factor())
-        self.accumulate({"learning_rate": Max(self.learning_rate * self.lr_factor())})
-        self.policy.eval()
-        prepared = self.prepare(batch.to(self.device))
-        self.policy.train(self.dropout)
-        self.dummy_batch = prepared.select([0])
-        for minibatch in self.minibatches(prepared):
-            self.update(minibatch)
-        self.counters.updates += 1
-        self.counters.episodes += int(collectives.all_sum(torch.tensor(len(batch), device=self.device)))
-        self.last_metrics = self.combined(self.accumulated)
-        self.log_update(self.last_metrics, len(batch))
-        self.stop_after_last_update()
+    def learning_rates(self) -> LearningRates:
+        """The default learning rates, which may depend on the settings."""
+        return self.rates
 
-    def update(self, minibatch: Batch) -> None:
-        """One optimizer step on a global mini-batch, given this rank's share; skipped if `may_step` returns False."""
-        self.optimizer.zero_grad()
-        counts = collectives.all_sum(
-            torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
-        )
-        groups = self.micro_batches(minibatch)
-        dummies = self.dummy_passes(len(groups))
-        for group in groups:
-            with self.no_sync(), gradient_checkpointing(self.policy, enabled=self.gradient_checkpointing):
-                found = self.loss_sum(minibatch.select(group))
-                self.manual_backward(found.total / counts[0])
-            self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
-        for _ in range(dummies):
-            self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
-        self.accumulate({"loss": Mean(0.0, self.denominator(minibatch))})
-        collectives.sum_gradients(self.trainable_parameters())
-        self.accumulate(
-            {"grad_norm": Mean(collectives.clip_gradients(self.trainable_parameters(), self.max_grad_norm), 1)}
-        )
-        self.counters.tokens += int(counts[1])
-        if self.may_step():
-            self.optimizer.step()
-            self.counters.optimizer_steps += 1
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up; the default as long as `auto` is not settled."""
+        return self.learning_rate if isinstance(self.learning_rate, float) else self.default_learning_rate
 
-    def in_float32(self) -> bool:
-        """Whether all computation is in float32, so that recomputed log-probabilities agree within small tolerances."""
-        float32 = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
-        return float32 and not torch.is_autocast_enabled(self.device.type)
+    def on_train_start(self) -> None:
+        """Settles the learning rate before the first update."""
+        if self.counters.updates == 0:
+            settle_learning_rate(self, iter(self.datamodule.train_dataloader()))
 
-    def micro_batches(self, batch: Batch) -> list[list[int]]:
-        """Item indices of the micro-batches, each of at most `micro_batch_tokens` tokens."""
-        return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
-
-    def dummy_passes(self, passes: int) -> int:
-        """Dummy forward passes of this rank: under FSDP all ranks must gather weights equally often."""
-        return 0 if self.device_mesh is None else max(collectives.gather(passes)) - passes
-
-    def accumulate(self, metrics: Metrics) -> None:
-        """Adds to the metrics of the current update."""
-        add_metrics(self.accumulated, metrics)
-
-    def combined(self, metrics: Metrics) -> dict[str, float]:
-        """Metrics over all ranks as floats, with derived ones; names with a leading _ are inputs of `derived` only."""
-        total = combine(metrics)
-        return {name: value for name, value in sorted((total | self.derived(total)).items()) if name[0] != "_"}
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """All trainable parameters."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def lr_factor(self) -> float:
-        """Learning-rate factor of the current update; depends on counters only, so resume needs no further state."""
-        return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Disables gradient reduction of DistributedDataParallel; `collectives.sum_gradients` reduces once per step."""
-        wrapped = self.trainer.model
-        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer over all trainable parameters: AdamW, or the one of `optim`."""
-        # torch adds eps to the bias-corrected root, TensorFlow to the raw one: early steps differ by a small factor.
-        adamw = partial(torch.optim.AdamW, betas=self.adam_betas, eps=self.adam_eps, fused=True)
-        make, masters = self.components.optim or adamw, self.components.master_weights
-        return make_optimizer(self, make, lr=self.learning_rate, weight_decay=self.weight_decay, master_weights=masters)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.learning_rate == "auto":
+            self.learning_rate = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["learning_rate"]

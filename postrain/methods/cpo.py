@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.pairs import PairMethod, Smoothing, lengths, pair_metrics, score_pairs
 from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
 
@@ -25,9 +26,9 @@ class CPO(PairMethod):
     # At learning rates that preserve fluency, accuracy changes slowly; the loss changes first.
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.2)
 
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=1.5e-4)
     updates: Count = 60
     batch_size: Size = 32
-    learning_rate: Positive = 1.5e-4
     beta: Positive = 0.1
     """Scale β of the difference of log-probabilities of the two completions."""
     label_smoothing: Smoothing = 0.0

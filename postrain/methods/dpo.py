@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Gt, Lt
@@ -33,6 +33,7 @@ from postrain.losses.dpo_variants import (
     length_desensitised,
 )
 from postrain.losses.preference import pair_terms, rank_partners
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.reference_cache import lookup
@@ -108,8 +109,8 @@ class DPO(ReferenceModelMixin, PairMethod):
     `loss` selects another loss of the family: IPO, robust DPO, hinge, SPPO, NCA, EXO, APO, DiscoPOP, BCO or AOT.
     """
 
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=1e-4)
     batch_size: Size = 32
-    learning_rate: Positive = 1e-4
     loss: LossName | Mapping[LossName, Positive] = "sigmoid"
     """A loss, or several with weights as in {sigmoid: 0.8, bco: 0.2}."""
     beta: Positive = 0.1
@@ -129,6 +130,9 @@ class DPO(ReferenceModelMixin, PairMethod):
     """Temperature of DiscoPOP's blend of the logistic and the exponential loss."""
     bco_momentum: Fraction = 0.9
     """Momentum of BCO's running mean reward, with bias correction."""
+
+    def learning_rates(self) -> LearningRates:
+        return replace(self.rates, nano=2e-4) if self.loss == "ipo" else self.rates
 
     def on_model_attached(self) -> None:
         super().on_model_attached()

@@ -30,6 +30,7 @@ from postrain.hardware import collectives
 from postrain.losses.advantages import group_std, has_variance
 from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
 from postrain.models.scoring import in_micro_batches, score_with_reference
@@ -67,10 +68,10 @@ class GroupRelative(PolicyGradient):
     """Base of GRPO, RLOO and REINFORCE++: policy gradient with group-relative advantages."""
 
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=5e-4)
     expected_change: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
 
     updates: Count = 60
-    learning_rate: Positive = 5e-4
     schedule: LRSchedule = "linear"
     group_size: Size = 8
     """Completions of each prompt; method.batch_size counts prompts."""

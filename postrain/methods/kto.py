@@ -17,6 +17,7 @@ from postrain import losses
 from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import count_positive
 from postrain.methods.reference_cache import LogpsByRow, lookup
 from postrain.methods.reference_model import ReferenceModelMixin
@@ -47,9 +48,9 @@ class KTO(ReferenceModelMixin):
     kind: ClassVar[str] = "UnpairedPreference"
     expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=2e-4)
 
     batch_size: Size = 32
-    learning_rate: Positive = 2e-4
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
     """kto: with the KL baseline z. apo_zero_unpaired: APO-zero, z = 0."""
     beta: Positive = 0.1

@@ -1,8 +1,8 @@
 """Lightning hooks of all methods: `Trainer(max_steps=50).fit(method, datamodule=...)`.
 
-Hooks, logging, validation and checkpoints; the training loop is in base.py. `postrain train` differs in two points. It
-evaluates in a callback instead of the validation loop, so that results are in the record of the update and precede its
-checkpoint. It writes metrics itself, numbered by update.
+Hooks, logging, validation and checkpoints; the training loop is in update_loop.py. `postrain train` differs in two
+points. It evaluates in a callback instead of the validation loop, so that results are in the record of the update and
+precede its checkpoint. It writes metrics itself, numbered by update.
 """
 
 from __future__ import annotations

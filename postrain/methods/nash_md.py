@@ -17,6 +17,7 @@ from torch import Tensor
 
 from postrain import losses
 from postrain.data.kinds.prompt import Prompts
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import sampled_kl_metrics
 from postrain.methods.online import completion_mask, local_indices
 from postrain.methods.online_preference import OnlinePreference
@@ -48,8 +49,8 @@ class NashMD(OnlinePreference):
     """
 
     headline: ClassVar[tuple[str, str, str]] = ("win_rate/mixture", "kl/k3", "eval/win_rate")
+    rates: ClassVar[LearningRates] = LearningRates(base=5e-7, nano=3e-4)
 
-    learning_rate: Positive = 3e-4
     beta: Positive = 0.02
     mixture: Fraction = 0.25
     """Share of the reference policy in the opponent: 0 is self-play, 1 plays against the reference."""

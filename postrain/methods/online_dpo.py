@@ -20,12 +20,13 @@ from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import TIE
 from postrain.methods.online import local_indices
 from postrain.methods.online_preference import OnlinePreference
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
 from postrain.models.scoring import score
-from postrain.types import Batch, LossSum, Mean, Positive
+from postrain.types import Batch, LossSum, Mean
 
 
 def average_preference(beats_PGG: Tensor) -> Tensor:
@@ -59,11 +60,11 @@ class OnlineDPO(OnlinePreference):
         loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over prompts
     """
 
-    learning_rate: Positive = 1.5e-4
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """Loss of a pair: sigmoid (DPO) or ipo (IPO)."""
 
     headline: ClassVar[tuple[str, str, str]] = ("accuracy", "completion/length", "eval/win_rate")
+    rates: ClassVar[LearningRates] = LearningRates(base=5e-7, nano=1.5e-4)
 
     def check(self) -> None:
         super().check()

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.pairs import PairMethod, mean_logps, pair_metrics, score_pairs
-from postrain.types import Count, LossSum, Mean, NonNegative, Positive, Size
+from postrain.types import Count, LossSum, Mean, NonNegative, Size
 
 
 class ORPO(PairMethod):
@@ -26,9 +27,9 @@ class ORPO(PairMethod):
     # At learning rates that preserve fluency, the quality of samples improves before the ranking accuracy.
     expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
+    rates: ClassVar[LearningRates] = LearningRates(base=5e-6, nano=1.5e-4)
     updates: Count = 60
     batch_size: Size = 32
-    learning_rate: Positive = 1.5e-4
     odds_coef: NonNegative = 1.0
     """λ, the weight of the odds-ratio loss relative to the SFT loss."""
 

@@ -26,6 +26,7 @@ from postrain.losses.advantages import gae, token_rewards
 from postrain.losses.divergence import adapt_kl_coef, kl
 from postrain.losses.policy_gradient import policy_terms, ppo_value
 from postrain.losses.reduction import reduce
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, step_metrics
 from postrain.methods.online import PolicyGradient, local_indices, sampler_error
 from postrain.models.parts import ValueHead, trunk, unwrapped
@@ -84,10 +85,10 @@ class PPO(PolicyGradient):
 
     expected_change: ClassVar[tuple[str, float]] = ("gold/mood", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "kl/exact", "eval/reward/total")
+    rates: ClassVar[LearningRates] = LearningRates(base=3e-6, nano=2e-4)
 
     updates: Count = 20
     batch_size: Size = 64
-    learning_rate: Positive = 2e-4
     epochs: Count = 2
     minibatches_per_epoch: Count = 2
     kl_coef: NonNegative = 0.1

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from postrain import losses
 from postrain.methods.base import Method
+from postrain.methods.learning_rates import LearningRates
 from postrain.models.scoring import score
-from postrain.types import LossSum, LRSchedule, NonNegative, Positive, Rows
+from postrain.types import LossSum, LRSchedule, NonNegative, Rows
 
 
 class Pretrain(Method):
@@ -20,8 +21,8 @@ class Pretrain(Method):
     kind: ClassVar[str] = "Text"
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
+    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=1e-3, from_scratch=2e-4)
 
-    learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.1
     schedule: LRSchedule = "cosine"
 

@@ -18,8 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from postrain import losses
 from postrain.data.kinds.steps import StepRows
 from postrain.methods.base import Method
+from postrain.methods.learning_rates import LearningRates
 from postrain.models.scoring import step_logits
-from postrain.types import Count, LossSum, LRSchedule, Mean, Positive, Size
+from postrain.types import Count, LossSum, LRSchedule, Mean, Size
 
 
 def first_error(wrong_BS: Tensor) -> Tensor:
@@ -44,10 +45,10 @@ class PRM(Method):
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
     expected_change: ClassVar[tuple[str, float]] = ("eval/step_accuracy", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "step_accuracy", "eval/step_accuracy")
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=5e-4)
 
     updates: Count = 80
     batch_size: Size = 32
-    learning_rate: Positive = 5e-4
     schedule: LRSchedule = "cosine"
     after_first_error: Literal["use", "ignore"] = "use"
     """use: train on all step labels. ignore: skip labels after the first wrong step. Metrics count all labels."""

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import count_positive, margin_bins
 from postrain.models.scoring import sequence_scores
-from postrain.types import LossSum, Mean, NonNegative, Positive, Size
+from postrain.types import LossSum, Mean, NonNegative, Size
 
 
 class RewardModel(Method):
@@ -24,9 +25,9 @@ class RewardModel(Method):
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
     expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=3e-3)
 
     batch_size: Size = 32
-    learning_rate: Positive = 3e-3
     use_margin: bool = False
     """Subtract the margin of each row in the loss; it is 0 for rows without one."""
     center_rewards_coefficient: NonNegative = 0.01

@@ -13,8 +13,9 @@ from torch import Tensor
 from postrain import losses
 from postrain.errors import ConfigError
 from postrain.methods.base import Method
+from postrain.methods.learning_rates import LearningRates
 from postrain.models.scoring import score, score_with_reference
-from postrain.types import LossSum, LRSchedule, Max, Mean, NonNegative, Positive, Rows, Size
+from postrain.types import LossSum, LRSchedule, Max, Mean, NonNegative, Rows, Size
 
 
 class SFT(Method):
@@ -28,9 +29,9 @@ class SFT(Method):
     kind: ClassVar[str] = "Demonstration"
     expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
+    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=2e-3, nano_adapter=1e-2)
 
     batch_size: Size = 32
-    learning_rate: Positive = 2e-3
     schedule: LRSchedule = "cosine"
     dropout: bool = True
     kl_coef: NonNegative = 0.0

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from postrain import losses
 from postrain.data.kinds.preference import Pairs
+from postrain.methods.learning_rates import LearningRates
 from postrain.methods.pairs import PairMethod, Smoothing, mean_logps, pair_metrics, score_pairs
 from postrain.types import LossSum, NonNegative, Positive, Size
 
@@ -24,8 +25,8 @@ class SimPO(PairMethod):
     # At learning rates that preserve fluency, the quality of samples improves before the ranking accuracy.
     expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.05)
 
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=6e-5)
     batch_size: Size = 32
-    learning_rate: Positive = 6e-5
     beta: Positive = 10.0
     """Scale β of the mean log-probabilities."""
     gamma_beta_ratio: NonNegative = 0.3

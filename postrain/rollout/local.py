@@ -28,7 +28,7 @@ from postrain.types import Completion, CountOrZero, Fraction, NonNegative, Sampl
 class LocalEngine:
     """Samples with the policy's own weights."""
 
-    max_new_tokens: Size = 48
+    max_new_tokens: Size = 256
     """Maximum number of tokens of a completion, over all its turns."""
     temperature: NonNegative = 1.0
     """Divides the logits before sampling; 0 is greedy."""

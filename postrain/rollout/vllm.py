@@ -63,7 +63,7 @@ class VLLMState:
 class VLLMEngine:
     """See `postrain.rollout.engine.Engine`."""
 
-    max_new_tokens: Size = 48
+    max_new_tokens: Size = 256
     """Maximum number of tokens of a completion, over all its turns."""
     temperature: NonNegative = 1.0
     """Divides the logits before sampling; 0 is greedy."""

@@ -13,12 +13,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from postrain.config.schema import TARGET, Deferred, Paths, Section, SuppliedArguments
+from postrain.config.tree import record
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
 from postrain.models.adapters import Adapter, NoAdapter
+from postrain.models.size import size_of
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
@@ -97,11 +99,23 @@ class TrainConfig(Section):
             raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
 
     def check(self) -> None:
-        """Raises ConfigError if the machine or a component cannot run. Called before the run folder is created."""
+        """Completes the settings that depend on the model. Raises ConfigError if the machine or a component cannot run.
+        Called before the run folder is created."""
         self.trainer.check()
         self.adapter.quantization()
         for task in self.evaluation.tasks.values():
             assert task.value
+        if self.method.learning_rate is None:
+            self.method.learning_rate = self.default_learning_rate
+            record(self, "method", "learning_rate", self.default_learning_rate)
+
+    @cached_property
+    def default_learning_rate(self) -> float:
+        """The method's learning rate for this model and adapter."""
+        adapter, resolved = not isinstance(self.adapter, NoAdapter), self.resolved
+        return self.method.learning_rates().for_model(
+            size_of(resolved), adapter=adapter, from_scratch=resolved.from_scratch
+        )
 
     @property
     def tracker(self) -> Tracker:

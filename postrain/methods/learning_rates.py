@@ -1,0 +1,57 @@
+"""Default learning rates: a method's rate at one billion parameters, scaled by model size and adapter.
+
+    rate(N) = rate(1B) · (10⁹ / N)^½      full fine-tuning
+              10 · rate(N)                LoRA and QLoRA
+
+The rate at 1B is the default of TRL or of the method's paper, named beside each method. The exponent ½ connects the
+rates of published recipes from one size to the next: GPT-3 pretrains with 6e-4 at 125M and 2e-4 at 1.3B parameters
+(Brown et al. 2020, table 2.1), Tülu 3 fine-tunes with 5e-6 at 8B and 2e-6 at 70B, and runs DPO with 5e-7 and 2e-7
+(Lambert et al. 2024). The factor 10 of adapters is the measured ratio of optimal rates in Schulman et al. 2025 ("LoRA
+Without Regret"). Models below ten million parameters, such as the bundled one, use rates of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ADAPTER_FACTOR = 10.0
+SMALL = 10_000_000
+"""Models with fewer parameters use the rates of the bundled model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """The peak learning rates of a method."""
+
+    base: float
+    """Full fine-tuning of a model with one billion parameters."""
+    nano: float
+    """Full fine-tuning of the bundled model."""
+    nano_adapter: float | None = None
+    """Its LoRA adapter; None is `nano`."""
+    kl: float = 0.005
+    """KL(policy ‖ initial policy) [nats/token] after the first updates at a suitable rate, for learning_rate=auto."""
+    from_scratch: float | None = None
+    """Randomly initialized weights of one billion parameters; None is `base`."""
+
+    def for_model(self, parameters: int, *, adapter: bool = False, from_scratch: bool = False) -> float:
+        """The rate for a model with this many parameters, of two significant digits."""
+        if parameters < SMALL:
+            rate = self.nano_adapter if adapter and self.nano_adapter else self.nano
+        else:
+            base = self.from_scratch if from_scratch and self.from_scratch else self.base
+            rate = base * (1e9 / parameters) ** 0.5 * (ADAPTER_FACTOR if adapter else 1.0)
+        return float(f"{rate:.1e}")
+
+
+def describe(rate: float, *, parameters: int, adapter: bool, default: float) -> str:
+    """The line of the console: the rate of a run beside the default, where they differ."""
+    what = f"{'LoRA' if adapter else 'full fine-tuning'}, {count(parameters)} parameters"
+    return f"learning rate {rate:g}: {what}" + ("" if rate == default else f" (default {default:g})")
+
+
+def count(parameters: int) -> str:
+    """A number of parameters with its unit: 1.1M, 135M, 1.2B."""
+    unit, letter = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    number = parameters / unit
+    return f"{number:.0f}{letter}" if number >= 10 else f"{number:.1f}{letter}"

@@ -1,0 +1,203 @@
+"""The update loop of all methods: micro-batches, accumulation, clipping, schedule, one optimizer step per mini-batch.
+
+    training_step(batch)
+        prepared = self.prepare(batch)                 # nothing; reference log-probs; a rollout with its advantages
+        for minibatch in self.minibatches(prepared):   # one, or epochs × mini-batches
+            self.update(minibatch)                     # micro-batches by token budget → sums / global count → one step
+
+Optimisation is manual for every method. One `update` is one optimizer step on one mini-batch. Its result does not
+depend on the division into micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from postrain.hardware import collectives
+from postrain.methods.lightning_hooks import LightningHooks
+from postrain.methods.metrics import Metrics, add_metrics, combine
+from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
+from postrain.models.gradient_checkpointing import gradient_checkpointing
+from postrain.models.reference import Reference
+from postrain.models.scoring import micro_batches
+from postrain.seeds import derive_seed
+from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows
+
+
+class UpdateLoop(LightningHooks):
+    """What a method defines, and the loop that uses it. The settings are those of Method."""
+
+    batch_size: int
+    schedule: LRSchedule
+    warmup: float
+    weight_decay: float
+    adam_betas: tuple[float, float]
+    adam_eps: float
+    max_grad_norm: float
+    micro_batch_tokens: int
+    gradient_checkpointing: bool
+    dropout: bool
+    accumulated: dict[str, Mean | Max]
+    current_rows: tuple[int, ...]
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        raise NotImplementedError
+
+    # Defined by methods ------------------------------------------------------------------------------------------
+
+    def needs_reference(self) -> bool:
+        """Whether the loss or a metric needs the reference policy."""
+        return False
+
+    def items_per_update(self) -> int:
+        """Number of data items per update, over all ranks; more than batch_size with dynamic sampling."""
+        return self.batch_size
+
+    def on_model_attached(self) -> None:
+        """Hook, called after all components are attached; builds further modules such as a critic."""
+
+    def prepare(self, batch: Any) -> Any:
+        """Computes the constants of the loss for this rank's share of the batch: rollouts, reference log-probs."""
+        return batch
+
+    def minibatches(self, prepared: Any) -> Iterator[Batch]:
+        """The mini-batches of one update, one optimizer step each; the same number on all ranks."""
+        yield prepared
+
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics derived from the means of an update or an evaluation, such as perplexity from loss."""
+        return {}
+
+    def may_step(self) -> bool:
+        """Whether the gradient of the current mini-batch is applied; called after its backward pass."""
+        return True
+
+    def loss_sum(self, batch: Any) -> LossSum:
+        """The loss of a micro-batch, summed over the units that `denominator` counts."""
+        raise TypeError(f"{type(self).__name__} does not define loss_sum")
+
+    def denominator(self, batch: Any) -> int:
+        """Divisor of the loss sum, counted in this rank's mini-batch: supervised tokens by default, or items."""
+        rows = batch if isinstance(batch, Rows) else batch.rows
+        return sum(int(mask.sum()) for mask in rows.supervised)
+
+    def evaluate(self, batch: Any, index: int) -> Metrics:
+        """Metrics of one held-out batch; `index` numbers it, for seeds."""
+        found: dict[str, Mean | Max] = {}
+        for group in self.micro_batches(batch):
+            part = batch.select(group)
+            loss = self.loss_sum(part)
+            add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
+        return found
+
+    # The loop ----------------------------------------------------------------------------------------------------
+
+    @property
+    def reference_policy(self) -> Reference:
+        """The reference policy: the policy's initial weights, or the model given as `reference`."""
+        assert self.components.reference is not None
+        return self.components.reference
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, in Lightning's wrapper of the same class."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One update: Lightning's batch is this rank's share of a global batch."""
+        # Dropout alone uses the global generator. Seeded per update, a resumed run draws the same masks.
+        torch.manual_seed(derive_seed(self.components.seed, "dropout", self.counters.updates, collectives.rank()))
+        self.current_rows = getattr(batch, "row_ids", ())
+        self.accumulated = {}
+        set_learning_rate(self.optimizer, self.lr_factor())
+        self.accumulate({"learning_rate": Max(self.peak_learning_rate * self.lr_factor())})
+        self.policy.eval()
+        prepared = self.prepare(batch.to(self.device))
+        self.policy.train(self.dropout)
+        self.dummy_batch = prepared.select([0])
+        for minibatch in self.minibatches(prepared):
+            self.update(minibatch)
+        self.counters.updates += 1
+        self.counters.episodes += int(collectives.all_sum(torch.tensor(len(batch), device=self.device)))
+        self.last_metrics = self.combined(self.accumulated)
+        self.log_update(self.last_metrics, len(batch))
+        self.stop_after_last_update()
+
+    def update(self, minibatch: Batch) -> None:
+        """One optimizer step on a global mini-batch, given this rank's share; skipped if `may_step` returns False."""
+        self.optimizer.zero_grad()
+        counts = collectives.all_sum(
+            torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
+        )
+        groups = self.micro_batches(minibatch)
+        dummies = self.dummy_passes(len(groups))
+        for group in groups:
+            with self.no_sync(), gradient_checkpointing(self.policy, enabled=self.gradient_checkpointing):
+                found = self.loss_sum(minibatch.select(group))
+                self.manual_backward(found.total / counts[0])
+            self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
+        for _ in range(dummies):
+            self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
+        self.accumulate({"loss": Mean(0.0, self.denominator(minibatch))})
+        collectives.sum_gradients(self.trainable_parameters())
+        self.accumulate(
+            {"grad_norm": Mean(collectives.clip_gradients(self.trainable_parameters(), self.max_grad_norm), 1)}
+        )
+        self.counters.tokens += int(counts[1])
+        if self.may_step():
+            self.optimizer.step()
+            self.counters.optimizer_steps += 1
+
+    def in_float32(self) -> bool:
+        """Whether all computation is in float32, so that recomputed log-probabilities agree within small tolerances."""
+        float32 = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
+        return float32 and not torch.is_autocast_enabled(self.device.type)
+
+    def micro_batches(self, batch: Batch) -> list[list[int]]:
+        """Item indices of the micro-batches, each of at most `micro_batch_tokens` tokens."""
+        return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
+
+    def dummy_passes(self, passes: int) -> int:
+        """Dummy forward passes of this rank: under FSDP all ranks must gather weights equally often."""
+        return 0 if self.device_mesh is None else max(collectives.gather(passes)) - passes
+
+    def accumulate(self, metrics: Metrics) -> None:
+        """Adds to the metrics of the current update."""
+        add_metrics(self.accumulated, metrics)
+
+    def combined(self, metrics: Metrics) -> dict[str, float]:
+        """Metrics over all ranks as floats, with derived ones; names with a leading _ are inputs of `derived` only."""
+        total = combine(metrics)
+        return {name: value for name, value in sorted((total | self.derived(total)).items()) if name[0] != "_"}
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """All trainable parameters."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def lr_factor(self) -> float:
+        """Learning-rate factor of the current update; depends on counters only, so resume needs no further state."""
+        return lr_factor(self.schedule, self.counters.updates, self.updates, self.warmup)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Disables gradient reduction of DistributedDataParallel; `collectives.sum_gradients` reduces once per step."""
+        wrapped = self.trainer.model
+        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer over all trainable parameters: AdamW, or the one of `optim`."""
+        # torch adds eps to the bias-corrected root, TensorFlow to the raw one: early steps differ by a small factor.
+        adamw = partial(torch.optim.AdamW, betas=self.adam_betas, eps=self.adam_eps, fused=True)
+        make, masters = self.components.optim or adamw, self.components.master_weights
+        return make_optimizer(
+            self, make, lr=self.peak_learning_rate, weight_decay=self.weight_decay, master_weights=masters
+        )

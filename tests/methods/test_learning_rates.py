@@ -1,0 +1,97 @@
+"""Default learning rates by model size, `learning_rate=auto`, and the trial of rates far above the default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+import postrain as pt
+from postrain.config.tree import instantiate
+from postrain.errors import ConfigError
+from postrain.methods.dpo import DPO
+from postrain.methods.grpo import GRPO
+from postrain.methods.learning_rate_search import Trial, next_factor
+from postrain.methods.learning_rates import count, describe
+from postrain.methods.pretrain import Pretrain
+from postrain.methods.sft import SFT
+from tests.test_lightning import QUIET, config, method_arguments
+
+
+@pytest.mark.parametrize(
+    ("rates", "parameters", "options", "rate"),
+    [
+        (SFT.rates, 10**9, {}, 2e-5),
+        # √(1000 / 135) = 2.72
+        (SFT.rates, 135_000_000, {}, 5.4e-5),
+        (SFT.rates, 135_000_000, {"adapter": True}, 5.4e-4),
+        # √(1 / 8) = 0.354
+        (SFT.rates, 8 * 10**9, {}, 7.1e-6),
+        (DPO.rates, 10**9, {}, 1e-6),
+        (GRPO.rates, 4 * 10**9, {}, 5e-7),
+        (Pretrain.rates, 10**9, {"from_scratch": True}, 2e-4),
+        (SFT.rates, 989_952, {}, 2e-3),
+        (SFT.rates, 989_952, {"adapter": True}, 1e-2),
+        (DPO.rates, 989_952, {"adapter": True}, 1e-4),
+    ],
+)
+def test_default_rate_scales_with_the_square_root_of_size_and_tenfold_with_an_adapter(rates, parameters, options, rate):
+    assert rates.for_model(parameters, **options) == rate
+
+
+def test_console_line_names_the_default_where_another_rate_is_set():
+    line = describe(2e-5, parameters=134_515_008, adapter=False, default=5.4e-5)
+    assert line == "learning rate 2e-05: full fine-tuning, 135M parameters (default 5.4e-05)"
+    assert describe(1e-3, parameters=1_235_000_000, adapter=True, default=1e-3) == (
+        "learning rate 0.001: LoRA, 1.2B parameters"
+    )
+    assert count(989_952) == "1.0M"
+
+
+@pytest.mark.parametrize(
+    ("trial", "factor"),
+    [
+        (Trial(1e-3, 0.04, 2.0, 1.9, target=0.01), 0.5),
+        (Trial(1e-3, 0.0001, 2.0, 1.9, target=0.01), 10.0),
+        (Trial(1e-3, 0.01, 2.0, 2.5, target=0.01), 1 / 3),
+        (Trial(1e-3, float("nan"), 2.0, 2.5, target=0.01), 0.1),
+    ],
+)
+def test_next_rate_follows_from_a_quadratic_divergence(trial, factor):
+    assert next_factor(trial) == pytest.approx(factor)
+
+
+def trained(name: str, **changes: Any) -> Any:
+    kind, given = method_arguments(name)
+    method = kind(**{**given, "updates": 2, **changes})
+    steps = 2 * method.steps_per_update()
+    Trainer(max_steps=steps, limit_val_batches=0, **QUIET).fit(method, datamodule=instantiate(config(name)["data"]))
+    return method
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward", "grpo", "ppo"])
+def test_automatic_rate_leaves_nothing_behind(name, capsys):
+    automatic = trained(name, learning_rate="auto")
+    assert f"learning rate {automatic.learning_rate:.2g} (auto)" in capsys.readouterr().out
+    explicit = trained(name, learning_rate=automatic.learning_rate, check_learning_rate=False)
+    assert all(
+        torch.equal(mine, theirs) for mine, theirs in zip(automatic.parameters(), explicit.parameters(), strict=True)
+    )
+    assert automatic.last_metrics == explicit.last_metrics
+
+
+def test_rate_that_destroys_the_policy_is_refused_with_its_divergence():
+    with pytest.raises(ConfigError) as error:
+        trained("dpo", learning_rate=0.1)
+    message = str(error.value)
+    assert message.startswith("method.learning_rate=0.1: 3 updates at this rate move the policy by ")
+    assert " nats/token (at most 0.5) and change the loss of their rows from 0.693 to " in message
+    assert message.endswith("Give a lower rate or auto, or method.check_learning_rate=false")
+
+
+def test_rate_is_the_default_of_the_model_from_python():
+    model, tokenizer = pt.load_model("nano")
+    assert SFT(model, tokenizer).learning_rate == 2e-3
+    assert DPO(model, tokenizer, loss="ipo", beta=1.0).learning_rate == 2e-4
