@@ -39,8 +39,9 @@ from postrain.training.workload import completion_tokens, largest_micro_batch
 GIB = 2**30
 LATER_IMPORTS = 0.15 * GIB
 """Libraries and caches that a process loads after the estimate, and threads."""
-FRAGMENTATION = 1.25
-"""Memory of activations, with what the allocator keeps between blocks; measured on a CPU (docs/howto/memory.md)."""
+FRAGMENTATION, FRAGMENTATION_OF_ADAPTERS = 1.25, 1.6
+"""Memory of activations relative to their bytes: the allocator keeps gaps, more of them with the small tensors of
+adapters. Measured on a CPU (docs/howto/memory.md)."""
 CUDA_CONTEXT = 0.6 * GIB
 NF4_BYTES = 0.516
 """Bytes of a 4-bit weight with double quantization (Dettmers et al. 2023, section 3)."""
@@ -183,13 +184,14 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
     gradient_bytes = (trained - critic) * (4 if masters else item)
     shards = hardware.devices * hardware.num_nodes if hardware.strategy == "fsdp" else 1
     loaded = weight_bytes(config, model)
+    overhead = FRAGMENTATION if isinstance(config.adapter, NoAdapter) else FRAGMENTATION_OF_ADAPTERS
     return MemoryEstimate(
         process=process,
         weights=(loaded + critic * item) / shards,
         reference=frozen_copies(config) * loaded * reference_share(config),
         gradients=(gradient_bytes + critic * item) / shards,
         optimizer=optimizer_bytes(config, model.policy, critic) / shards,
-        activations=FRAGMENTATION * max(0, peak - gradient_bytes) * (2 if separate_critic else 1),
+        activations=overhead * max(0, peak - gradient_bytes) * (2 if separate_critic else 1),
         sampling=sampling_bytes(config, data, model),
         scoring=scoring_bytes(config, model, loaded),
         available=available,
