@@ -68,7 +68,7 @@ class GroupRelative(PolicyGradient):
     """Base of GRPO, RLOO and REINFORCE++: policy gradient with group-relative advantages."""
 
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
-    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=5e-4)
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-6, nano=5e-4, kl=0.03)
     expected_change: ClassVar[tuple[str, float]] = ("gold/correct", 0.1)
 
     updates: Count = 60

@@ -1,9 +1,9 @@
 """Measures learning rates before training, with real updates on real rows that are undone bit for bit.
 
-`method.learning_rate=auto` takes the largest rate whose first STEPS updates move the policy by the method's `rates.kl`,
-a KL divergence per token from its initial weights, and lower the loss of the same rows. While it is small, the
-divergence grows with the square of the rate, so that each trial predicts the next one: rate · √(target / KL). A reward
-model has no next tokens; there the divergence is that of the two sigmoids of its scores.
+`method.learning_rate=auto` takes the largest rate whose first STEPS updates move the policy by `rates.target`, a KL
+divergence per token from its initial weights, and lower the loss of the same rows. While it is small, the divergence
+grows with the square of the rate, so that each trial predicts the next one: rate · √(target / KL). A reward model has
+no next tokens; there the divergence is that of the two sigmoids of its scores.
 
 A rate that the user sets far above the default gets one trial, and is refused if it moves the policy by more than
 LIMIT or raises the loss.
@@ -94,7 +94,7 @@ class LearningRateTrials:
         """Trains at this rate, measures, and restores everything."""
         with unchanged(self.method) as initial, self.smaller_batches():
             self.train(rate)
-            target = self.method.learning_rates().kl
+            target = self.method.learning_rates().target(self.loss)
             return Trial(rate, self.divergence(initial), self.loss, self.mean_loss(), target)
 
     def search(self, rate: float) -> Trial:

@@ -31,8 +31,14 @@ class LearningRates:
     """Its LoRA adapter; None is `nano`."""
     kl: float = 0.005
     """KL(policy ‖ initial policy) [nats/token] after the first updates at a suitable rate, for learning_rate=auto."""
+    kl_share: float = 0.0
+    """The same as a share of the initial loss, for methods that imitate text; replaces `kl` if not 0."""
     from_scratch: float | None = None
     """Randomly initialized weights of one billion parameters; None is `base`."""
+
+    def target(self, loss: float) -> float:
+        """The divergence that learning_rate=auto aims at [nats/token]; `loss` is the initial one."""
+        return self.kl_share * loss if self.kl_share else self.kl
 
     def for_model(self, parameters: int, *, adapter: bool = False, from_scratch: bool = False) -> float:
         """The rate for a model with this many parameters, of two significant digits."""

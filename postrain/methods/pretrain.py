@@ -21,7 +21,7 @@ class Pretrain(Method):
     kind: ClassVar[str] = "Text"
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
-    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=1e-3, from_scratch=2e-4)
+    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=1e-3, from_scratch=2e-4, kl_share=0.35)
 
     weight_decay: NonNegative = 0.1
     schedule: LRSchedule = "cosine"

@@ -45,7 +45,7 @@ class PRM(Method):
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
     expected_change: ClassVar[tuple[str, float]] = ("eval/step_accuracy", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "step_accuracy", "eval/step_accuracy")
-    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=5e-4)
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=5e-4, kl=0.01)
 
     updates: Count = 80
     batch_size: Size = 32

@@ -25,7 +25,7 @@ class RewardModel(Method):
     head: ClassVar[Literal["causal", "scalar"]] = "scalar"
     expected_change: ClassVar[tuple[str, float]] = ("eval/accuracy", 0.15)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "accuracy", "eval/accuracy")
-    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=3e-3)
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=3e-3, kl=0.01)
 
     batch_size: Size = 32
     use_margin: bool = False

@@ -29,7 +29,7 @@ class SFT(Method):
     kind: ClassVar[str] = "Demonstration"
     expected_change: ClassVar[tuple[str, float]] = ("gold/total", 0.1)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "perplexity", "eval/perplexity")
-    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=2e-3, nano_adapter=1e-2)
+    rates: ClassVar[LearningRates] = LearningRates(base=2e-5, nano=2e-3, nano_adapter=1e-2, kl_share=0.35)
 
     batch_size: Size = 32
     schedule: LRSchedule = "cosine"
