@@ -85,12 +85,8 @@ def learning_rates(_: str) -> str:
         rates = instantiate(node).learning_rates()
         found = [f"{rates.for_model(size, adapter=adapter):g}" for size in sizes.values()]
         nano = rates.for_model(NANO, adapter=adapter)
-        return (
-            code(f"method={name}"),
-            f"{nano:g}",
-            *found,
-            f"{rates.kl_share:g} × loss" if rates.kl_share else f"{rates.kl:g}",
-        )
+        target = f"{rates.kl_share:g} × loss" if rates.kl_share else f"{rates.kl:g}"
+        return code(f"method={name}"), f"{nano:g}", *found, target
 
     return table(("", "nano", *sizes, "KL target of auto [nats/token]"), map(row, options("method")))
 

@@ -50,10 +50,11 @@ class LearningRates:
         return float(f"{rate:.1e}")
 
 
-def describe(rate: float, *, parameters: int, adapter: bool, default: float) -> str:
+def describe(rate: float | str, *, parameters: int, adapter: bool, default: float) -> str:
     """The line of the console: the rate of a run beside the default, where they differ."""
     what = f"{'LoRA' if adapter else 'full fine-tuning'}, {count(parameters)} parameters"
-    return f"learning rate {rate:g}: {what}" + ("" if rate == default else f" (default {default:g})")
+    value = rate if isinstance(rate, str) else f"{rate:g}"
+    return f"learning rate {value}: {what}" + ("" if rate == default else f" (default {default:g})")
 
 
 def count(parameters: int) -> str:

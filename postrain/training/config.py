@@ -19,6 +19,7 @@ from postrain.errors import ConfigError
 from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
+from postrain.methods.learning_rates import describe
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.size import size_of
 from postrain.models.sources import ModelSource, ResolvedModel
@@ -116,6 +117,13 @@ class TrainConfig(Section):
         return self.method.learning_rates().for_model(
             size_of(resolved), adapter=adapter, from_scratch=resolved.from_scratch
         )
+
+    @property
+    def learning_rate_line(self) -> str:
+        """The learning rate, the model's size, and the default rate where another one is set, for the console."""
+        adapter, size = not isinstance(self.adapter, NoAdapter), size_of(self.resolved)
+        default, rate = self.default_learning_rate, self.method.learning_rate
+        return describe(rate or default, parameters=size, adapter=adapter, default=default)
 
     @property
     def tracker(self) -> Tracker:

@@ -42,7 +42,7 @@ def dry_run(config: TrainConfig, folder: Path) -> None:
     found: list[MemoryEstimate] = []
 
     def before_weights(config: TrainConfig, data: DataModule) -> None:
-        print(f"{data.audit.render()}\nlearning rate {config.method.learning_rate}", flush=True)
+        print(f"{data.audit.render()}\n{config.learning_rate_line}", flush=True)
         found.append(estimate(config, data))
         print(found[0].render(), flush=True)
         refuse_if_too_large(config, found[0])

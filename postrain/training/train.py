@@ -13,9 +13,6 @@ from postrain.config.tree import settings_of
 from postrain.errors import Interrupted
 from postrain.evaluation.eval_model_factory import EvalModelFactory
 from postrain.hardware.ranks import is_first_rank
-from postrain.methods.learning_rates import describe
-from postrain.models.adapters import NoAdapter
-from postrain.models.size import size_of
 from postrain.runs.context import RunContext
 from postrain.runs.resume import check_data, check_reference
 from postrain.training.checkpoints import Checkpoints, newest_readable
@@ -66,20 +63,10 @@ def announce(config: TrainConfig, components: Components, run: RunContext) -> No
         check_data(run.folder, components.audit)
     reference = components.method.components.reference
     notes = training_notes(components, config.resolved)
-    lines = [components.audit.render(), learning_rate_line(config), *notes, f"run folder: {run.folder.path}"]
+    lines = [components.audit.render(), config.learning_rate_line, *notes, f"run folder: {run.folder.path}"]
     print("\n".join([reference.description, *lines] if reference else lines), flush=True)
     other = components.reference.fingerprint if components.reference else None
     run.save_manifest(config, components.audit, config.resolved, seeds={"seed": config.seed}, reference=other)
-
-
-def learning_rate_line(config: TrainConfig) -> str:
-    """The learning rate, the model's size, and the default rate where another one is set."""
-    return describe(
-        config.method.peak_learning_rate,
-        parameters=size_of(config.resolved),
-        adapter=not isinstance(config.adapter, NoAdapter),
-        default=config.default_learning_rate,
-    )
 
 
 def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:
