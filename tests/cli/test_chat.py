@@ -114,7 +114,7 @@ def test_once_and_a_pipe_print_only_answers(capsys, monkeypatch):
         (["nano", "--top-p", "2"], "top-p 2.0: expected a share above 0"),
         (["nano", "--max-new-tokens", "0"], "max-new-tokens 0: expected 1 or more"),
         (["nano", "--temprature", "1"], "unrecognized arguments: --temprature 1"),
-        (["nowhere/at/all"], "give a run folder, a model directory, a Hub name, or one of gpt2"),
+        (["nowhere/at/all"], "give a run folder, a model directory, a Hub name, or one of gemma-3-270m"),
         ([], "the following arguments are required: model"),
     ],
 )
