@@ -267,7 +267,7 @@ def check_rate(method: Method, default: float, batches: Iterator[Batch]) -> None
         return
     raise ConfigError(
         f"method.learning_rate={rate:g}: {STEPS} updates at this rate move the policy by {trial.divergence:.2g} "
-        f"nats/token (at most {limit:.2g}) and change the loss of their rows from {trial.loss_before:.3g} to "
-        f"{trial.loss_after:.3g}; the default is {default:g}. Give a lower rate or auto, or "
+        f"nats/token and change the loss of their rows from {trial.loss_before:.3g} to {trial.loss_after:.3g} (allowed "
+        f"{limit:.2g} nats/token, no rise of the loss); the default is {default:g}. Give a lower rate or auto, or "
         "method.check_learning_rate=false"
     )
