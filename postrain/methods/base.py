@@ -141,7 +141,8 @@ class Method(UpdateLoop):
         """Attaches model, engine, reward and the other components of a run."""
         self.policy = components.policy
         adapted, size = hasattr(self.policy, "peft_config"), parameter_count(self.policy)
-        self.default_learning_rate = self.learning_rates().for_model(size, adapter=adapted)
+        if not hasattr(self, "default_learning_rate"):
+            self.default_learning_rate = self.learning_rates().for_model(size, adapter=adapted)
         if self.learning_rate is None:
             self.learning_rate = self.default_learning_rate
         # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
@@ -152,11 +153,6 @@ class Method(UpdateLoop):
     def learning_rates(self) -> LearningRates:
         """The default learning rates, which may depend on the settings."""
         return self.rates
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate after the warm-up; the default as long as `auto` is not settled."""
-        return self.learning_rate if isinstance(self.learning_rate, float) else self.default_learning_rate
 
     def on_train_start(self) -> None:
         """Settles the learning rate before the first update."""

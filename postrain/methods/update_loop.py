@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,6 +33,9 @@ from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows
 class UpdateLoop(LightningHooks):
     """What a method defines, and the loop that uses it. The settings are those of Method."""
 
+    learning_rate: float | Literal["auto"] | None
+    default_learning_rate: float
+    """The method's rate for this model and adapter; of a config if there is one, else computed by `attach`."""
     batch_size: int
     schedule: LRSchedule
     warmup: float
@@ -48,8 +51,8 @@ class UpdateLoop(LightningHooks):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate after the warm-up."""
-        raise NotImplementedError
+        """The learning rate after the warm-up; the default as long as `auto` is not settled."""
+        return self.learning_rate if isinstance(self.learning_rate, float) else self.default_learning_rate
 
     # Defined by methods ------------------------------------------------------------------------------------------
 

@@ -67,6 +67,9 @@ def build(
     torch.manual_seed(config.seed)
     policy = given.policy if given else load_policy(config, data)
     reward, preference = build_reward(config)
+    if not given:
+        # Of the config on every rank: it also knows whether the weights are random.
+        method.default_learning_rate = config.default_learning_rate
     method.attach(
         MethodComponents(
             policy=policy,
