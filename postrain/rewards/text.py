@@ -8,6 +8,7 @@ need a library or a computation to verify are in verified.py, constraints on the
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -62,6 +63,23 @@ def numeric(completions: Sequence[str], answer: Sequence[str | float | None]) ->
         None if (number := _number(expected)) is None else float(_number(text) == number)
         for text, expected in zip(completions, answer, strict=True)
     ]
+
+
+def answer(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
+    """1 if the final answer equals the row's: by value (`numeric`) if that has a number, else as a text.
+
+    Texts are compared as by `exact`, without the punctuation around them: "Positive." is positive.
+    """
+    return [
+        numeric([text], [expected])[0]
+        if expected is None or _number(expected) is not None
+        else float(_bare(final_answer(text)) == _bare(final_answer(str(expected))))
+        for text, expected in zip(completions, answer, strict=True)
+    ]
+
+
+def _bare(text: str) -> str:
+    return text.casefold().strip(string.whitespace + string.punctuation + "“”‘’«»")
 
 
 def _number(text: str | float | None) -> Decimal | None:

@@ -12,6 +12,7 @@ from postrain.rewards.function import Function
 FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "text.exact": ({"answer": "7"}, {}, 0.0),
     "text.numeric": ({"answer": "7"}, {}, 0.0),
+    "text.answer": ({"answer": "seven"}, {}, 0.0),
     "text.length": ({}, {"words": 3}, 0.0),
     "text.matches": ({}, {"pattern": "a+"}, 0.0),
     "text.finds": ({}, {"pattern": "a+"}, 0.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from postrain.errors import ConfigError
-from postrain.rewards.text import exact, finds, length, matches, non_repetition, numeric, tagged
+from postrain.rewards.text import answer, exact, finds, length, matches, non_repetition, numeric, tagged
 
 
 def test_exact_ignores_case_and_reads_the_marked_answer() -> None:
@@ -23,6 +23,13 @@ def test_numeric_prefers_the_marked_answer_to_the_last_number() -> None:
     completions = ["\\boxed{72}, after 3 hours", "<answer>72</answer> 3", "9 - 2\n#### 72\n3", "\\boxed{3} 72"]
     assert numeric(completions, ["72"] * 4) == [1.0, 1.0, 1.0, 0.0]
     assert numeric(["72"], ["He sold 48 / 2 = 24, 48 + 24.\n#### 72"]) == [1.0]
+
+
+def test_answer_compares_numbers_by_value_and_other_answers_as_text() -> None:
+    assert answer(["so 3 + 4 = 7.00", "8", "7"], ["7", 7, None]) == [1.0, 0.0, None]
+    completions = ["Positive.", " **positive** ", "It is positive", "<answer>Positive</answer>!", ""]
+    assert answer(completions, ["positive"] * 5) == [1.0, 1.0, 0.0, 1.0, 0.0]
+    assert answer(["(b)", "C"], ["B", "B"]) == [1.0, 0.0]
 
 
 def test_length_falls_linearly_from_the_target() -> None:
