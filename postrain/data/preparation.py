@@ -1,0 +1,151 @@
+"""Reads, splits, filters, encodes and audits the rows of a source, once, before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from postrain.data import audit as audits
+from postrain.data.audit import Audit
+from postrain.data.chat import Template
+from postrain.data.encode import Encoded, Encoder
+from postrain.data.kinds import KINDS
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.quality import apply_filters
+from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
+from postrain.data.records import Record, encode
+from postrain.data.schedule import DataSpec
+from postrain.data.settings import DataSettings
+from postrain.data.sources import Loaded
+from postrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run."""
+
+    records: Split
+    train: Sequence[Encoded]
+    eval: Sequence[Encoded]
+    audit: Audit
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepares the rows of a source for a method. Raises ConfigError for data that cannot be trained on."""
+
+    settings: DataSettings
+    spec: DataSpec
+    template: Template
+    counts: RowCounts = field(default_factory=RowCounts)
+
+    def prepare(self, loaded: Loaded) -> Prepared:
+        """All rows as tokens, audited."""
+        parts = self._split(loaded)
+        encoder = self.encoder(self._row_length())
+        dropped, name = self.counts.dropped, loaded.train.name
+        train = drop_empty(encode(self._with_reward_columns(parts.train), encoder), dropped, name)
+        held_out = drop_empty(self._held_out(encoder, parts), dropped, name)
+        audit = self._audit(loaded, parts, (train, held_out), encoder)
+        audit.check()
+        return Prepared(parts, train, held_out, audit)
+
+    def _split(self, loaded: Loaded) -> Split:
+        """The records of both parts. `counts` gets the dropped rows and the unused columns."""
+        settings, counts = self.settings, self.counts
+        reading = RecordReader(
+            kind=self.spec.kind,
+            columns=settings.columns,
+            quality=settings.quality,
+            loss_on=settings.loss_on,
+            known=frozenset(self._used_columns()),
+        )
+        dropped, name, seed = counts.dropped, loaded.train.name, self.spec.seed
+        train = reading.records(loaded.train, counts)
+        if loaded.held_out is None:
+            parts = split(train, fraction=settings.eval_fraction, eval_rows=settings.eval_rows, seed=seed, source=name)
+        else:
+            held_out = reading.records(loaded.held_out, counts)
+            parts = drop_overlap(train, held_out, eval_rows=settings.eval_rows, source=loaded.held_out.name)
+        dropped.update(parts.dropped)
+        filtered = apply_filters(parts.train, settings.quality, seed=seed)
+        dropped.update(filtered.dropped)
+        if not filtered.records:
+            raise ConfigError(f"{name}: no training row is left: {reasons(dropped)}; loosen data.quality")
+        return replace(parts, train=filtered.records)
+
+    def _used_columns(self) -> set[str]:
+        """Columns used outside of records; not reported as unused."""
+        used = {
+            "margin" if self.spec.use_margin else None,
+            None if self.settings.gold is None else "gold",
+            self.settings.quality.balance,
+        }
+        return {name for name in used if name is not None}
+
+    def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:
+        """Encodes the held-out rows, together with the training rows that they need, which are then dropped."""
+        borrowed = KINDS[self.spec.kind].borrowed(parts.held_out, parts.train)
+        return encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
+
+    def _with_reward_columns(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
+        return KINDS[self.spec.kind].with_reward_columns(records)
+
+    def _row_length(self) -> int:
+        """Maximum tokens per training row; for prompts, minus the tokens to sample."""
+        context = self.spec.context
+        if self.settings.max_length is not None and self.settings.max_length > context:
+            raise ConfigError(
+                f"data.max_length={self.settings.max_length}: the model has a context of {context}; give at most that"
+            )
+        longest = self.prompt_length() if self.spec.kind == Prompt.__name__ else context
+        return min(longest, self.settings.max_length or longest)
+
+    def prompt_length(self) -> int:
+        """Maximum tokens of a prompt for sampling."""
+        room = self.spec.context - self.spec.completion_tokens
+        if room < 1:
+            raise ConfigError(
+                f"rollout.max_new_tokens={self.spec.completion_tokens} fills the model's context of "
+                f"{self.spec.context} tokens (with environment.max_observation_tokens) and leaves none for a prompt; "
+                "give fewer"
+            )
+        return room
+
+    def encoder(self, max_length: int) -> Encoder:
+        return Encoder(
+            template=self.template,
+            loss_on=self.settings.loss_on,
+            max_length=max_length,
+            max_prompt_length=self.settings.max_prompt_length or max_length,
+            pack=self.settings.pack,
+            layout=self.settings.steps,
+        )
+
+    def _audit(
+        self, loaded: Loaded, parts: Split, items: tuple[Sequence[Encoded], Sequence[Encoded]], encoder: Encoder
+    ) -> Audit:
+        train, held_out = items
+        return Audit(
+            source=loaded.train.name,
+            kind=self.spec.kind,
+            template=self.template.name,
+            rows_read=len(loaded.train.rows) + (len(loaded.held_out.rows) if loaded.held_out else 0),
+            rows_train=len(parts.train),
+            rows_eval=len(parts.held_out),
+            dropped=dict(+self.counts.dropped),
+            repaired=dict(+self.counts.repaired),
+            unused=dict(+self.counts.unused),
+            offered=tuple(self.counts.offered),
+            cut=dict(encoder.cuts),
+            samples=audits.show(train, self.template, self.settings.show_mask),
+            packed=self.settings.pack,
+            updates=self.spec.updates,
+            batch_size=self.spec.batch_size,
+            **audits.count(
+                train,
+                held_out,
+                self.template,
+                gold=[one.columns.get("gold") for one in parts.held_out] if self.settings.gold else [],
+            ),
+        )

@@ -1,0 +1,67 @@
+"""The keys of the `data` config group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
+
+from postrain.config.schema import Confirm
+from postrain.data.encode import LossOn
+from postrain.data.kinds.steps import StepLayout
+from postrain.data.layouts import COLUMNS
+from postrain.data.quality import Quality
+from postrain.data.sources import Source
+from postrain.types import Count, CountOrZero, Size
+from postrain.world.gold import is_bundled
+
+Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
+Share = Annotated[float, Interval(gt=0, lt=1)]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DataSettings:
+    """Settings of a run's data."""
+
+    source: Source | None = None
+    """Source of the rows; null with `path`."""
+    path: str | None = None
+    """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also .gz .bz2 .xz .zst), a folder or a glob of such files
+    ('data/*.jsonl'; those with test, eval, valid or dev in their name are held out), or a directory written by the
+    save_to_disk of `datasets`. Replaces the source. Cells may contain lists and messages as JSON text."""
+    eval_path: str | None = None
+    """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts."""
+    eval_fraction: Share = 0.1
+    """Fraction of the prompts to hold out if the source has no held-out rows; at most data.eval_rows prompts."""
+    eval_rows: Size = 128
+    """Maximum number of held-out rows."""
+    max_rows: Count | None = None
+    """Maximum number of training rows, from the beginning; null uses all. Does not apply to held-out rows."""
+    columns: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
+    """Column names of the file by part of the record, as in data.columns.prompt=question_text. The names of Alpaca,
+    ShareGPT, OpenAI, TRL, LLaMA-Factory and HH-RLHF need no mapping; the audit lists unused columns."""
+    template: str = "auto"
+    """Chat template: auto (the one the source requires, else the tokenizer's, else plain), chat (the tokenizer's),
+    plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the exported model has
+    its own template, else alpaca), or the name of another of its templates (tool_use, rag)."""
+    loss_on: LossOn = "completion"
+    """Tokens in the loss: completion (the last answer), assistant (all answers), all (prompts too)."""
+    max_length: Length | None = None
+    """Maximum tokens per row; null uses the model's context. Prompts are truncated first, on the left."""
+    max_prompt_length: Count | None = None
+    """Maximum tokens per prompt; null sets no limit besides data.max_length."""
+    completion_tokens: Size = 256
+    """Tokens that a completion of these prompts needs: the default of rollout.max_new_tokens."""
+    pack: bool = False
+    """Join running text and split it into blocks of max_length; attention crosses document boundaries in a block."""
+    steps: StepLayout = field(default_factory=StepLayout)
+    """Separators between the steps of a reasoning chain, for step labels (method=prm)."""
+    quality: Quality = field(default_factory=Quality)
+    """Filters of the training rows."""
+    gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)] = None
+    """Dotted path of the gold scorer, a function with the true score of a completion; used for evaluation only:
+    gold(prompt, completion, columns["gold"])."""
+    show_mask: CountOrZero = 0
+    """Number of rows to print with the tokens in the loss in green; 0 prints none."""
