@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,8 +32,10 @@ from postrain.data.layouts import (
 )
 from postrain.data.messages import awaits_answer
 from postrain.data.prompt_columns import repeats_prompt
+from postrain.data.prompt_template import PromptTemplate
 from postrain.data.readers import Cell, Table
 from postrain.data.records import Record
+from postrain.data.solutions import with_boxed_answer
 from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
 
@@ -55,8 +57,11 @@ class Parsed:
     """Number of changed rows by the change."""
 
 
-def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
-    """The records of a table. `columns` maps our column names to those of the table. Raises ConfigError."""
+def parse(table: Table, columns: Mapping[str, str | None], template: PromptTemplate | None = None) -> Parsed:
+    """The records of a table. `columns` maps our column names to those of the table; `template` writes the prompt.
+
+    Raises ConfigError.
+    """
     if not table.rows:
         return Parsed((), {})
     renames = {ours: theirs for ours, theirs in columns.items() if theirs}
@@ -64,8 +69,10 @@ def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
         (row.number, parse_json_cells(_renamed(table, row.values, renames), table.where(row.number)))
         for row in table.rows
     ]
+    if template is not None:
+        rows = [(row, {**values, "prompt": template.fill(values, table.where(row))}) for row, values in rows]
     shadowed = {name for name in renames if name in table.rows[0].values and name not in renames.values()}
-    layout = _layout(table, [values for _, values in rows], renames)
+    layout = _layout(table, [values for _, values in rows], renames if template is None else {*renames, "prompt"})
     records: list[Record] = []
     dropped, unused, repaired = Counter[str](), Counter[str](), Counter[str](table.repaired)
     for row, values in rows:
@@ -77,7 +84,8 @@ def parse(table: Table, columns: Mapping[str, str | None]) -> Parsed:
             continue
         except Malformed as problem:
             raise ConfigError(f"{table.where(row)}: {problem}") from None
-        unused.update(name for name, value in fields.rest().items() if not empty(value))
+        used = template.columns if template else ()
+        unused.update(name for name, value in fields.rest().items() if not empty(value) and name not in used)
         unused.update(fields.unused | shadowed)
         repaired.update(fields.repaired)
     return Parsed(tuple(records), dropped, unused, repaired)
@@ -94,7 +102,7 @@ def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values
     return others | {ours: values[theirs] for ours, theirs in renames.items()}
 
 
-def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) -> Layout:
+def _layout(table: Table, rows: Sequence[Values], mapped: Collection[str]) -> Layout:
     """The layout of a table from the columns of all its rows. Raises ConfigError if no format matches."""
     columns = dict.fromkeys(name for values in rows for name in values)
     label_like = [
@@ -102,7 +110,7 @@ def _layout(table: Table, rows: Sequence[Values], renames: Mapping[str, str]) ->
         for name in LABEL_LIKE_COLUMNS
         if name in columns and all(as_label(values.get(name)) is not None for values in rows)
     ]
-    found = find_layout(columns, renames, label_like)
+    found = find_layout(columns, mapped, label_like)
     if found is None:
         raise ConfigError(
             f"{table.name}: no known layout has the columns {names(columns)}; expected for example prompt and "
@@ -128,7 +136,7 @@ def _record(row: int, fields: Fields) -> Record:
         _check_weight(fields)
     fields.check_unused()
     # A column of the row takes precedence over a column that the format derives from the answer.
-    return replace(record, columns={**record.columns, **fields.rest()})
+    return replace(record, columns=with_boxed_answer({**record.columns, **fields.rest()}))
 
 
 def _check_weight(fields: Fields) -> None:

@@ -26,6 +26,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen", "chosen_messages", "chosen_response", "preferred_output"),
     "rejected": ("rejected", "rejected_messages", "rejected_response", "non_preferred_output"),
     "margin": ("margin",),
+    "response1": ("response1", "response_1", "response_a"),
+    "response2": ("response2", "response_2", "response_b"),
+    "preference": ("preference", "overall_preference", "preference_strength"),
     "label": (
         "label",
         "kto_tag",
@@ -48,7 +51,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 """Known column names of each part."""
 COLUMNS = (
     *("text", "messages", "prompt", "completion", "system", "history", "input", "chosen", "rejected"),
-    *("margin", "label", "weight", "steps", "labels", "answer"),
+    *("response1", "response2", "preference", "margin", "label", "weight", "steps", "labels", "answer"),
 )
 """The keys of `data.columns`: parts, and `answer`, which rewards read."""
 LABEL_LIKE_COLUMNS = (

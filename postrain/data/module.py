@@ -21,6 +21,7 @@ from postrain.data.chat import Template
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
 from postrain.data.preparation import Preparation
+from postrain.data.prompt_template import PromptTemplate
 from postrain.data.records import convert
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.settings import DataSettings
@@ -51,6 +52,8 @@ class DataModule(DataSettings, LightningDataModule):
         self.own_tokenizer = tokenizer
         if self.source is None and self.path is None:
             raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
+        if self.prompt_template is not None:
+            PromptTemplate(self.prompt_template)  # reports a mistake before rows are read
         self.gold_score: Callable[..., Mapping[str, float]] | None = (
             None if self.gold is None else load_target(self.gold)
         )

@@ -11,6 +11,7 @@ from postrain.data.chat import Template
 from postrain.data.encode import Encoded, Encoder
 from postrain.data.kinds import KINDS
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import apply_filters
 from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
 from postrain.data.records import Record, encode
@@ -56,6 +57,7 @@ class Preparation:
         reading = RecordReader(
             kind=self.spec.kind,
             columns=settings.columns,
+            prompt_template=PromptTemplate(settings.prompt_template) if settings.prompt_template else None,
             quality=settings.quality,
             loss_on=settings.loss_on,
             known=frozenset(self._used_columns()),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from postrain.data.encode import Encoded, LossOn
 from postrain.data.formats import parse
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import Quality, drop_invalid
 from postrain.data.readers import Table
 from postrain.data.records import Record, convert
@@ -45,12 +46,14 @@ class RecordReader:
     """`data.columns`."""
     quality: Quality
     loss_on: LossOn
+    prompt_template: PromptTemplate | None = None
+    """Writes the prompt from other columns; None reads the prompt column."""
     known: frozenset[str]
     """Columns used outside of records, such as gold; not reported as unused."""
 
     def records(self, table: Table, counts: RowCounts) -> tuple[Record, ...]:
         """The records of a table. Raises ConfigError if none is left."""
-        parsed = parse(table, self.columns)
+        parsed = parse(table, self.columns, self.prompt_template)
         converted = convert(parsed.records, self.kind, source=table.name)
         weighted = self._drop_zero_weight(converted.records, counts)
         valid = drop_invalid(weighted, self.quality, table.where)

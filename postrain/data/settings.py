@@ -42,6 +42,9 @@ class DataSettings:
     columns: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
     """Column names of the file by part of the record, as in data.columns.prompt=question_text. The names of Alpaca,
     ShareGPT, OpenAI, TRL, LLaMA-Factory and HH-RLHF need no mapping; the audit lists unused columns."""
+    prompt_template: str | None = None
+    """Text of the prompt with the names of columns in braces, as in "Use {nums} to make {target}."; write {{ and }} for
+    braces. The columns stay available to rewards. null reads the prompt from its column."""
     template: str = "auto"
     """Chat template: auto (the one the source requires, else the tokenizer's, else plain), chat (the tokenizer's),
     plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the exported model has

@@ -10,6 +10,7 @@ from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
+from postrain.data.prompt_template import PromptTemplate
 from postrain.data.readers import Cell
 from postrain.data.records import Record
 from postrain.errors import ConfigError
@@ -285,3 +286,63 @@ def test_margin_of_a_csv_file_is_parsed_as_a_number(cell, margin):
     record = parse_one({"prompt": "a", "chosen": "b", "rejected": "c", "margin": Cell(cell)})
     assert isinstance(record, Preference)
     assert record.margin == margin
+
+
+@pytest.mark.parametrize(("preference", "chosen", "margin"), [(-2, "b", 2), (1, "c", 1), (Cell("3"), "c", 3)])
+def test_two_responses_and_a_preference_make_a_pair(preference, chosen, margin):
+    row = {"prompt": "a", "response_1": "b", "response_2": "c", "preference_strength": preference}
+    found = parse_one(row)
+    assert isinstance(found, Preference)
+    assert (found.prompt, found.chosen, found.margin) == (chat("a"), chosen, margin)
+    assert found.rejected in {"b", "c"} - {chosen}
+
+
+def test_ties_between_two_responses_are_dropped_and_counted():
+    rows = [{"prompt": "a", "response1": "b", "response2": "c", "preference": number} for number in (0, 1, 0.0)]
+    found = parse(table(rows), {})
+    assert (len(found.records), found.dropped) == (1, {"no preference between the two responses": 2})
+
+
+def test_preference_that_is_not_a_number_is_refused():
+    row = {"prompt": "a", "response1": "b", "response2": "c", "preference": "model_a"}
+    with pytest.raises(ConfigError, match=r"rows.jsonl, line 1: preference has to be a finite number, got 'model_a'"):
+        parse_one(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"problem": "a", "solution": r"So \boxed{1}, or \boxed{\frac{1}{\sqrt{2}}}."}, r"\frac{1}{\sqrt{2}}"),
+        ({"messages": [*USER, CHOSEN], "solution": r"\boxed{x}"}, "x"),
+        ({"prompt": "a", "solution": r"\boxed{x}", "answer": "y"}, "y"),
+        ({"prompt": "a", "solution": r"\boxed{x"}, None),
+        ({"prompt": "a", "solution": "x"}, None),
+    ],
+)
+def test_answer_for_rewards_is_the_boxed_one_of_a_solution(row, answer):
+    assert parse_one(row).columns.get("answer") == answer
+
+
+def test_prompt_template_writes_the_prompt_and_keeps_its_columns():
+    rows = table([{"nums": [1, 2], "target": 3, "question": "?"}])
+    parsed = parse(rows, {}, PromptTemplate("Make {target} of {nums}: {{1 + 2}} {question}"))
+    (record,) = parsed.records
+    assert isinstance(record, Prompt)
+    assert record.prompt == chat("Make 3 of [1, 2]: {1 + 2} ?")
+    assert record.columns == {"nums": [1, 2], "target": 3, "question": "?"}
+    assert not parsed.unused
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"write \{\{ and \}\} for braces"),
+        ("{target:>3}", "expected column names alone in braces"),
+        ("{}", "expected column names alone in braces"),
+        ("Make 3.", "names no column"),
+        ("{goal}", "rows.jsonl, line 1: data.prompt_template needs the column goal; the columns here are target"),
+    ],
+)
+def test_prompt_template_that_cannot_be_filled_is_one_line(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(table([{"target": 3}]), {}, PromptTemplate(text))

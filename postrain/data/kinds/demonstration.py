@@ -23,9 +23,9 @@ from postrain.data.prompt_columns import (
     strip_repeated_prompt,
 )
 from postrain.data.records import Record, conversion
+from postrain.data.solutions import answer_columns
 from postrain.errors import ConfigError
 
-FINAL_ANSWER = "####"
 NO_ANSWER = "the conversation does not end with an answer"
 
 
@@ -111,12 +111,8 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
 
 
 def _reference_columns(name: str, answer: str) -> Mapping[str, Any]:
-    """Reference columns for rewards: the whole answer as `solution`, and its part after #### (GSM8K) as `answer`."""
-    if name == "solution":
-        return {"solution": answer}
-    if name != "answer":
-        return {}
-    return {"answer": answer.rpartition(FINAL_ANSWER)[2].strip().replace(",", ""), "solution": answer}
+    """Reference columns for rewards from a completion of the column `answer` or `solution`."""
+    return answer_columns(answer) if name == "answer" else {"solution": answer} if name == "solution" else {}
 
 
 def demonstration(record: Record, prompt: Messages, answer: str) -> tuple[Demonstration, ...]:

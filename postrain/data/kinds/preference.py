@@ -14,7 +14,7 @@ from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
-from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format
+from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format, text
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import (
     add_system_and_history,
@@ -27,6 +27,7 @@ from postrain.data.records import Record, conversion
 from postrain.types import Batch, Rows
 
 EQUAL_SIDES = "chosen equals rejected"
+TIE = "no preference between the two responses"
 UNSHARED = "chosen and rejected do not share their prompt"
 UNANSWERED = "chosen or rejected does not end with the assistant"
 
@@ -74,6 +75,28 @@ def parse(row: int, fields: Fields) -> Preference:
     return Preference(
         row=row, prompt=add_system_and_history(fields, whole), chosen=chosen, rejected=rejected, margin=value
     )
+
+
+@row_format(
+    "compared responses",
+    needs=("prompt", "response1", "response2", "preference"),
+    answers=("response1", "response2"),
+    rank=10,
+)
+def parse_compared(row: int, fields: Fields) -> Preference:
+    """A pair from two response columns and a preference: negative for the first, positive for the second (HelpSteer).
+
+    The margin is the magnitude of the preference. Ties are dropped.
+    """
+    prompt = add_system_and_history(fields, read_prompt(fields))
+    responses = tuple(text(value, name) for name, value in map(fields.needed, ("response1", "response2")))
+    name, value = fields.needed("preference")
+    preference = number(value, name)
+    if preference == 0:
+        raise Unusable(TIE)
+    first, second = strip_repeated_prompt(fields, responses)
+    chosen, rejected = (first, second) if preference < 0 else (second, first)
+    return Preference(row=row, prompt=prompt, chosen=chosen, rejected=rejected, margin=abs(preference))
 
 
 def _pair_prompt(fields: Fields) -> Messages:
