@@ -8,7 +8,7 @@ responds within PROBE_SECONDS, else from the cache (without a network `datasets`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -97,8 +97,10 @@ def _read_saved(place: Path) -> Table:
 # The Hub ----------------------------------------------------------------------------------------------------------
 
 
-def load_split(repo: str, subset: str | None, split: str, revision: str | None) -> Table:
-    """All rows of one split."""
+def load_split(
+    repo: str, subset: str | None, split: str, revision: str | None, data_files: Mapping[str, str] | None = None
+) -> Table:
+    """All rows of one split. `data_files` are the files to download, by split; None downloads those of all splits."""
     problem = None if Path(repo).is_dir() else _hub_problem(repo, revision)
     name = "/".join(part for part in (repo, subset) if part)
     # Start-up time: only runs with Hub data pay for the import.
@@ -108,7 +110,13 @@ def load_split(repo: str, subset: str | None, split: str, revision: str | None) 
     try:
         # RuntimeError: the data set has a loading script, which `datasets` 5 does not run.
         with _offline(datasets.config, problem is not None):
-            found = datasets.load_dataset(repo, subset, split=split, revision=None if problem else revision)
+            found = datasets.load_dataset(
+                repo,
+                subset,
+                split=split,
+                revision=None if problem else revision,
+                data_files=None if data_files is None else dict(data_files),
+            )
         return make_table(f"{name} ({split})", "row", enumerate(rows_of(found)))
     except ConfigError:
         raise

@@ -125,16 +125,24 @@ class Hub(Source):
     """Training split."""
     eval_split: str | None = None
     """Held-out split; null holds out a fraction of the training prompts (data.eval_fraction)."""
+    data_files: Mapping[str, str] | None = None
+    """Files to download, as a path or glob in the repository for each split that is read; null downloads all splits of
+    the subset."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest."""
 
     def load(self, *, eval_rows: int) -> Loaded:
-        train = load_split(self.repo, self.subset, self.train_split, self.revision)
+        train = self._split(self.train_split)
         if not train.rows:
             raise ConfigError(f"{train.name} is empty; expected at least one row")
         if self.eval_split is None:
             return Loaded(train, None)
-        return Loaded(train, load_split(self.repo, self.subset, self.eval_split, self.revision))
+        return Loaded(train, self._split(self.eval_split))
+
+    def _split(self, split: str) -> Table:
+        if self.data_files is not None and split not in self.data_files:
+            raise ConfigError(f"data.source.data_files: no files for the split {split}; add {split}: GLOB")
+        return load_split(self.repo, self.subset, split, self.revision, self.data_files)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class GroupRelative(PolicyGradient):
                 self.policy, self.reference_policy, part, temperature=self.sampling.temperature
             ),
             rows,
-            self.tokens_per_micro_batch,
+            self.micro_batch_tokens,
         )
         self.accumulate(kl_metrics(found))
         return found.ref_logps_BT
