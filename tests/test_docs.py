@@ -207,7 +207,8 @@ def test_yaml_blocks_are_options_that_compose():
 def test_json_rows_have_a_known_layout(block):
     rows = [json.loads(line) for line in block.text.splitlines()]
     columns = set().union(*rows)
-    assert find_layout(columns, (), ()) is not None
+    # The command of this page writes the prompts of the puzzles by a template.
+    assert find_layout(columns | ({"prompt"} if block.title == "puzzles.jsonl" else set()), (), ()) is not None
 
 
 @pytest.fixture(scope="module")
