@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,9 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from postrain.data.chat import Template
+from postrain.data.decontaminate import OVERLAPS
 from postrain.data.encode import Encoded, TokenUse
 from postrain.data.kinds import KINDS
 from postrain.data.layouts import names
+from postrain.data.preview import PreviewRow, preview
 from postrain.errors import ConfigError
 
 PERCENTILES = (50, 90, 99, 100)
@@ -32,7 +33,6 @@ STYLES: Mapping[TokenUse, str] = {
 }
 PREVIEW_ITEMS = 3
 """Items whose rows are stored in the manifest for the report."""
-MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_STRETCHES = 600, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class Audit:
     """Rows with an unused column or message field, by its name."""
     offered: tuple[str, ...]
     """Prompt columns that rewards can read; empty for other kinds."""
+    contaminated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """For each benchmark of data.decontaminate: the number of prompts found in training rows, and of all prompts."""
     cut: Mapping[str, int]
     """Number of truncated training and held-out rows by the truncated part."""
     packed: bool
@@ -120,6 +122,7 @@ class Audit:
             ("rows", f"{self.rows_read} read, {self.rows_train} training, {self.rows_eval} held out"),
             *([("passes", self._passes())] if self.updates else []),
             ("dropped", _counts(self.dropped)),
+            *([("decontaminated", self._decontaminated())] if self.contaminated else []),
             *([("repaired", _counts(self.repaired))] if self.repaired else []),
             *([("unused columns", self._unused())] if self.unused else []),
             *([("reward columns", names(self.offered))] if self.offered else []),
@@ -144,6 +147,13 @@ class Audit:
     def _passes(self) -> str:
         unit = "blocks" if self.packed else "rows"
         return f"{self.passes:.2f} ({self.updates:,} updates × {self.batch_size:,} {unit} of {self.items:,})"
+
+    def _decontaminated(self) -> str:
+        """The benchmarks with the number of their prompts that occurred in the dropped rows."""
+        return ", ".join(
+            f"{found:,} of {total:,} prompts of {name} in {self.dropped.get(OVERLAPS + name, 0):,} rows"
+            for name, (found, total) in self.contaminated.items()
+        )
 
     def _unused(self) -> str:
         """The unused columns, with their number of rows unless all rows have them."""
@@ -242,52 +252,3 @@ def _counts(found: Mapping[str, int]) -> str:
 
 def _leading(ids: Sequence[int], token: int | None) -> int:
     return next((place for place, found in enumerate(ids) if found != token), len(ids)) if token is not None else 0
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Adjacent tokens with the same use."""
-
-    text: str
-    """Decoded tokens, including special tokens."""
-    use: TokenUse
-
-
-@dataclass(frozen=True)
-class PreviewRow:
-    """One row of tokens."""
-
-    row: int
-    """Number of the row in the source."""
-    role: str
-    """chosen or rejected; empty for a single row."""
-    stretches: tuple[Stretch, ...]
-
-    def shortened(self) -> PreviewRow:
-        """A copy with limited text for the manifest."""
-        kept = tuple(
-            replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MAX_PREVIEW_STRETCHES]
-        )
-        return replace(self, stretches=tuple(replace(one, text=_shortened(one.text)) for one in kept))
-
-
-def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow]:
-    """The token rows of the items in order; a pair has two."""
-    for item in items:
-        for role, ids, uses in item.token_uses():
-            yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
-
-
-def _stretches(ids: Sequence[int], uses: Sequence[TokenUse], template: Template) -> tuple[Stretch, ...]:
-    """Groups adjacent tokens by use and decodes each group as a whole, which keeps spaces and multi-byte characters."""
-    found, start = [], 0
-    for use, group in groupby(uses):
-        end = start + len(list(group))
-        found.append(Stretch(template.tokenizer.decode(ids[start:end]), use))
-        start = end
-    return tuple(found)
-
-
-def _shortened(text: str) -> str:
-    half = MAX_PREVIEW_CHARACTERS // 2
-    return text if len(text) <= MAX_PREVIEW_CHARACTERS else f"{text[:half]} […] {text[-half:]}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning.pytorch import LightningDataModule
 from postrain.config.schema import load_target
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
+from postrain.data.decontaminate import Benchmark, expand
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
 from postrain.data.preparation import Preparation
@@ -63,6 +65,11 @@ class DataModule(DataSettings, LightningDataModule):
         self.prepared_for: DataSpec | None = None
         """The DataSpec of the last `setup`; None before it and after a direct call of `prepare`."""
 
+    @classmethod
+    def translate_config(cls, node: Mapping[str, Any]) -> dict[str, Any]:
+        """The config node without short forms: data.decontaminate=FILE."""
+        return expand(node)
+
     # Before training ----------------------------------------------------------------------------------------------
 
     def prepare(
@@ -88,7 +95,7 @@ class DataModule(DataSettings, LightningDataModule):
         running = kind == Text.__name__
         mode = "plain" if running else loaded.template if self.template == "auto" else self.template
         self.chat_template = Template(tokenizer, mode=mode, seed=seed, install=not running)
-        self.preparation = Preparation(self, self.spec, self.chat_template)
+        self.preparation = Preparation(self, self.spec, self.chat_template, self.benchmarks)
         prepared = self.preparation.prepare(loaded)
         self.records, self.train, self.eval = prepared.records, prepared.train, prepared.eval
         self.audit = prepared.audit
@@ -103,6 +110,11 @@ class DataModule(DataSettings, LightningDataModule):
         if spec != self.prepared_for:
             self.prepare(tokenizer=self.own_tokenizer or method.components.template.tokenizer, **asdict(spec))
             self.prepared_for = spec
+
+    @cached_property
+    def benchmarks(self) -> list[Benchmark]:
+        """The benchmarks of `decontaminate`, read once."""
+        return self.decontaminate.benchmarks() if self.decontaminate else []
 
     def _load(self) -> Loaded:
         if self.path is not None:

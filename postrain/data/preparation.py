@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
+from postrain.data.decontaminate import Benchmark, decontaminate
 from postrain.data.encode import Encoded, Encoder
 from postrain.data.kinds import KINDS
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import apply_filters
+from postrain.data.readers import Table
 from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
 from postrain.data.records import Record, encode
 from postrain.data.schedule import DataSpec
@@ -38,22 +40,40 @@ class Preparation:
     settings: DataSettings
     spec: DataSpec
     template: Template
+    benchmarks: Sequence[Benchmark] = ()
+    """Benchmarks whose prompts must not occur in training rows."""
     counts: RowCounts = field(default_factory=RowCounts)
 
     def prepare(self, loaded: Loaded) -> Prepared:
         """All rows as tokens, audited."""
-        parts = self._split(loaded)
+        found = self.encoded(loaded, self.split(loaded))
+        found.audit.check()
+        return found
+
+    def encoded(self, loaded: Loaded, parts: Split) -> Prepared:
+        """The records of `parts` as tokens, with their audit; `loaded` are the rows that they were read from."""
         encoder = self.encoder(self._row_length())
         dropped, name = self.counts.dropped, loaded.train.name
         train = drop_empty(encode(self._with_reward_columns(parts.train), encoder), dropped, name)
         held_out = drop_empty(self._held_out(encoder, parts), dropped, name)
-        audit = self._audit(loaded, parts, (train, held_out), encoder)
-        audit.check()
-        return Prepared(parts, train, held_out, audit)
+        return Prepared(parts, train, held_out, self._audit(loaded, parts, (train, held_out), encoder))
 
-    def _split(self, loaded: Loaded) -> Split:
+    def split(self, loaded: Loaded) -> Split:
         """The records of both parts. `counts` gets the dropped rows and the unused columns."""
         settings, counts = self.settings, self.counts
+        dropped, name, seed = counts.dropped, loaded.train.name, self.spec.seed
+        train = self.records(loaded.train)
+        if loaded.held_out is None:
+            parts = split(train, fraction=settings.eval_fraction, eval_rows=settings.eval_rows, seed=seed, source=name)
+        else:
+            held_out = self.records(loaded.held_out)
+            parts = drop_overlap(train, held_out, eval_rows=settings.eval_rows, source=loaded.held_out.name)
+        dropped.update(parts.dropped)
+        return replace(parts, train=self._filtered(parts.train, name))
+
+    def records(self, table: Table) -> tuple[Record, ...]:
+        """The records of a table. `counts` gets the dropped rows and the unused columns."""
+        settings = self.settings
         reading = RecordReader(
             kind=self.spec.kind,
             columns=settings.columns,
@@ -62,19 +82,20 @@ class Preparation:
             loss_on=settings.loss_on,
             known=frozenset(self._used_columns()),
         )
-        dropped, name, seed = counts.dropped, loaded.train.name, self.spec.seed
-        train = reading.records(loaded.train, counts)
-        if loaded.held_out is None:
-            parts = split(train, fraction=settings.eval_fraction, eval_rows=settings.eval_rows, seed=seed, source=name)
-        else:
-            held_out = reading.records(loaded.held_out, counts)
-            parts = drop_overlap(train, held_out, eval_rows=settings.eval_rows, source=loaded.held_out.name)
-        dropped.update(parts.dropped)
-        filtered = apply_filters(parts.train, settings.quality, seed=seed)
+        return reading.records(table, self.counts)
+
+    def _filtered(self, records: tuple[Record, ...], name: str) -> tuple[Record, ...]:
+        """The training records that pass all filters. Raises ConfigError if none is left."""
+        dropped = self.counts.dropped
+        clean = decontaminate(records, self.benchmarks)
+        dropped.update(clean.dropped)
+        for benchmark, prompts in clean.prompts.items():
+            self.counts.contaminated.setdefault(benchmark, set()).update(prompts)
+        filtered = apply_filters(clean.records, self.settings.quality, seed=self.spec.seed)
         dropped.update(filtered.dropped)
         if not filtered.records:
             raise ConfigError(f"{name}: no training row is left: {reasons(dropped)}; loosen data.quality")
-        return replace(parts, train=filtered.records)
+        return filtered.records
 
     def _used_columns(self) -> set[str]:
         """Columns used outside of records; not reported as unused."""
@@ -124,6 +145,10 @@ class Preparation:
             layout=self.settings.steps,
         )
 
+    def _contaminated(self) -> dict[str, tuple[int, int]]:
+        found = self.counts.contaminated
+        return {one.name: (len(found.get(one.name, ())), one.size) for one in self.benchmarks}
+
     def _audit(
         self, loaded: Loaded, parts: Split, items: tuple[Sequence[Encoded], Sequence[Encoded]], encoder: Encoder
     ) -> Audit:
@@ -139,6 +164,7 @@ class Preparation:
             repaired=dict(+self.counts.repaired),
             unused=dict(+self.counts.unused),
             offered=tuple(self.counts.offered),
+            contaminated=self._contaminated(),
             cut=dict(encoder.cuts),
             samples=audits.show(train, self.template, self.settings.show_mask),
             packed=self.settings.pack,

@@ -34,6 +34,8 @@ class RowCounts:
     """Number of changed rows by the change."""
     offered: dict[str, None] = field(default_factory=dict)
     """Columns of prompts for rewards: an ordered set."""
+    contaminated: dict[str, set[int]] = field(default_factory=dict)
+    """Numbers of the prompts of each benchmark that occur in training rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

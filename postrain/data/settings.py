@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Interval
+from annotated_types import DocInfo, Interval
 
 from postrain.config.schema import Confirm
+from postrain.data.decontaminate import Decontaminate
 from postrain.data.encode import LossOn
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.layouts import COLUMNS
@@ -39,6 +40,9 @@ class DataSettings:
     """Maximum number of held-out rows."""
     max_rows: Count | None = None
     """Maximum number of training rows, from the beginning; null uses all. Does not apply to held-out rows."""
+    decontaminate: Annotated[Decontaminate | None, DocInfo("a file or data option, a list of them, or null")] = None
+    """Drop training rows that contain prompts of a benchmark: a file or an option of this group, or a list of them. A
+    row is dropped if 8-grams in common cover half of the words of a prompt (data.decontaminate.ngram, .overlap)."""
     columns: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
     """Column names of the file by part of the record, as in data.columns.prompt=question_text. The names of Alpaca,
     ShareGPT, OpenAI, TRL, LLaMA-Factory and HH-RLHF need no mapping; the audit lists unused columns."""

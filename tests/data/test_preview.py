@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from postrain.data.audit import MAX_PREVIEW_CHARACTERS, PreviewRow, Stretch, preview
 from postrain.data.chat import Template
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.preference import EncodedPair
 from postrain.data.kinds.prompt import EncodedPrompt
+from postrain.data.preview import MAX_PREVIEW_CHARACTERS, PreviewRow, Stretch, preview
 from tests.data.helpers import byte_tokenizer
 
 TEMPLATE = Template(byte_tokenizer(pad="<|end|>"), mode="plain")

@@ -1,0 +1,77 @@
+"""Sources of rows that are named by a path or by an option of the group `data`, such as world_sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from postrain.config.paths import config_dirs
+from postrain.data.sources import Files, Loaded, Source
+from postrain.errors import ConfigError
+from postrain.types import Count
+
+OPTION_KEYS = ("source", "path", "eval_path", "max_rows", "columns")
+"""The keys of a data option that a mixture uses; all others are those of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of several sources of rows."""
+
+    path: str | None = None
+    """A file, a folder or a glob, as data.path."""
+    source: Source | None = None
+    """Source of the rows; null with `path`. Naming an option of the group data sets it."""
+    eval_path: str | None = None
+    """Path of the held-out rows; null uses those of the source, else holds out training prompts."""
+    max_rows: Count | None = None
+    """Maximum number of training rows, from the beginning; null is data.max_rows."""
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    """Column names by part of the record, in addition to data.columns."""
+
+    def load(self, key: str, eval_rows: int) -> Loaded:
+        """The rows. Raises ConfigError with the `key` of this source."""
+        if self.source is not None:
+            return self.source.load(eval_rows=eval_rows)
+        if self.path is None:
+            raise ConfigError(f"{key}: names no rows; write {key}.path=FILE, or the name of a data option")
+        place = Path(self.path).expanduser()
+        if not place.exists() and not any(letter in self.path for letter in "*?["):
+            near = get_close_matches(self.path, options(), n=1)
+            meant = f"did you mean {near[0]}?" if near else f"options are {', '.join(options())}"
+            raise ConfigError(f"{key}: there is no file and no data option {self.path}; {meant}")
+        return Files(path=self.path, eval_path=self.eval_path).load(eval_rows=eval_rows)
+
+
+def rows_named(name: str) -> dict[str, Any]:
+    """The keys that select the rows of a data option or a path."""
+    if name not in options() or Path(name).expanduser().exists():
+        return {"path": name}
+    option = options()[name]
+    return {key: option[key] for key in OPTION_KEYS if option.get(key) is not None}
+
+
+@cache
+def options() -> dict[str, dict[str, Any]]:
+    """The options of the group data that need no further key."""
+    files = {file.stem: file for conf in reversed(config_dirs()) for file in sorted((conf / "data").glob("*.yaml"))}
+    found = {name: _composed(file) for name, file in files.items()}
+    return {name: node for name, node in found.items() if "???" not in node.values()}
+
+
+def _composed(file: Path) -> dict[str, Any]:
+    """An option with the files of the same group in its defaults list, such as base/hub@_here_."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(file))
+    found: dict[str, Any] = {}
+    for name in [*own.pop("defaults", []), "_self_"]:
+        base = file.parent / f"{str(name).partition('@')[0]}.yaml"
+        other = own if name == "_self_" else _composed(base) if base.is_file() else {}
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(found, other))
+        found = merged
+    return found

@@ -1,0 +1,61 @@
+"""The first training rows with the use of each token, for the console and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from postrain.data.chat import Template
+from postrain.data.encode import Encoded, TokenUse
+
+MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_STRETCHES = 600, 24
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Adjacent tokens with the same use."""
+
+    text: str
+    """Decoded tokens, including special tokens."""
+    use: TokenUse
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row of tokens."""
+
+    row: int
+    """Number of the row in the source."""
+    role: str
+    """chosen or rejected; empty for a single row."""
+    stretches: tuple[Stretch, ...]
+
+    def shortened(self) -> PreviewRow:
+        """A copy with limited text for the manifest."""
+        kept = tuple(
+            replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MAX_PREVIEW_STRETCHES]
+        )
+        return replace(self, stretches=tuple(replace(one, text=_shortened(one.text)) for one in kept))
+
+
+def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow]:
+    """The token rows of the items in order; a pair has two."""
+    for item in items:
+        for role, ids, uses in item.token_uses():
+            yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
+
+
+def _stretches(ids: Sequence[int], uses: Sequence[TokenUse], template: Template) -> tuple[Stretch, ...]:
+    """Groups adjacent tokens by use and decodes each group as a whole, which keeps spaces and multi-byte characters."""
+    found, start = [], 0
+    for use, group in groupby(uses):
+        end = start + len(list(group))
+        found.append(Stretch(template.tokenizer.decode(ids[start:end]), use))
+        start = end
+    return tuple(found)
+
+
+def _shortened(text: str) -> str:
+    half = MAX_PREVIEW_CHARACTERS // 2
+    return text if len(text) <= MAX_PREVIEW_CHARACTERS else f"{text[:half]} […] {text[-half:]}"
