@@ -12,7 +12,6 @@ L tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,33 +19,14 @@ from torch import Tensor
 
 from postrain.data import rendering
 from postrain.data.conversation import LAST_TURN, Message, Messages
-from postrain.data.rendering import INSTRUCTION
+from postrain.data.rendering import INSTRUCTION, REWRITTEN, VERBATIM, RenderedAnswer
+from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
 
 QUESTION = (Message("user", "a"),)
 ANSWER = "¶"
 """Placeholder answer to find the text that a template adds around an answer; does not occur in templates."""
-VERBATIM = (
-    "the chat template renders answers differently from a continuation of its prompt (it moves or removes thinking); "
-    "training uses the answers as given, directly after the prompt used for sampling"
-)
-REWRITTEN = (
-    "the chat template rewrites earlier answers of a conversation and has no generation marks; with "
-    "data.loss_on=assistant only answers that it leaves unchanged are in the loss"
-)
-
-
-@dataclass(frozen=True)
-class RenderedAnswer:
-    """An answer as the template renders it after a prompt."""
-
-    text: str
-    """The answer with its end-of-turn token if the template adds one."""
-    ended: bool
-    """False if the template adds no end-of-turn token; eos must be appended."""
-    verbatim: bool
-    """True if the answer is used as given because the template's rendering does not continue its prompt."""
 
 
 class Template:
@@ -70,7 +50,7 @@ class Template:
         """Notes on the encoded rows for the console: an ordered set."""
         self.name, own = rendering.choose(tokenizer, mode)
         self._adds_bos = rendering.adds_bos(tokenizer)
-        self._prefixes_space = tokenizer.tokenize("a")[0].startswith("▁")
+        self.tokenize = PieceTokenizer(tokenizer)
         names = INSTRUCTION if self.name == "random" else (self.name,)
         self._sources = tuple(
             own if name == "chat" and own else rendering.bundled(name, bos=self._adds_bos) for name in names
@@ -84,7 +64,12 @@ class Template:
 
     def encode_prompt(self, messages: Messages, *, row: int = 0) -> Tensor:
         """Ids of the prompt up to the first generated token, [L]; a prefill is part of it."""
-        return _tensor(self._ids(self._render(messages, row, prompt=True), first=True))
+        return finish(self.prompt(messages, row=row), self.tokenize)
+
+    def prompt(self, messages: Messages, *, row: int = 0) -> Encoding[Tensor]:
+        """`encode_prompt` for many rows at once."""
+        (ids,) = yield [(self._render(messages, row, prompt=True), True)]
+        return _tensor(ids)
 
     def encode_completion(self, prompt: Messages, completion: str, *, row: int = 0) -> tuple[Tensor, Tensor]:
         """Ids of the prompt and of its completion with its end token, [L] each."""
@@ -95,13 +80,22 @@ class Template:
         self, prompt: Messages, completions: Sequence[str], *, row: int = 0
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Ids of a prompt and of several completions of it, each with its end token."""
-        before = self._render(prompt, row, prompt=True)
-        answers = [self._render_answer(prompt, before, completion, row) for completion in completions]
-        return _tensor(self._ids(before, first=True)), tuple(_tensor(self._answer_ids(answer)) for answer in answers)
+        return finish(self.completions(prompt, completions, row=row), self.tokenize)
 
-    def encode_pieces(
+    def completions(
+        self, prompt: Messages, completions: Sequence[str], *, row: int = 0
+    ) -> Encoding[tuple[Tensor, tuple[Tensor, ...]]]:
+        """`encode_completions` for many rows at once."""
+        before = self._render(prompt, row, prompt=True)
+        answers = [self._final_answer(prompt, before, completion, row) for completion in completions]
+        ids, *found = yield [(before, True), *((answer.text, False) for answer in answers)]
+        return _tensor(ids), tuple(
+            _tensor(self._with_end(answer, after)) for answer, after in zip(answers, found, strict=True)
+        )
+
+    def pieces(
         self, prompt: Messages, pieces: Sequence[str], *, row: int = 0
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
+    ) -> Encoding[tuple[Tensor, list[Tensor], Tensor]]:
         """Ids of a prompt, of the separately tokenized pieces of its answer, and of the end of the answer, [L] each.
 
         Text that the template adds before an answer is part of the first piece.
@@ -110,26 +104,31 @@ class Template:
         head, tail = self._answer_affixes(prompt, before, row)
         texts = [head + piece if place == 0 else piece for place, piece in enumerate(pieces)]
         end = rendering.turn_end(tail, self._ends)
-        end_ids = [self.tokenizer.eos_token_id] if end is None else self._ids(tail[:end])
-        return _tensor(self._ids(before, first=True)), [_tensor(self._ids(text)) for text in texts], _tensor(end_ids)
+        found = yield [(before, True), *((text, False) for text in (*texts, tail[: end or 0]))]
+        first, *between, last = map(_tensor, found)
+        return first, between, last if end is not None else _tensor([self.tokenizer.eos_token_id])
 
     def encode(self, messages: Messages, *, row: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Ids of a conversation that ends with an answer, int64 [L]; True in answers with their end tokens, bool [L];
         True in answers of weight 0, bool [L].
         """
+        return finish(self.conversation(messages, row=row), self.tokenize)
+
+    def conversation(self, messages: Messages, *, row: int = 0) -> Encoding[tuple[Tensor, Tensor, Tensor]]:
+        """`encode` for many rows at once."""
         *prompt, answer = messages
         before = self._render(prompt, row, prompt=True)
-        last = self._answer_ids(self._render_answer(prompt, before, answer.content, row))
+        last = self._final_answer(prompt, before, answer.content, row)
         spans = self._spans(messages, before, row)
         zero_weight = self._zero_weight_answers(messages, len(spans) + 1, row)
-        ids: list[int] = []
-        answer_of: list[int] = []  # index of the answer that a token is part of, -1 between answers
-        for text, number in rendering.segments(before, spans):
-            part = self._ids(text, first=not ids)
-            ids += part
-            answer_of += [number] * len(part)
-        answer_L = _tensor([*answer_of, *[len(spans)] * len(last)])
-        return _tensor([*ids, *last]), answer_L >= 0, torch.isin(answer_L, _tensor(zero_weight))
+        segments = [(text, number) for text, number in rendering.segments(before, spans) if text]
+        *parts, last_ids = yield [*((text, at == 0) for at, (text, _) in enumerate(segments)), (last.text, False)]
+        # Index of the answer that a token is part of, -1 between answers.
+        answer_of = [number for (_, number), ids in zip(segments, parts, strict=True) for _ in ids]
+        last_ids = self._with_end(last, last_ids)
+        answer_L = _tensor([*answer_of, *[len(spans)] * len(last_ids)])
+        ids_L = _tensor([*(token for ids in parts for token in ids), *last_ids])
+        return ids_L, answer_L >= 0, torch.isin(answer_L, _tensor(zero_weight))
 
     def _zero_weight_answers(self, messages: Messages, spans: int, row: int) -> list[int]:
         """Indices of the answers with weight 0. Raises ConfigError if the spans are not one per answer."""
@@ -146,12 +145,16 @@ class Template:
 
     def encode_text(self, text: str) -> Tensor:
         """Ids of a document with the bos token that the tokenizer adds, without an end token, [L]."""
-        bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
-        return _tensor(bos + self._ids(text, first=True))
+        return finish(self.text(text), self.tokenize)
+
+    def text(self, text: str) -> Encoding[Tensor]:
+        """`encode_text` for many rows at once."""
+        (ids,) = yield [(text, True)]
+        return _tensor([self.tokenizer.bos_token_id, *ids] if self._adds_bos else ids)
 
     def encode_continuation(self, text: str) -> Tensor:
         """Ids of text inside a row (a tool's output), without an end token, [L]."""
-        return _tensor(self._ids(text))
+        return _tensor(self.tokenize([(text, False)])[0])
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of a completion, without special tokens and surrounding whitespace (`plain` keeps whitespace)."""
@@ -186,11 +189,15 @@ class Template:
         end = rendering.turn_end(tail, self._ends)
         return RenderedAnswer(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
 
-    def _answer_ids(self, answer: RenderedAnswer) -> list[int]:
-        """Ids of the answer with its end token."""
+    def _final_answer(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> RenderedAnswer:
+        """The last answer of a row; adds the note on answers used as given."""
+        answer = self._render_answer(prompt, before, completion, row)
         if answer.verbatim:
             self.notes[VERBATIM] = None
-        ids = self._ids(answer.text)
+        return answer
+
+    def _with_end(self, answer: RenderedAnswer, ids: list[int]) -> list[int]:
+        """The ids of an answer with its end token."""
         return ids if answer.ended else [*ids, self.tokenizer.eos_token_id]
 
     def _answer_affixes(self, prompt: Sequence[Message], before: str, row: int) -> tuple[str, str]:
@@ -266,27 +273,15 @@ class Template:
                     self.notes[REWRITTEN] = None
         return spans
 
-    def _ids(self, text: str, *, first: bool = False) -> list[int]:
-        """Ids of a piece of a row, without added special tokens."""
-        if not text:
-            return []
-        if first or not self._prefixes_space:
-            return self._tokenized(text)
-        # Tokenizers that prefix every text with a space (▁) must not do so within a row.
-        lead = self._tokenized("\n")
-        return self._tokenized("\n" + text)[len(lead) :]
-
-    def _tokenized(self, text: str) -> list[int]:
-        # verbose=False: encode.py truncates and counts texts longer than the context.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
     def _end_of_turn(self, source: str) -> int:
         """The special token with which the template ends an answer, else eos."""
         turns = [rendering.as_mapping(turn) for turn in (*QUESTION, Message("assistant", ANSWER))]
         written = rendering.render_texts(source, turns, self.tokenizer.special_tokens_map)
         _, _, tail = written.rpartition(ANSWER)
         special = self._special()
-        return next((token for token in self._ids(tail) if token in special), self.tokenizer.eos_token_id)
+        return next(
+            (token for token in self.tokenize([(tail, False)])[0] if token in special), self.tokenizer.eos_token_id
+        )
 
     def _special(self) -> set[int]:
         """Ids of special and added tokens."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages
+from postrain.data.tokenizing import Encoding
 from postrain.types import Batch, Rows
 
 if TYPE_CHECKING:  # kinds/steps.py imports this file
@@ -124,9 +125,9 @@ class Encoder:
         """A truncated prompt without an answer."""
         return self._truncated(prompt, min(self.max_prompt_length, self.max_length))
 
-    def answers(self, row: int, prompt: Messages, answers: Sequence[str]) -> list[EncodedRow]:
+    def answers(self, row: int, prompt: Messages, answers: Sequence[str]) -> Encoding[list[EncodedRow]]:
         """One row per answer, all with the same prompt, truncated to fit the longest answer."""
-        before, completions = self.template.encode_completions(prompt, answers, row=row)
+        before, completions = yield from self.template.completions(prompt, answers, row=row)
         kept = self.cut_prompt_for(before, max(map(len, completions)))
         mask = torch.zeros(len(kept), dtype=torch.bool)
         return [self.joined(row, kept, mask, completion) for completion in completions]

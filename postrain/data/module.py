@@ -24,7 +24,7 @@ from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
 from postrain.data.preparation import Preparation
 from postrain.data.prompt_template import PromptTemplate
-from postrain.data.records import convert
+from postrain.data.records import convert, encode
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Files, Loaded, Rows, read_held_out
@@ -159,7 +159,7 @@ class DataModule(DataSettings, LightningDataModule):
             )
         found = convert(different, Prompt.__name__, source="the held-out rows").records
         prompts = Prompt.with_reward_columns(tuple(record for record in found if isinstance(record, Prompt)))
-        return EncodedPrompt.collate([record.encode(encoder) for record in prompts])
+        return EncodedPrompt.collate([item for item in encode(prompts, encoder) if isinstance(item, EncodedPrompt)])
 
     def token_ids(self) -> list[int]:
         """The distinct token ids of the training rows, sorted."""

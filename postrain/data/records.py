@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from postrain.data.encode import Encoded, Encoder
 from postrain.data.layouts import names
+from postrain.data.tokenizing import Encoding, finish_all
 from postrain.errors import ConfigError
 
 KINDS: dict[str, type[Record]] = {}
@@ -63,7 +64,7 @@ class Record(ABC):
         """The parts that a conversion to `kind` does not use."""
         return ()
 
-    def encode(self, encoder: Encoder) -> Encoded:
+    def encoding(self, encoder: Encoder) -> Encoding[Encoded]:
         """The record as tokens; for kinds whose records are encoded independently."""
         raise NotImplementedError
 
@@ -72,7 +73,7 @@ class Record(ABC):
         """Encodes records of this kind, in order."""
         if encoder.pack:
             raise ConfigError("data.pack=true is available for running text only; use data.pack=false here")
-        return tuple(record.encode(encoder) for record in records)
+        return encode_in_batches(records, encoder)
 
     @classmethod
     def with_reward_columns(cls, records: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -93,6 +94,11 @@ class Record(ABC):
 def encode(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
     """Encodes records of one kind, in order. Packed text gives fewer items than records."""
     return type(records[0]).encode_all(records, encoder) if records else ()
+
+
+def encode_in_batches(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
+    """Encodes records independently of each other, with one call of the tokenizer for many records."""
+    return tuple(finish_all((record.encoding(encoder) for record in records), encoder.template.tokenize))
 
 
 # Conversion -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +31,27 @@ CLOSING_TAG = re.compile(r"<[^<>\s]+>(?=\s*$)")
 _clock: ContextVar[datetime | None] = ContextVar("clock", default=None)
 
 Spans = list[tuple[int, int]]
+
+VERBATIM = (
+    "the chat template renders answers differently from a continuation of its prompt (it moves or removes thinking); "
+    "training uses the answers as given, directly after the prompt used for sampling"
+)
+REWRITTEN = (
+    "the chat template rewrites earlier answers of a conversation and has no generation marks; with "
+    "data.loss_on=assistant only answers that it leaves unchanged are in the loss"
+)
+
+
+@dataclass(frozen=True)
+class RenderedAnswer:
+    """An answer as the template renders it after a prompt."""
+
+    text: str
+    """The answer with its end-of-turn token if the template adds one."""
+    ended: bool
+    """False if the template adds no end-of-turn token; eos must be appended."""
+    verbatim: bool
+    """True if the answer is used as given because the template's rendering does not continue its prompt."""
 
 
 @contextmanager

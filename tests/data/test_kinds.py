@@ -14,6 +14,7 @@ from postrain.data.formats import parse
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.layouts import FORMATS, Fields, number, row_format, text
 from postrain.data.records import CONVERSIONS, KINDS, Record, conversion, convert, encode
+from postrain.data.tokenizing import Encoding
 from postrain.types import Batch, Rows
 from tests.data.helpers import chat, table
 from tests.data.test_encode import build_encoder
@@ -37,8 +38,8 @@ def test_registered_kind_with_a_new_column_passes_the_whole_pipeline() -> None:
         def content(self) -> tuple[str, ...]:
             return ("", self.body)
 
-        def encode(self, encoder: Encoder) -> Encoded:
-            (body,) = encoder.answers(self.row, chat("w"), (self.body,))
+        def encoding(self, encoder: Encoder) -> Encoding[Encoded]:
+            (body,) = yield from encoder.answers(self.row, chat("w"), (self.body,))
             return EncodedEssay(self.row, body, self.grade)
 
     @dataclass(frozen=True)

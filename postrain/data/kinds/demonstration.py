@@ -24,6 +24,7 @@ from postrain.data.prompt_columns import (
 )
 from postrain.data.records import Record, conversion
 from postrain.data.solutions import answer_columns
+from postrain.data.tokenizing import Encoding
 from postrain.errors import ConfigError
 
 NO_ANSWER = "the conversation does not end with an answer"
@@ -56,16 +57,17 @@ class Demonstration(Record):
         stays = any(value == self.messages[-1].content for value in self.columns.values())
         return ("completion",) if kind == "Prompt" and not stays else ()
 
-    def encode(self, encoder: Encoder) -> EncodedRow:
+    def encoding(self, encoder: Encoder) -> Encoding[EncodedRow]:
         *prompt, answer = self.messages
         if encoder.loss_on == "completion":
-            return encoder.answers(self.row, tuple(prompt), (answer.content,))[0]
+            (row,) = yield from encoder.answers(self.row, tuple(prompt), (answer.content,))
+            return row
         if encoder.loss_on == "all" and not all(turn.in_loss or turn.role == "assistant" for turn in prompt):
             raise ConfigError(
                 f"row {self.row}: data.loss_on=all trains on every turn, but a turn of another role than the assistant "
                 "has weight 0; use data.loss_on=assistant"
             )
-        ids, is_assistant, weightless = encoder.template.encode(self.messages, row=self.row)
+        ids, is_assistant, weightless = yield from encoder.template.conversation(self.messages, row=self.row)
         last = len(is_assistant) - _trailing(is_assistant)
         supervised = ~weightless & (is_assistant if encoder.loss_on == "assistant" else torch.ones_like(is_assistant))
         kept = encoder.cut_prompt_for(ids[:last], len(ids) - last)

@@ -24,6 +24,7 @@ from postrain.data.prompt_columns import (
     strip_repeated_prompt,
 )
 from postrain.data.records import Record, conversion
+from postrain.data.tokenizing import Encoding
 from postrain.types import Batch, Rows
 
 EQUAL_SIDES = "chosen equals rejected"
@@ -57,8 +58,8 @@ class Preference(Record):
         sides = {"Demonstration": ("rejected",), "Prompt": ("chosen", "rejected")}.get(kind, ())
         return (*sides, "margin") if self.margin else sides
 
-    def encode(self, encoder: Encoder) -> EncodedPair:
-        chosen, rejected = encoder.answers(self.row, self.prompt, (self.chosen, self.rejected))
+    def encoding(self, encoder: Encoder) -> Encoding[EncodedPair]:
+        chosen, rejected = yield from encoder.answers(self.row, self.prompt, (self.chosen, self.rejected))
         return EncodedPair(self.row, chosen, rejected, self.margin)
 
 

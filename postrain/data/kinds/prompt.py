@@ -13,6 +13,7 @@ from postrain.data.encode import Encoded, Encoder, TokenUse
 from postrain.data.layouts import Fields, row_format
 from postrain.data.prompt_columns import add_system_and_history, read_prompt
 from postrain.data.records import Record
+from postrain.data.tokenizing import Encoding
 from postrain.errors import ConfigError
 from postrain.types import Batch
 
@@ -28,9 +29,9 @@ class Prompt(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt),)
 
-    def encode(self, encoder: Encoder) -> EncodedPrompt:
+    def encoding(self, encoder: Encoder) -> Encoding[EncodedPrompt]:
         """The tokens of the prompt, truncated on the left if it is too long."""
-        ids = encoder.template.encode_prompt(self.prompt, row=self.row)
+        ids = yield from encoder.template.prompt(self.prompt, row=self.row)
         if not len(ids):
             raise ConfigError(f"row {self.row}: the prompt is empty; write at least one character or remove the row")
         return EncodedPrompt(self.row, encoder.cut_prompt(ids), plain_text(self.prompt), self.columns)

@@ -25,6 +25,7 @@ from postrain.data.kinds.unpaired_preference import UnpairedPreference, label
 from postrain.data.layouts import Fields, Malformed, is_list, row_format
 from postrain.data.prompt_columns import add_system_and_history, read_prompt
 from postrain.data.records import Record, conversion
+from postrain.data.tokenizing import Encoding, finish
 from postrain.errors import ConfigError
 from postrain.types import Batch, Rows
 
@@ -50,9 +51,9 @@ class Steps(Record):
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         return ("steps", "labels") if kind == "Prompt" else ()
 
-    def encode(self, encoder: Encoder) -> EncodedSteps:
+    def encoding(self, encoder: Encoder) -> Encoding[EncodedSteps]:
         """Tokens of the chain. The prompt is cut so that one step fits; later steps that do not fit are dropped."""
-        chain = encoder.layout.chain(encoder.template, self.prompt, self.steps, row=self.row)
+        chain = yield from encoder.layout.encoding(encoder.template, self.prompt, self.steps, row=self.row)
         prompt = encoder.cut_prompt_for(chain.prompt, len(chain.steps[0]) + len(chain.end))
         chain = replace(chain, prompt=prompt)
         fitting = chain.steps_within(encoder.max_length)
@@ -114,13 +115,17 @@ class StepLayout:
     """Text after each step, including the last. A step's score is predicted at the separator's last token; empty: at
     the last token of the step."""
 
-    def chain(self, template: Template, prompt: Messages, steps: Sequence[str], *, row: int = 0) -> Chain:
-        """The tokens of a chain; errors name `row`."""
+    def chain(self, template: Template, prompt: Messages, steps: Sequence[str]) -> Chain:
+        """The tokens of a chain."""
+        return finish(self.encoding(template, prompt, steps), template.tokenize)
+
+    def encoding(self, template: Template, prompt: Messages, steps: Sequence[str], *, row: int = 0) -> Encoding[Chain]:
+        """`chain` for many rows at once; errors name `row`."""
         texts = [self.joiner + step for step in steps]
         if texts and template.name != "plain":
             texts[0] = texts[0].lstrip()
         pieces = [piece for text in texts for piece in (text, self.separator)]
-        before, after, end = template.encode_pieces(prompt, pieces, row=row)
+        before, after, end = yield from template.pieces(prompt, pieces, row=row)
         joined = zip(after[::2], after[1::2], strict=True)
         return Chain(before, tuple(torch.cat(pair) for pair in joined), end)
 

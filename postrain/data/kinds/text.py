@@ -16,7 +16,8 @@ from torch import Tensor
 from postrain.data.encode import Encoded, EncodedRow, Encoder
 from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.data.layouts import Fields, row_format, text
-from postrain.data.records import Record
+from postrain.data.records import Record, encode_in_batches
+from postrain.data.tokenizing import Encoding, finish_all
 
 TEXT_CUT = "text cut on the right"
 FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+\S)", re.DOTALL)
@@ -34,8 +35,8 @@ class Text(Record):
     def completions(self) -> tuple[str, ...]:
         return (self.text,)
 
-    def encode(self, encoder: Encoder) -> EncodedRow:
-        ids = self._tokens(encoder)
+    def encoding(self, encoder: Encoder) -> Encoding[EncodedRow]:
+        ids = yield from self._tokens(encoder)
         if len(ids) > encoder.max_length:
             encoder.cuts[TEXT_CUT] += 1
             ids = ids[: encoder.max_length]
@@ -43,15 +44,16 @@ class Text(Record):
 
     @classmethod
     def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> tuple[Encoded, ...]:
-        return tuple(_packed(records, encoder) if encoder.pack else (record.encode(encoder) for record in records))
+        return tuple(_packed(records, encoder)) if encoder.pack else encode_in_batches(records, encoder)
 
     def encode_beginning(self, encoder: Encoder) -> EncodedPrompt:
         """The beginning of the text as a prompt to sample from."""
         prompt = beginning(self.text)
         return EncodedPrompt(self.row, encoder.cut_prompt(encoder.template.encode_text(prompt)), prompt, self.columns)
 
-    def _tokens(self, encoder: Encoder) -> Tensor:
-        return torch.cat([encoder.template.encode_text(self.text), encoder.eos()])
+    def _tokens(self, encoder: Encoder) -> Encoding[Tensor]:
+        ids = yield from encoder.template.text(self.text)
+        return torch.cat([ids, encoder.eos()])
 
 
 @row_format("text", needs=("text",), rank=50)
@@ -74,9 +76,10 @@ def _packed(records: Sequence[Text], encoder: Encoder) -> Iterator[EncodedRow]:
     """Blocks of max_length tokens, the last may be shorter. The row of a block is that of its first document."""
     pending = torch.empty(0, dtype=torch.long)
     first = 0
-    for record in records:
+    documents = finish_all((record._tokens(encoder) for record in records), encoder.template.tokenize)
+    for record, ids in zip(records, documents, strict=True):
         first = first if len(pending) else record.row
-        pending = torch.cat([pending, record._tokens(encoder)])
+        pending = torch.cat([pending, ids])
         while len(pending) >= encoder.max_length:
             yield _all_supervised(first, pending[: encoder.max_length])
             pending, first = pending[encoder.max_length :], record.row

@@ -23,6 +23,7 @@ from postrain.data.layouts import Fields, Malformed, row_format
 from postrain.data.prompt_columns import last_answer
 from postrain.data.readers import Cell
 from postrain.data.records import Record, conversion
+from postrain.data.tokenizing import finish_all
 from postrain.errors import ConfigError
 from postrain.types import Batch, Rows
 
@@ -53,8 +54,9 @@ class UnpairedPreference(Record):
         """Each completion with its prompt, and each prompt with the completion of another record (`kto_pairing`)."""
         if encoder.pack:
             return super().encode_all(records, encoder)
-        encode = encoder.template.encode_completion
-        tokens = [encode(record.prompt, record.completion, row=record.row) for record in records]
+        completion = encoder.template.completions
+        encodings = (completion(record.prompt, (record.completion,), row=record.row) for record in records)
+        tokens = [(before, after) for before, (after,) in finish_all(encodings, encoder.template.tokenize)]
         answers = [encoder.answer(record.row, *parts) for record, parts in zip(records, tokens, strict=True)]
         # The truncation of an answer depends on max_length only, so it is the same after any prompt.
         completions = [answer.ids[answer.supervised] for answer in answers]

@@ -1,0 +1,78 @@
+"""Tokenizes the texts of many rows in one call, because tokenizers work in parallel and a call has a fixed cost.
+
+The encoding of a row is a generator: it renders its texts, yields them, receives their token ids and returns the row.
+`finish` runs one such generator, `finish_all` runs many at once. Both run the same code, so the rows are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+CHUNK = 1024
+"""Rows per call of the tokenizer."""
+
+Piece = tuple[str, bool]
+"""A text, and True if it begins a row."""
+Tokenize = Callable[[Sequence[Piece]], list[list[int]]]
+T = TypeVar("T")
+Encoding = Generator[Sequence[Piece], list[list[int]], T]
+"""Yields pieces, receives the token ids of each, and returns a row."""
+
+
+def finish(encoding: Encoding[T], tokenize: Tokenize) -> T:
+    """The row of one encoding."""
+    (row,) = finish_all([encoding], tokenize)
+    return row
+
+
+def finish_all(encodings: Iterable[Encoding[T]], tokenize: Tokenize) -> Iterator[T]:
+    """The rows of many encodings, in order."""
+    rest = iter(encodings)
+    while chunk := list(islice(rest, CHUNK)):
+        yield from _finish_chunk(chunk, tokenize)
+
+
+def _finish_chunk(encodings: Sequence[Encoding[T]], tokenize: Tokenize) -> list[T]:
+    rows: list[Any] = [None] * len(encodings)
+    received: dict[int, list[list[int]] | None] = dict.fromkeys(range(len(encodings)))
+    while received:
+        asked: dict[int, Sequence[Piece]] = {}
+        for place, ids in received.items():
+            encoding = encodings[place]
+            try:
+                asked[place] = next(encoding) if ids is None else encoding.send(ids)
+            except StopIteration as finished:
+                rows[place] = finished.value
+        found = iter(tokenize([piece for pieces in asked.values() for piece in pieces]) if asked else [])
+        received = {place: list(islice(found, len(pieces))) for place, pieces in asked.items()}
+    return rows
+
+
+class PieceTokenizer:
+    """Ids of pieces of rows, without added special tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        # Tokenizers that prefix every text with a space (▁) must not do so within a row.
+        self.lead = "\n" if tokenizer.tokenize("a")[0].startswith("▁") else ""
+
+    def __call__(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        texts = [text if first else self.lead + text for text, first in pieces if text]
+        found = iter(self._tokenized(texts) if texts else ())
+        ids = [next(found) if text else [] for text, _ in pieces]
+        if not self.lead:
+            return ids
+        skip = len(self._tokenized([self.lead])[0])
+        return [part if first else part[skip:] for part, (_, first) in zip(ids, pieces, strict=True)]
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        # verbose=False: encode.py truncates and counts texts longer than the context.
+        return self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
