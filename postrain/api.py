@@ -59,9 +59,10 @@ def load_model(
     resolved, adapter = source.resolve(), adapter or NoAdapter()
     tokenizer = load_tokenizer(resolved)
     load = load_causal if head == "causal" else load_scalar
-    loaded = cast("nn.Module", load(resolved, dtype=dtype, quantization=adapter.quantization()))
+    base, saved = adapter.split(resolved)
+    loaded = cast("nn.Module", load(base, dtype=dtype, quantization=adapter.quantization()))
     loaded = loaded if adapter.quantization() else loaded.to(device)
-    model = adapter.wrap(loaded, head=head)
+    model = adapter.wrap(loaded, head=head, saved=saved)
     record_provenance(model, Provenance(source, tokenizer, adapter))
     return model, tokenizer
 

@@ -13,6 +13,7 @@ from postrain.config.check import check_objects
 from postrain.data.chat import Template
 from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
+from postrain.models.provenance import provenance_of
 from postrain.models.reference import Reference
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rewards.function import Function
@@ -49,6 +50,8 @@ class MethodComponents:
     """The environment of multi-turn rollouts."""
     optim: Callable[..., torch.optim.Optimizer] | None = None
     """Constructs the optimizer from parameter groups and `lr`; None is AdamW with the method's settings."""
+    lr_ratio: float = 1.0
+    """The learning rate of LoRA's B matrices as a multiple of the method's (LoRA+)."""
     master_weights: bool = True
     """Whether the optimizer keeps float32 copies of 16-bit parameters."""
 
@@ -108,6 +111,7 @@ def components_of(
         preference=compares,
         environment=SINGLE_TURN if environment is None else environment,
         optim=optim,
+        lr_ratio=loaded.adapter.lr_ratio if (loaded := provenance_of(model)) else 1.0,
     )
 
 

@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.methods.optim import set_learning_rate
+from postrain.methods.optim import LR_RATIO, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches, score_with_reference, sequence_scores
 from postrain.types import Batch, Rows
@@ -243,7 +243,7 @@ def settle_learning_rate(method: Method, batches: Iterator[Batch]) -> None:
         found = trials.search(default)
         method.learning_rate = float(f"{found.rate:.1e}")
         for group in method.optimizer.param_groups:
-            group["initial_lr"] = method.learning_rate
+            group["initial_lr"] = method.learning_rate * group.get(LR_RATIO, 1.0)
         if collectives.rank() == 0:
             print(describe_found(method.learning_rate, found), flush=True)
     elif method.check_learning_rate and method.peak_learning_rate > SUSPICIOUS * default:

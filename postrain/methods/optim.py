@@ -16,6 +16,9 @@ from postrain.errors import ConfigError
 from postrain.methods.master_weights import MasterWeights, is_low_precision
 from postrain.methods.muon import USE_MUON
 
+LR_RATIO = "lr_ratio"
+"""The key of a group whose learning rate is a multiple of the method's."""
+
 
 def lr_factor(schedule: str, update: int, updates: int, warmup: float) -> float:
     """Learning-rate factor at `update` (from 0): linear warm-up over `warmup` · updates, then constant, or linear or
@@ -36,10 +39,16 @@ def make_optimizer(
     lr: float,
     weight_decay: float,
     master_weights: bool = True,
+    lr_ratio: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of all trainable parameters, `make(groups, lr=lr)`; 16-bit ones have float32 master weights."""
+    """The optimizer of all trainable parameters, `make(groups, lr=lr)`; 16-bit ones have float32 master weights.
+
+    The learning rate of LoRA's B matrices is `lr_ratio` times `lr` (LoRA+, Hayou et al. 2024).
+    """
     separate = getattr(getattr(make, "func", make), "separates_blocks", False)
     groups = parameter_groups(module, weight_decay, separate_blocks=separate)
+    if lr_ratio != 1:
+        groups = by_lr_ratio(module, groups, lr, lr_ratio)
     low_precision = any(is_low_precision(parameter) for group in groups for parameter in group["params"])
     build = partial(checked_optimizer, make=make, lr=lr, weight_decay=weight_decay)
     return MasterWeights(build, groups) if master_weights and low_precision else build(groups)
@@ -70,6 +79,21 @@ def by_use_muon(module: nn.Module, groups: list[dict[str, Any]]) -> list[dict[st
         {**group, "params": [p for p in group["params"] if (p in matrices) is muon], USE_MUON: muon}
         for group in groups
         for muon in (True, False)
+    ]
+    return [group for group in split if group["params"]]
+
+
+def by_lr_ratio(module: nn.Module, groups: list[dict[str, Any]], lr: float, ratio: float) -> list[dict[str, Any]]:
+    """The groups split into LoRA's B matrices, with `ratio` times the learning rate, and the rest."""
+    matrices = {parameter for name, parameter in module.named_parameters() if "lora_B" in name}
+    split = [
+        {
+            **group,
+            "params": [p for p in group["params"] if (p in matrices) is chosen],
+            **({"lr": lr * ratio, LR_RATIO: ratio} if chosen else {}),
+        }
+        for group in groups
+        for chosen in (False, True)
     ]
     return [group for group in split if group["params"]]
 

@@ -202,5 +202,10 @@ class UpdateLoop(LightningHooks):
         adamw = partial(torch.optim.AdamW, betas=self.adam_betas, eps=self.adam_eps, fused=True)
         make, masters = self.components.optim or adamw, self.components.master_weights
         return make_optimizer(
-            self, make, lr=self.peak_learning_rate, weight_decay=self.weight_decay, master_weights=masters
+            self,
+            make,
+            lr=self.peak_learning_rate,
+            weight_decay=self.weight_decay,
+            master_weights=masters,
+            lr_ratio=self.components.lr_ratio,
         )

@@ -6,6 +6,8 @@ An adapter is saved as an adapter only if its base model can be found by name; o
 from __future__ import annotations
 
 import copy
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from postrain.models.adapters import CHANGES_BASE
 from postrain.models.disk_cache import write_directory
 from postrain.models.parts import unwrapped
 from postrain.models.quiet import quiet
+from postrain.models.saved_adapter import BASE_FILE, REFERENCE, base_file
 
 
 def export(
@@ -50,10 +54,27 @@ def _save_weights(model: Any, directory: Path) -> None:
         # On a copy: training may continue.
         model = copy.deepcopy(model).merge_and_unload()
     if hasattr(model, "peft_config"):
-        # "auto" would query the Hub for a resized vocabulary of the base model; ours is never resized.
-        model.save_pretrained(directory, save_embedding_layers=False)
+        _save_adapter(model, directory)
     else:
         model.save_pretrained(directory)
+
+
+def _save_adapter(model: Any, directory: Path) -> None:
+    """Saves the adapter relative to the base model as it is on disk, and the fingerprint of that model."""
+    # "auto" would query the Hub for a resized vocabulary of the base model; ours is never resized.
+    plain: dict[str, Any] = {"save_embedding_layers": False}
+    if model.peft_config["default"].init_lora_weights in CHANGES_BASE:
+        with tempfile.TemporaryDirectory() as scratch:
+            model.save_pretrained(scratch, selected_adapters=[REFERENCE], **plain)
+            initial = str(Path(scratch, REFERENCE))
+            model.save_pretrained(
+                directory, selected_adapters=["default"], path_initial_model_for_weight_conversion=initial, **plain
+            )
+        model.set_adapter("default")
+    else:
+        model.save_pretrained(directory, selected_adapters=["default"], **plain)
+    if found := base_file(unwrapped(model)):
+        (directory / BASE_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _base_has_name(model: Any) -> bool:

@@ -6,8 +6,7 @@ adapter on top, when disabled, gives the initial policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from postrain.models.disk_cache import disk_cached
 from postrain.models.packing import supports_packing
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
+from postrain.models.saved_adapter import load_weights, one_line, saved_config
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import check_embedding_count, ensure_pad, resize_embeddings
 from postrain.seeds import seeded
@@ -57,7 +57,7 @@ class LoadedModel:
 
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
     """The tokenizer with a pad token. Raises ConfigError if it has more tokens than the model has embeddings."""
-    with _one_line(f"the tokenizer in {resolved.tokenizer} cannot be read"):
+    with one_line(f"the tokenizer in {resolved.tokenizer} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
         tokenizer("a")
     if tokenizer.eos_token_id is None:
@@ -116,7 +116,7 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
     config, kind = model_config(resolved, head), HEADS[head][0]
     if resolved.from_scratch:
         return kind.from_config(config, dtype=dtype, trust_remote_code=False)
-    with _one_line(f"the model in {resolved.directory} cannot be read"):
+    with one_line(f"the model in {resolved.directory} cannot be read"):
         model, report = kind.from_pretrained(
             resolved.directory,
             config=config,
@@ -143,7 +143,7 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
 def model_config(resolved: ResolvedModel, head: Head) -> Any:
     """The model's config. transformers chooses the attention: SDPA where the architecture supports it."""
     check_config(resolved.directory)
-    with _one_line(f"{resolved.directory / 'config.json'} cannot be used"):
+    with one_line(f"{resolved.directory / 'config.json'} cannot be used"):
         config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True, trust_remote_code=False)
     if type(config) not in HEADS[head][1]:
         raise ConfigError(f"transformers has no {config.model_type} model with a {head} head; use another model")
@@ -173,18 +173,23 @@ def use_differentiable_kernel(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
+def attach_adapter(model: PreTrainedModel, directory: Path) -> Any:
+    """The model with a saved adapter. Raises ConfigError for an adapter of another base model."""
+    from peft import get_peft_model  # noqa: PLC0415 - takes seconds
+
+    # The task type would restrict the model class; a language model's adapter may go under a scalar head.
+    config = saved_config(directory)
+    with one_line(f"the adapter in {directory} was trained on another base model"):
+        found = get_peft_model(model.eval(), config)
+    load_weights(found, directory)
+    return found.eval()
+
+
 def merge_adapters(model: PreTrainedModel, adapters: Sequence[Path]) -> tuple[PreTrainedModel, float]:
     """The model with each adapter merged into its weights, and the largest change of a logit by merging."""
-    # Imported here because it takes seconds.
-    from peft import PeftConfig, PeftModel  # noqa: PLC0415
-
     gap = 0.0
     for adapter in adapters:
-        with _one_line(f"the adapter in {adapter} cannot be read"):
-            config = PeftConfig.from_pretrained(str(adapter))
-        # The task type would restrict the model class; a language model's adapter may go under a scalar head.
-        config.task_type = None
-        unmerged = PeftModel.from_pretrained(model.eval(), str(adapter), config=config)
+        unmerged = attach_adapter(model, adapter)
         before = probe(unmerged)
         model = unmerged.merge_and_unload()
         change = (probe(model) - before).abs().max()
@@ -208,16 +213,3 @@ def merged_on_disk(resolved: ResolvedModel) -> ResolvedModel:
     resized = "-resized" if resolved.resize else ""
     directory = disk_cached(f"merged-{resolved.fingerprint}{resized}", make)
     return replace(resolved, directory=directory, adapters=(), resize=False)
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turns any exception of a library for invalid model files into a one-line ConfigError."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    # All types: for an invalid field transformers raises KeyError and TypeError, tokenizers a bare Exception.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"{what}: {reason}") from error

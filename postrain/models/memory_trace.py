@@ -74,7 +74,7 @@ class FakeModel:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.base = skeleton(resolved, head).to(dtype).eval()
         with torch.device("meta"):
-            self.policy = adapter.wrap(self.base, head=head)
+            self.policy = adapter.wrap(self.base, head=head, saved=adapter.split(resolved)[1])
         with self.mode:
             allocate(self.policy, device)
         self.config: Any = unwrapped(self.base).config.get_text_config()

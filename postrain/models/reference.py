@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from postrain.models.parts import frozen_copy
+from postrain.models.saved_adapter import REFERENCE
 
 
 class Reference:
@@ -31,7 +32,9 @@ class Reference:
         self._frozen = frozen
         self._load = load
         self.description = description or (
-            "reference: the policy with its adapter disabled"
+            "reference: the policy with its initial adapter"
+            if frozen is None and has_reference_adapter(policy)
+            else "reference: the policy with its adapter disabled"
             if frozen is None
             else "reference: a frozen copy of the initial policy"
         )
@@ -85,19 +88,26 @@ class Reference:
 
 
 @contextmanager
-def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Disables the adapter's layers inside the block.
+def adapter_disabled(model: Any) -> Iterator[None]:
+    """Replaces the adapter by the reference adapter inside the block, or disables it if there is none.
 
     PEFT's own context also toggles `requires_grad`, and restores it for the wrong parameters when they are sharded.
     """
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    name, value = ("_active_adapter", [REFERENCE]) if has_reference_adapter(model) else ("_disable_adapters", True)
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, name)]
+    before = [getattr(layer, name) for layer in layers]
     for layer in layers:
-        layer._disable_adapters = True
+        setattr(layer, name, value)
     try:
         yield
     finally:
-        for layer in layers:
-            layer._disable_adapters = False
+        for layer, earlier in zip(layers, before, strict=True):
+            setattr(layer, name, earlier)
+
+
+def has_reference_adapter(model: Any) -> bool:
+    """Whether the policy has a frozen copy of its initial adapter."""
+    return REFERENCE in getattr(model, "peft_config", {})
 
 
 @contextmanager

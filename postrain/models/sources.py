@@ -31,6 +31,7 @@ from postrain.models.directory import (
     read_json,
 )
 from postrain.models.gguf import as_hf_directory, find_gguf, install_command
+from postrain.models.saved_adapter import check_base
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "bundled:"
@@ -97,7 +98,7 @@ class ModelSource:
         elif (local := Path(self.path).expanduser()).is_dir():
             found = self._from_directory(model_directory(local))
         elif local.suffix == ".gguf" and local.is_file():
-            found = self._from_files(as_hf_directory(local), source="gguf", loads_as=None)
+            found = self._from_files(as_hf_directory(local), source="gguf")
         elif HUB_NAME.fullmatch(self.path):
             found = self._from_hub()
         else:
@@ -118,6 +119,7 @@ class ModelSource:
         check_adapter(directory)
         check_weights(directory, "adapter_model")
         base = self._base_model(directory)
+        check_base(directory, base.directory)
         adapters = (*base.adapters, directory)
         scalar = "score" in (read_json(directory / ADAPTER_CONFIG).get("modules_to_save") or ())
         return replace(
@@ -184,7 +186,7 @@ class ModelSource:
         """The fallbacks without cache and network: the GGUF package, the bundled model, or an error."""
         sought = f"no such directory, not in the Hub cache ({hub.cache_directory()}), Hub not reachable ({reason})"
         if self.gguf_package and (file := find_gguf(self.gguf_package, split=self.gguf_split)):
-            return self._from_files(as_hf_directory(file), source="gguf", loads_as=None)
+            return self._from_files(as_hf_directory(file), source="gguf")
         if self.offline == "nano":
             return self._stand_in(sought)
         if self.gguf_package:
@@ -215,7 +217,7 @@ class ModelSource:
         return replace(found, name=f"{requested}-standin-{STAND_IN}", stand_in_for=self.path)
 
     def _from_files(
-        self, directory: Path, *, source: Literal["bundled", "directory", "hub", "gguf"], loads_as: str | None
+        self, directory: Path, *, source: Literal["bundled", "directory", "hub", "gguf"], loads_as: str | None = None
     ) -> ResolvedModel:
         """A directory with config, tokenizer and, unless from_scratch, weights."""
         config = read_json(directory / "config.json")
@@ -228,7 +230,7 @@ class ModelSource:
             tokenizer=directory,
             adapters=(),
             source=source,
-            loads_as=None if self.from_scratch else loads_as,
+            loads_as=None if self.from_scratch else loads_as or (str(directory) if source == "gguf" else None),
             revision=None,
             stand_in_for=None,
             from_scratch=self.from_scratch,

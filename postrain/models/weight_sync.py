@@ -15,9 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from postrain.errors import ConfigError
 from postrain.models.parts import unwrapped
+from postrain.models.saved_adapter import REFERENCE
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BASE = ".base_layer."
+# PEFT's wrapper around modules of modules_to_save: the trained copy by adapter, and the original.
+SAVED, ORIGINAL = ".modules_to_save.", ".original_module."
 # PEFT's wrapper around embeddings with trainable tokens.
 TOKENS = ".token_adapter"
 
@@ -30,8 +33,13 @@ def fingerprint(model: nn.Module) -> tuple[int, ...]:
     """
     trainable = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
     sums = [values.contiguous().view(INTEGERS[values.element_size()]).sum(dtype=torch.int64) for values in trainable]
-    # With its adapter disabled, the policy is the initial policy.
-    off = int(any(getattr(module, "_disable_adapters", False) for module in model.modules()))
+    # With its adapter disabled, or the reference adapter in its place, the policy is the initial policy.
+    off = int(
+        any(
+            getattr(module, "_disable_adapters", False) or REFERENCE in (getattr(module, "_active_adapter", None) or ())
+            for module in model.modules()
+        )
+    )
     return (off, *torch.stack(sums).tolist()) if sums else (off,)
 
 
@@ -40,8 +48,10 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters by name, with adapters merged into them."""
     inner = unwrapped(model)
     adapted: dict[str, Any] = {name: module for name, module in inner.named_modules() if hasattr(module, "base_layer")}
-    for name, parameter in inner.named_parameters():
-        check_transferable(name, parameter)
+    for full_name, parameter in inner.named_parameters():
+        check_transferable(full_name, parameter)
+        if (name := _of_saved_module(full_name, inner)) is None:
+            continue
         owner, base, leaf = name.partition(BASE)
         if base:
             yield (
@@ -52,6 +62,19 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             )
         elif not any(name.startswith(f"{layer}.") for layer in adapted):
             yield name, parameter.detach()
+
+
+def _of_saved_module(name: str, inner: nn.Module) -> str | None:
+    """The name of a parameter without PEFT's wrapper of a module in modules_to_save; None if it is not in use."""
+    owner, wrapped, rest = name.partition(SAVED)
+    if wrapped:
+        adapter, _, leaf = rest.partition(".")
+        layer: Any = inner.get_submodule(owner)
+        return f"{owner}.{leaf}" if adapter in layer.active_adapters and not layer.disable_adapters else None
+    owner, wrapped, leaf = name.partition(ORIGINAL)
+    if not wrapped:
+        return name
+    return f"{owner}.{leaf}" if inner.get_submodule(owner).disable_adapters else None
 
 
 def check_transferable(name: str, parameter: Tensor) -> None:

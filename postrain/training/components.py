@@ -16,6 +16,7 @@ from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
 from postrain.methods.components import MethodComponents, reward_and_preference
+from postrain.models.adapters import Adapter
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.sources import ResolvedModel
@@ -83,6 +84,7 @@ def build(
             preference=preference,
             environment=config.environment,
             optim=given.optim if given else config.make_optimizer,
+            lr_ratio=given.lr_ratio if given else config.adapter.lr_ratio,
             master_weights=config.trainer.master_weights,
         )
     )
@@ -105,10 +107,11 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
     adapter, hardware, head = config.adapter, config.trainer, config.method.head
     load = load_causal if head == "causal" else load_scalar
     # The cast restores the type of `to`, which transformers wraps without annotations.
-    model = cast("nn.Module", load(config.resolved, dtype=hardware.dtype, quantization=adapter.quantization()))
+    base, saved = adapter.split(config.resolved)
+    model = cast("nn.Module", load(base, dtype=hardware.dtype, quantization=adapter.quantization()))
     model = model if adapter.quantization() else model.to(hardware.device)
     trainable_tokens = adapter.new_token_ids(model, data.chat_template.tokenizer, data.token_ids())
-    return adapter.wrap(model, head=head, trainable_tokens=trainable_tokens)
+    return adapter.wrap(model, head=head, trainable_tokens=trainable_tokens, saved=saved)
 
 
 def gather_policy(config: TrainConfig, components: Components) -> None:
@@ -120,7 +123,7 @@ def gather_policy(config: TrainConfig, components: Components) -> None:
         method.policy.load_state_dict(state, strict=False)
 
 
-def training_notes(components: Components, resolved: ResolvedModel) -> list[str]:
+def training_notes(components: Components, resolved: ResolvedModel, chosen: Adapter) -> list[str]:
     """Notes on how this model is trained, one line each."""
     found = [f"note: {note}" for note in components.data.chat_template.notes]
     if limit := rotary_limit(read_json(resolved.directory / "config.json")):
@@ -128,6 +131,8 @@ def training_notes(components: Components, resolved: ResolvedModel) -> list[str]
             f"note: a row longer than {limit} tokens changes this model's rotary scaling for its whole batch "
             f"(longrope), so rows are limited to {limit} tokens"
         )
+    if note := chosen.note(resolved):
+        found.append(note)
     adapter = getattr(components.method.policy, "peft_config", {}).get("default")
     trained = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
     if trained:

@@ -62,7 +62,7 @@ def announce(config: TrainConfig, components: Components, run: RunContext) -> No
     if not config.allow_change:
         check_data(run.folder, components.audit)
     reference = components.method.components.reference
-    notes = training_notes(components, config.resolved)
+    notes = training_notes(components, config.resolved, config.adapter)
     lines = [components.audit.render(), config.learning_rate_line, *notes, f"run folder: {run.folder.path}"]
     print("\n".join([reference.description, *lines] if reference else lines), flush=True)
     other = components.reference.fingerprint if components.reference else None

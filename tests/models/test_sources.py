@@ -173,7 +173,12 @@ def test_packaged_gguf_is_converted_once(
     found = model.resolve()
     assert model.resolve() == found
     assert calls == [file]
-    assert (found.name, found.source, found.loads_as, found.stand_in_for) == ("tiny", "gguf", None, None)
+    assert (found.name, found.source, found.loads_as, found.stand_in_for) == (
+        "tiny",
+        "gguf",
+        str(found.directory),
+        None,
+    )
     assert found.directory.parent == tmp_path / "cache"
     assert source(file).resolve().directory == found.directory
     assert source(file).resolve().name == "Tiny.Q4_1"
