@@ -107,7 +107,7 @@ def fit(
         rollout=parts.engine,
         environment=parts.environment,
         trainer=Hardware(
-            accelerator="gpu" if parameter.is_cuda else "cpu",
+            accelerator="gpu" if parameter.is_cuda else "mps" if parameter.is_mps else "cpu",
             precision="bf16" if parameter.dtype == torch.bfloat16 else "fp32",
         ),
         logger=logger or NoTracker(),

@@ -129,7 +129,7 @@ FOREIGN_KEYS = (
         "n_gpus num_gpus gpus nproc_per_node n_gpus_per_node world_size", "trainer.devices", requires="trainer=ddp"
     ),
     ForeignKey("nnodes", "trainer.num_nodes"),
-    ForeignKey("use_cpu device no_cuda", note="choose trainer=cpu or trainer=gpu"),
+    ForeignKey("use_cpu device no_cuda use_mps_device", note="choose trainer=cpu, gpu or mps"),
     ForeignKey("deepspeed fsdp", note="choose trainer=fsdp"),
     ForeignKey("report_to use_wandb wandb tracker with_tracking", note="choose logger=wandb, tensorboard or trackio"),
     ForeignKey("wandb_project project project_name", "logger.project", requires="logger=wandb"),

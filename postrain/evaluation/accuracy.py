@@ -102,7 +102,7 @@ class Calibration:
         except ConfigError:
             return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))
         # Greedy completions are recorded with their log-probabilities at temperature 1.
-        confidences = rollouts.logps_BT.double().sum(1).exp().tolist()
+        confidences = rollouts.logps_BT.cpu().double().sum(1).exp().tolist()
         known = [(confidence, one) for confidence, one in zip(confidences, found, strict=True) if one is not None]
         if not known:
             return EvalResult(metrics={}, notes=(NEEDS_ANSWERS,))

@@ -162,8 +162,8 @@ class KLDivergence:
         rollouts = complete(eval_model, self.prompts)
         found = compare_to_reference(eval_model, rollouts)
         tokens = found.mask_BT.sum(1).tolist()
-        sums = found.kl_BT.double().sum(1).tolist()
-        logps = (found.ref_logps_BT.double() * found.mask_BT).sum(1).tolist()
+        sums = found.kl_BT.cpu().double().sum(1).tolist()
+        logps = (found.ref_logps_BT * found.mask_BT).cpu().double().sum(1).tolist()
         if not any(tokens):
             return EvalResult(metrics={}, notes=(NO_TOKENS,))
         rows = zip(rollouts.rows.row_ids, sums, logps, tokens, strict=True)

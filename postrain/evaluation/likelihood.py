@@ -79,7 +79,7 @@ def supervised_data(eval_model: EvalModel) -> DataModule | None:
 def row_losses(eval_model: EvalModel, batch: Rows) -> list[tuple[float, int]]:
     """The summed loss of each row's supervised tokens in nats, and their number, [B]."""
     found = in_micro_batches(lambda rows: score(eval_model.model, rows), batch, eval_model.micro_batch_tokens)
-    sums = (-found.logps_BT.double().sum(1)).tolist()
+    sums = (-found.logps_BT.cpu().double().sum(1)).tolist()
     return list(zip(sums, found.mask_BT.sum(1).tolist(), strict=True))
 
 

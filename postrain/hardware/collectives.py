@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from postrain.losses.advantages import whiten
+from postrain.precision import widen
 
 T = TypeVar("T")
 
@@ -43,13 +44,15 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, population variance and count of the masked values of all ranks, float64 scalars; 0 without values.
+    """Mean, population variance and count of the masked values of all ranks, scalars of the device's widest type.
+
+    All are 0 without values.
 
     Two passes, the second over differences to the mean: E[x²] − E[x]² cancels when the variance is small relative to
     the mean.
     """
-    values_N = values[mask].double()
-    total, count = all_sum(torch.stack([values_N.sum(), mask.sum().double()]))
+    values_N = widen(values[mask])
+    total, count = all_sum(torch.stack([values_N.sum(), mask.sum().to(values_N.dtype)]))
     mean = total / count.clamp(min=1)
     return mean, all_sum(((values_N - mean) ** 2).sum()) / count.clamp(min=1), count
 

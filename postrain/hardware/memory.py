@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from postrain.hardware import mps
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -16,6 +18,8 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes that this process can still allocate on the device; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return mps.free_memory()
     known = [value for value in (_free_in_system(), _free_in_container()) if value is not None]
     return min(known, default=None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from postrain.errors import ConfigError
+from postrain.hardware import mps
 from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.processor import warn_if_slow
 from postrain.types import Count, Workers
@@ -64,8 +66,8 @@ LIGHTNING_NAMES: Mapping[str, Mapping[Any, str]] = {
 class Hardware:
     """Devices, distributed strategy and precision."""
 
-    accelerator: Literal["cpu", "gpu"] = "cpu"
-    """Device type: cpu or gpu."""
+    accelerator: Literal["cpu", "gpu", "mps"] = "cpu"
+    """Device type: cpu, gpu (CUDA) or mps (the GPU of an Apple computer; without one the CPU, with a warning)."""
     devices: Workers = 1
     """Ranks per node."""
     num_nodes: Workers = 1
@@ -134,16 +136,32 @@ class Hardware:
         return PRECISIONS[self.precision][1]
 
     @property
+    def available(self) -> Literal["cpu", "gpu", "mps"]:
+        """The accelerator of this run: `accelerator`, or cpu for mps on a machine without an Apple GPU."""
+        return "cpu" if self.accelerator == "mps" and mps.missing_reason() else self.accelerator
+
+    @property
     def device(self) -> torch.device:
         """The device of this rank."""
-        return torch.device(self.accelerator.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device(self.available.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
 
     def check(self) -> None:
         """Raises ConfigError for devices that this machine does not have."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ConfigError("trainer: no GPU is visible to PyTorch here; use trainer=cpu (or trainer=ddp_cpu)")
+            other = "trainer=cpu (or trainer=ddp_cpu)" if mps.missing_reason() else "trainer=mps"
+            raise ConfigError(f"trainer: no CUDA GPU is visible to PyTorch here; use {other}")
         if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
             raise ConfigError(f"trainer.devices={self.devices}, but only {torch.cuda.device_count()} GPUs are visible")
+        if self.accelerator == "mps" and (self.ranks > 1 or self.strategy != "single"):
+            raise ConfigError(
+                f"trainer: an Apple GPU is one device, got {self.ranks} ranks with strategy={self.strategy}; use "
+                "trainer.devices=1 trainer.strategy=single"
+            )
+        if self.available == "mps" and self.precision != "fp32" and not mps.supports_bf16():
+            raise ConfigError(
+                f"trainer.precision={self.precision}: Apple GPUs need macOS {mps.BF16_MACOS[0]} or newer for bf16; use "
+                "trainer.precision=fp32"
+            )
         if self.strategy == "single" and self.ranks > 1:
             raise ConfigError(f"trainer.strategy=single runs one process, not {self.ranks}; use trainer=ddp or fsdp")
 
@@ -154,7 +172,9 @@ class Hardware:
         hundred times slower with them: a DPO step on the bundled model takes 0.3 s instead of 2 s.
         """
         torch.set_flush_denormal(True)
-        if self.accelerator == "cpu" and self.precision != "fp32":
+        if self.available != self.accelerator:
+            print(f"warning: trainer=mps: {mps.missing_reason()}; running on the CPU", file=sys.stderr)
+        if self.available == "cpu" and self.precision != "fp32":
             warn_if_slow("trainer.precision", torch.bfloat16)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -170,7 +190,7 @@ class Hardware:
             return any(isinstance(one, kind) for one in callbacks)
 
         return Trainer(
-            accelerator=self.accelerator,
+            accelerator=self.available,
             devices=self.devices,
             num_nodes=self.num_nodes,
             strategy=self._strategy(),
@@ -221,7 +241,7 @@ def _has_no_effect(name: str, value: Any) -> bool:
 def _resolve_auto(options: dict[str, Any]) -> dict[str, Any]:
     """Replaces `auto` by the devices of this machine."""
     if options.get("accelerator") == "auto":
-        options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+        options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu" if mps.missing_reason() else "mps"
     if options.get("devices") in ("auto", -1, "-1"):
         options["devices"] = torch.cuda.device_count() if options.get("accelerator") == "gpu" else 1
     elif str(options.get("devices")).isdecimal():

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from postrain.precision import widen
+
 EPSILON = 1e-4
 """Added to standard deviations in divisors."""
 
@@ -26,8 +28,9 @@ def has_variance(rewards: Tensor) -> Tensor:
 
 def group_centred(rewards: Tensor) -> Tensor:
     """Each reward minus the mean of its group, [P, G]."""
-    # float64 keeps small differences of large rewards. Zero-variance groups are exactly 0, despite rounding.
-    rewards_PG = rewards.double()
+    # float64, where the device has it, keeps small differences of large rewards. Zero-variance groups are exactly 0,
+    # despite rounding.
+    rewards_PG = widen(rewards)
     centred_PG = (rewards_PG - rewards_PG.nanmean(1, keepdim=True)).nan_to_num(0.0)
     return (centred_PG * has_variance(rewards)[:, None]).to(rewards)
 
@@ -53,7 +56,7 @@ def group_advantages(
     if scale == "group":
         return centred_PG / (group_std(rewards) + EPSILON)
     if batch_std is None:
-        batch_std = rewards[~rewards.isnan()].double().std()
+        batch_std = widen(rewards[~rewards.isnan()]).std()
     return centred_PG / (batch_std.to(rewards) + EPSILON)
 
 
@@ -95,10 +98,10 @@ def whiten(
     Moments are those of the masked values, computed in float64; give them if the batch is distributed over ranks. In
     float32, the rounding error of the mean of values around 1000 is no longer small against their spread.
     """
-    known_N = values[mask].double()
+    known_N = widen(values[mask])
     mean = known_N.mean() if mean is None else mean
     variance = known_N.var(correction=0) if variance is None else variance
-    whitened = (values.double() - mean) * torch.rsqrt(variance + 1e-8)
+    whitened = (widen(values) - mean) * torch.rsqrt(variance + 1e-8)
     return ((whitened if shift_mean else whitened + mean) * mask).to(values)
 
 

@@ -27,6 +27,7 @@ from postrain.hardware import collectives
 from postrain.methods.optim import LR_RATIO, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches, score_with_reference, sequence_scores
+from postrain.precision import widest
 from postrain.types import Batch, Rows
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class LearningRateTrials:
             for group in self.method.micro_batches(prepared):
                 part = prepared.select(group)
                 total += torch.tensor([float(self.method.loss_sum(part).total), self.method.denominator(part)])
-        loss, count = collectives.all_sum(total.to(self.method.device)).tolist()
+        loss, count = collectives.all_sum(total.to(self.method.device, widest(self.method.device))).tolist()
         return loss / max(1.0, count)
 
     @torch.no_grad()
@@ -143,7 +144,7 @@ class LearningRateTrials:
             rows = rows_of(prepared)
             for group in micro_batches(rows.cost(), self.method.micro_batch_tokens):
                 total += self.summed_divergence(rows.select(group), initial)
-        moved, count = collectives.all_sum(total.to(self.method.device)).tolist()
+        moved, count = collectives.all_sum(total.to(self.method.device, widest(self.method.device))).tolist()
         return moved / max(1.0, count)
 
     def summed_divergence(self, rows: Rows, initial: Reference) -> Tensor:
@@ -151,7 +152,7 @@ class LearningRateTrials:
         policy = self.method.policy
         if self.method.head == "causal":
             found = score_with_reference(policy, initial, rows)
-            return torch.stack([found.kl_BT.sum(), found.mask_BT.sum()]).double().cpu()
+            return torch.stack([found.kl_BT.sum(), found.mask_BT.sum()]).cpu().double()
         now_B = sequence_scores(policy, rows).float()
         with initial.scoring() as frozen:
             before_B = sequence_scores(frozen, rows).float()

@@ -14,6 +14,7 @@ from postrain.hardware import collectives
 from postrain.losses.divergence import SampledKL, kl
 from postrain.losses.policy_gradient import PolicyTerms
 from postrain.models.scoring import ReferenceScores
+from postrain.precision import widen
 from postrain.types import Max, Mean
 
 Metrics = Mapping[str, Mean | Max]
@@ -109,20 +110,20 @@ def margin_bins(margin_B: Tensor, bins: int = BINS) -> Tensor:
     Bradley-Terry prefers the larger reward with confidence sigmoid(|margin|), between 1/2 and 1. The prediction is
     correct if the margin is positive, and counts half at 0.
     """
-    margin_B = margin_B.detach().double()
-    correct_B = (margin_B > 0).double() + 0.5 * (margin_B == 0)
+    margin_B = widen(margin_B.detach())
+    correct_B = (margin_B > 0).to(margin_B.dtype) + 0.5 * (margin_B == 0)
     return confidence_bins(torch.sigmoid(margin_B.abs()), correct_B, lowest=0.5, bins=bins)
 
 
 def confidence_bins(confidence_B: Tensor, correct_B: Tensor, *, lowest: float = 0.0, bins: int = BINS) -> Tensor:
-    """Number of cases, sum of confidences and number of correct cases in each bin, float64 [K, 3].
+    """Number of cases, sum of confidences and number of correct cases in each bin, [K, 3], in the device's widest type.
 
     The sums are additive over batches and ranks. Bins divide [`lowest`, 1] evenly. `correct_B` is between 0 (wrong) and
     1 (correct).
     """
-    confidence_B, correct_B = confidence_B.detach().double(), correct_B.double()
+    confidence_B, correct_B = widen(confidence_B.detach()), widen(correct_B)
     index_B = ((confidence_B - lowest) / (1 - lowest) * bins).long().clamp(max=bins - 1)
-    sums_K3 = torch.zeros(bins, 3, dtype=torch.float64, device=confidence_B.device)
+    sums_K3 = confidence_B.new_zeros(bins, 3)
     return sums_K3.index_add_(0, index_B, torch.stack([torch.ones_like(confidence_B), confidence_B, correct_B], dim=1))
 
 

@@ -25,8 +25,9 @@ from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
 from postrain.types import Rows
 
-# Elements of a [positions, V] chunk: 128 MiB in float32 on a CPU; 1 GiB on a GPU, where kernel launches cost time.
-CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+# Elements of a [positions, V] chunk: 128 MiB in float32 on a CPU; 1 GiB on a GPU, where kernel launches cost time;
+# 256 MiB on an Apple GPU, which shares the memory of the CPU.
+CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28, "mps": 2**26}
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, Any]:
     """Platform, CPU, cores, threads, memory and GPUs of this machine."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("Apple GPU")
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),

@@ -118,7 +118,7 @@ def measure(config: TrainConfig, components: Components, folder: Path, *, loadin
     adapted = hasattr(method.policy, "peft_config")
     exported = [p for p in method.policy.parameters() if p.requires_grad or not adapted]
     found.model = sum(p.numel() * p.element_size() for p in exported)
-    found.peak = torch.cuda.max_memory_allocated() if config.trainer.accelerator == "gpu" else peak_memory()
+    found.peak = torch.cuda.max_memory_allocated() if config.trainer.device.type == "cuda" else peak_memory()
     return found
 
 

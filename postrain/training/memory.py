@@ -146,7 +146,7 @@ def memory_of_run(config: TrainConfig) -> float | None:
     """The memory that each rank may use, including what this process uses already."""
     hardware = config.trainer
     free = available_memory(hardware.device)
-    if free is None or hardware.accelerator == "gpu":
+    if free is None or hardware.device.type == "cuda":
         return free
     return (free + resident_memory()) / hardware.devices
 
@@ -164,7 +164,7 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
     """The memory of each rank of a run; `data` is prepared for the method."""
     method, hardware = config.method, config.trainer
     # Before the trace, which imports modules of its own.
-    process = CUDA_CONTEXT if hardware.accelerator == "gpu" else resident_memory() + LATER_IMPORTS
+    process = CUDA_CONTEXT if hardware.device.type == "cuda" else resident_memory() + LATER_IMPORTS
     available = memory_of_run(config)
     model = FakeModel(config.resolved, method.head, config.adapter, dtype=hardware.dtype, device=hardware.device)
     separate_critic = getattr(method, "critic", "shared") == "separate"
@@ -274,7 +274,7 @@ def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> f
     window = getattr(shape, "sliding_window", None)
     windowed = window is not None and window < prompt + completion_tokens(config)
     copied = is_supported(unwrapped(model.policy), windowed=windowed) and (
-        config.trainer.accelerator == "gpu" or supports_packed_weights(dtype)
+        config.trainer.device.type == "cuda" or supports_packed_weights(dtype)
     )
     copies = size_of(config.resolved) * item if copied else 0
     # Sampling makes float32 weights of the logits, and pads them.

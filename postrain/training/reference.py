@@ -51,7 +51,7 @@ def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
     weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
     if hardware.reference_precision and config.reference is not None:
         weights += f" {hardware.reference_precision}"
-    return f"{weights} {hardware.precision} {hardware.accelerator} {torch.__version__} {transformers.__version__}"
+    return f"{weights} {hardware.precision} {hardware.available} {torch.__version__} {transformers.__version__}"
 
 
 def build_reference(

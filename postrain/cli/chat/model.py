@@ -19,6 +19,7 @@ from postrain.cli.chat.conversation import Conversation, TruncatedConversation, 
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages
 from postrain.errors import ConfigError
+from postrain.hardware import mps
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
@@ -62,7 +63,7 @@ class ChatModel:
 
     def __init__(self, resolved: ResolvedModel) -> None:
         """Raises ConfigError if the model is not a language model."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu" if mps.missing_reason() else "mps"
         tokenizer = load_tokenizer(resolved)
         self.name, self.context = resolved.name, resolved.context
         self.template = Template(tokenizer)
