@@ -6,7 +6,6 @@ counts and a few shortened rows for the report.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,9 @@ from postrain.data.encode import Encoded, TokenUse
 from postrain.data.kinds import KINDS
 from postrain.data.layouts import names
 from postrain.data.preview import PreviewRow, preview
+from postrain.data.token_counts import TokenCounts, fingerprint
 from postrain.errors import ConfigError
 
-PERCENTILES = (50, 90, 99, 100)
 STYLES: Mapping[TokenUse, str] = {
     "loss": "green",
     "context": "dim",
@@ -183,41 +182,13 @@ def count(
 
     `gold` are the gold columns of the held-out rows, which the evaluation of completions uses.
     """
-    ids = [tokens for item in train for tokens in item.sequences()]
-    rows = [row for item in train for row in item.token_rows()]
-    learned = [int(row.supervised.sum()) for row in rows]
-    lengths = sorted(map(len, ids))
-    ends = [bool(row.supervised[-1]) and int(row.ids[-1]) in template.stop_ids for row in rows]
+    counts = TokenCounts(template)
+    counts.add(train)
     return {
-        "items": len(train),
-        "tokens": sum(lengths),
-        "supervised": sum(learned),
-        "supervised_min": min(learned, default=0),
-        "supervised_mean": sum(learned) / max(1, len(learned)),
-        "unsupervised_rows": learned.count(0),
-        "ended": sum(ends) / max(1, len(ends)),
-        "bos": max((_leading(tokens.tolist(), template.tokenizer.bos_token_id) for tokens in ids), default=0),
-        "lengths": {_name(p): lengths[(len(lengths) - 1) * p // 100] for p in PERCENTILES} if lengths else {},
-        "labels": _labels(train),
-        "fingerprint": fingerprint([*train, *held_out], gold),
+        **counts.fields(),
+        "fingerprint": fingerprint(held_out, gold, after=counts.digest),
         "shown": tuple(row.shortened() for row in preview(train[:PREVIEW_ITEMS], template)),
     }
-
-
-def _labels(items: Sequence[Encoded]) -> dict[str, int]:
-    """Count of each label, by name."""
-    labels = [label for item in items for label in item.label_values()]
-    return dict(zip(items[0].label_names, (sum(labels), labels.count(False)), strict=True)) if labels else {}
-
-
-def fingerprint(items: Sequence[Encoded], gold: Sequence[Any] = ()) -> str:
-    """sha256 of the tokens, masks, labels, margins and columns of all items in order, and of `gold`."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(item.signature())
-    if gold:
-        digest.update(repr(gold).encode())
-    return digest.hexdigest()
 
 
 def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
@@ -242,13 +213,5 @@ def _printed(renderable: Any) -> str:
     return capture.get().rstrip("\n")
 
 
-def _name(percentile: int) -> str:
-    return "longest" if percentile == 100 else f"p{percentile}"
-
-
 def _counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in found.items()) or "none"
-
-
-def _leading(ids: Sequence[int], token: int | None) -> int:
-    return next((place for place, found in enumerate(ids) if found != token), len(ids)) if token is not None else 0

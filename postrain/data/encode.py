@@ -41,6 +41,8 @@ class Encoded(ABC):
     """Number of the row in the source."""
 
     label_names: ClassVar[tuple[str, str]] = ("true", "false")
+    repeated_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields whose tokens are those of other items; `sequences` leaves them out."""
 
     @classmethod
     @abstractmethod

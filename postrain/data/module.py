@@ -13,13 +13,13 @@ from dataclasses import InitVar, asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 
 from postrain.config.schema import load_target
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
 from postrain.data.decontaminate import Benchmark, expand
+from postrain.data.item_store import distinct_ids
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
 from postrain.data.preparation import Preparation
@@ -163,7 +163,7 @@ class DataModule(DataSettings, LightningDataModule):
 
     def token_ids(self) -> list[int]:
         """The distinct token ids of the training rows, sorted."""
-        return torch.cat([ids for item in self.train for ids in item.sequences()]).unique().tolist()
+        return distinct_ids(self.train)
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:

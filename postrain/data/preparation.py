@@ -10,13 +10,14 @@ from postrain.data.audit import Audit
 from postrain.data.chat import Template
 from postrain.data.decontaminate import Benchmark, decontaminate
 from postrain.data.encode import Encoded, Encoder
+from postrain.data.item_store import stored
 from postrain.data.kinds import KINDS
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import apply_filters
 from postrain.data.readers import Table
 from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
-from postrain.data.records import Record, encode
+from postrain.data.records import Record, encode, encode_each
 from postrain.data.schedule import DataSpec
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Loaded
@@ -54,8 +55,8 @@ class Preparation:
         """The records of `parts` as tokens, with their audit; `loaded` are the rows that they were read from."""
         encoder = self.encoder(self._row_length())
         dropped, name = self.counts.dropped, loaded.train.name
-        train = drop_empty(encode(self._with_reward_columns(parts.train), encoder), dropped, name)
-        held_out = drop_empty(self._held_out(encoder, parts), dropped, name)
+        train = stored(drop_empty(encode_each(self._with_reward_columns(parts.train), encoder), dropped, name))
+        held_out = tuple(drop_empty(self._held_out(encoder, parts), dropped, name))
         return Prepared(parts, train, held_out, self._audit(loaded, parts, (train, held_out), encoder))
 
     def split(self, loaded: Loaded) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from postrain.data.encode import Encoded, LossOn
@@ -85,13 +85,18 @@ def reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "there are none"
 
 
-def drop_empty(items: tuple[Encoded, ...], dropped: Counter[str], source: str) -> tuple[Encoded, ...]:
+def drop_empty(items: Iterable[Encoded], dropped: Counter[str], source: str) -> Iterator[Encoded]:
     """Drops items that cannot be used after truncation. Raises ConfigError if none is left."""
-    reasons = [item.drop_reason() for item in items]
-    dropped.update(reason for reason in reasons if reason)
-    if items and all(reasons):
-        raise ConfigError(f"{source}: {reasons[0]}, in every row; raise data.max_length")
-    return tuple(item for item, reason in zip(items, reasons, strict=True) if not reason)
+    kept, first = 0, ""
+    for item in items:
+        if reason := item.drop_reason():
+            dropped[reason] += 1
+            first = first or reason
+        else:
+            kept += 1
+            yield item
+    if first and not kept:
+        raise ConfigError(f"{source}: {first}, in every row; raise data.max_length")
 
 
 @dataclass(frozen=True)

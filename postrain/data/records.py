@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -69,7 +69,7 @@ class Record(ABC):
         raise NotImplementedError
 
     @classmethod
-    def encode_all(cls, records: Sequence[Any], encoder: Encoder) -> tuple[Encoded, ...]:
+    def encode_all(cls, records: Sequence[Any], encoder: Encoder) -> Iterator[Encoded]:
         """Encodes records of this kind, in order."""
         if encoder.pack:
             raise ConfigError("data.pack=true is available for running text only; use data.pack=false here")
@@ -93,12 +93,17 @@ class Record(ABC):
 
 def encode(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
     """Encodes records of one kind, in order. Packed text gives fewer items than records."""
-    return type(records[0]).encode_all(records, encoder) if records else ()
+    return tuple(encode_each(records, encoder))
 
 
-def encode_in_batches(records: Sequence[Record], encoder: Encoder) -> tuple[Encoded, ...]:
+def encode_each(records: Sequence[Record], encoder: Encoder) -> Iterator[Encoded]:
+    """`encode` of many records, without keeping the items."""
+    return type(records[0]).encode_all(records, encoder) if records else iter(())
+
+
+def encode_in_batches(records: Sequence[Record], encoder: Encoder) -> Iterator[Encoded]:
     """Encodes records independently of each other, with one call of the tokenizer for many records."""
-    return tuple(finish_all((record.encoding(encoder) for record in records), encoder.template.tokenize))
+    return finish_all((record.encoding(encoder) for record in records), encoder.template.tokenize)
 
 
 # Conversion -------------------------------------------------------------------------------------------------------

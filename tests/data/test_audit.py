@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from postrain.data.audit import Audit, count, fingerprint, show
+from postrain.data.audit import Audit, count, show
 from postrain.data.chat import Template
 from postrain.data.encode import EncodedRow
 from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.data.kinds.steps import EncodedSteps
 from postrain.data.kinds.unpaired_preference import EncodedUnpairedPreference
+from postrain.data.token_counts import fingerprint
 from postrain.errors import ConfigError
 from tests.data.helpers import byte_tokenizer
 

@@ -111,7 +111,7 @@ def test_chain_without_a_step_after_truncation_is_dropped_and_counted() -> None:
     assert [item.row for item in drop_empty(items, dropped, "x.jsonl")] == [1]
     assert dropped == {"first step too long": 1}
     with pytest.raises(ConfigError, match=r"^x\.jsonl: first step too long, in every row; raise data\.max_length$"):
-        drop_empty(items[:1], dropped, "x.jsonl")
+        tuple(drop_empty(items[:1], dropped, "x.jsonl"))
 
 
 def test_step_batch_keeps_labels_with_their_rows() -> None:

@@ -43,8 +43,8 @@ class Text(Record):
         return _all_supervised(self.row, ids)
 
     @classmethod
-    def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> tuple[Encoded, ...]:
-        return tuple(_packed(records, encoder)) if encoder.pack else encode_in_batches(records, encoder)
+    def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> Iterator[Encoded]:
+        return _packed(records, encoder) if encoder.pack else encode_in_batches(records, encoder)
 
     def encode_beginning(self, encoder: Encoder) -> EncodedPrompt:
         """The beginning of the text as a prompt to sample from."""

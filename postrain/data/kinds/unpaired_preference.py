@@ -8,7 +8,7 @@ and their reference log-probs can be cached.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -50,7 +50,7 @@ class UnpairedPreference(Record):
         return ("completion", "label") if kind == "Prompt" else ()
 
     @classmethod
-    def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> tuple[Encoded, ...]:
+    def encode_all(cls, records: Sequence[Self], encoder: Encoder) -> Iterator[Encoded]:
         """Each completion with its prompt, and each prompt with the completion of another record (`kto_pairing`)."""
         if encoder.pack:
             return super().encode_all(records, encoder)
@@ -62,7 +62,7 @@ class UnpairedPreference(Record):
         completions = [answer.ids[answer.supervised] for answer in answers]
         others = kto_pairing([_key(prompt) for prompt, _ in tokens], [_key(ids) for ids in completions])
         uncounted = replace(encoder, cuts=Counter())  # counts each truncation once
-        return tuple(
+        return (
             EncodedUnpairedPreference(
                 record.row, answer, uncounted.answer(record.row, prompt, completions[other]), label=record.label
             )
@@ -145,6 +145,7 @@ class EncodedUnpairedPreference(Encoded):
     label: bool
 
     label_names = ("desirable", "undesirable")
+    repeated_fields = ("unrelated",)
 
     @classmethod
     def collate(cls, items: Sequence[Self]) -> UnpairedPreferences:
