@@ -20,6 +20,7 @@ from torch import Tensor
 from postrain.data import rendering
 from postrain.data.conversation import LAST_TURN, Message, Messages
 from postrain.data.rendering import INSTRUCTION, REWRITTEN, VERBATIM, RenderedAnswer
+from postrain.data.skeletons import Skeletons
 from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
@@ -51,6 +52,7 @@ class Template:
         self.name, own = rendering.choose(tokenizer, mode)
         self._adds_bos = rendering.adds_bos(tokenizer)
         self.tokenize = PieceTokenizer(tokenizer)
+        self._skeletons = Skeletons(tokenizer)
         names = INSTRUCTION if self.name == "random" else (self.name,)
         self._sources = tuple(
             own if name == "chat" and own else rendering.bundled(name, bos=self._adds_bos) for name in names
@@ -235,13 +237,18 @@ class Template:
             {"role": "user", "content": turn.written or ""} if self._keeps_text(turn) else rendering.as_mapping(turn)
             for turn in messages
         ]
+        continues = prompt and self._continues(messages)
+        if not marks and not continues:
+            filled = self._skeletons.fill(self.source(row), turns, prompt=prompt)
+            if filled is not None:
+                return filled, []
         try:
             return rendering.render(
                 self.source(row),
                 turns,
                 self.tokenizer.special_tokens_map,
                 prompt=prompt,
-                continues=prompt and self._continues(messages),
+                continues=continues,
                 marks=marks,
             )
         except ConfigError as problem:

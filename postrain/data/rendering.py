@@ -64,6 +64,11 @@ def clock_at(moment: datetime) -> Iterator[None]:
         _clock.reset(before)
 
 
+def current_clock() -> datetime | None:
+    """The moment set by `clock_at`; None outside of its block."""
+    return _clock.get()
+
+
 def named_templates(tokenizer: Any) -> Mapping[str, str]:
     """The tokenizer's templates by name; empty if it has none or a single one without a name."""
     found = tokenizer.chat_template
