@@ -181,6 +181,10 @@ class RewardBatch:
     """Each reward component before weighting, [B]; None if it could not score the completion."""
 
 
+PerRow = tuple[Tensor, Tensor]
+"""Total and count of each row, [B] each."""
+
+
 @dataclass
 class Mean:
     """A mean as total and count, which are summed over micro-batches, mini-batches and ranks.
@@ -191,6 +195,15 @@ class Mean:
 
     total: Tensor | float
     count: Tensor | float
+    rows: PerRow | None = None
+    """The same for each row, where a metric has them; sums have none."""
+
+    @classmethod
+    def of_rows(cls, total_B: Tensor, count_B: Tensor | None = None) -> Mean:
+        """The mean over rows, or over what `count_B` counts in each row."""
+        total_B = total_B.detach()
+        count = len(total_B) if count_B is None else count_B.sum()
+        return cls(total_B.sum(), count, (total_B, torch.ones_like(total_B) if count_B is None else count_B))
 
     def __add__(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.count + other.count)
@@ -223,3 +236,10 @@ class LossSum:
     """Scalar, differentiable."""
     metrics: Mapping[str, Mean | Max]
     """Metrics to log, each with its own count."""
+    rows: PerRow | None = None
+    """The loss of each row and what it is a mean over, for the intervals of held-out losses."""
+
+    @classmethod
+    def of_rows(cls, loss_B: Tensor, metrics: Mapping[str, Mean | Max]) -> LossSum:
+        """The loss of each row, each of which counts once."""
+        return cls(loss_B.sum(), metrics, (loss_B.detach(), torch.ones_like(loss_B)))

@@ -152,6 +152,18 @@ def test_every_logged_metric_is_declared(shared_run):
     assert [name for name in sorted(logged) if declared(name) is None] == []
 
 
+def test_saved_held_out_rows_add_up_to_the_metrics(shared_run):
+    folder = shared_run().folder
+    logged = {record["update"]: record for record in records(folder)}
+    saved = folder.held_out.read()
+    for record in saved:
+        value = sum(record["totals"]) / sum(record["counts"])
+        assert value == pytest.approx(logged[record["update"]][f"eval/{record['metric']}"], rel=1e-5)
+    named = {record["metric"] for record in saved}
+    assert ("eval/loss" in logged[0]) == ("loss" in named)
+    assert not named or {record["update"] for record in saved} >= {0, max(logged)}
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(shared_run, tmp_path):
     whole = shared_run().folder
     killed = RunFolder(shutil.copytree(whole.path, tmp_path / Path(*whole.path.parts[-3:])))
@@ -164,6 +176,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(shared_run, tmp_path):
     resumed(killed)
     assert records(killed) == records(whole)
     assert killed.samples.read() == whole.samples.read()
+    assert killed.held_out.read() == whole.held_out.read()
     one, other = final_state(killed), final_state(whole)
     assert same(one["state_dict"], other["state_dict"])
     assert same(one["optimizer_states"], other["optimizer_states"])

@@ -6,6 +6,7 @@ reward, gold score and exact KL to the reference. Further evaluation tasks are c
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
 from postrain.rollout.collect import Rollouts
-from postrain.types import Count, CountOrZero, Max, Mean
+from postrain.types import Count, CountOrZero, Max, Mean, PerRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class TrainingEvalResult:
     """The gold score of each completion by part; empty mappings if the data has no gold scores."""
     notes: Mapping[str, tuple[str, ...]]
     """The notes of each task."""
+    rows: Mapping[str, PerRow] = field(default_factory=dict)
+    """Total and count of each held-out row, by metric, in the order of the data."""
 
 
 @torch.no_grad()
@@ -59,11 +62,17 @@ def evaluate(
     """Evaluates the method without changing it. `eval_model` is its policy; None if it does not generate text."""
     method.policy.eval()
     found: dict[str, Mean | Max] = {}
+    parts: dict[str, list[PerRow]] = defaultdict(list)
     for index, batch in enumerate(data.val_dataloader()):
-        add_metrics(found, method.evaluate(batch.to(method.device), index))
+        of_batch = method.evaluate(batch.to(method.device), index)
+        add_metrics(found, of_batch)
+        for name, value in of_batch.items():
+            if isinstance(value, Mean) and value.rows is not None:
+                parts[name].append(value.rows)
+    rows = {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in parts.items()}
     metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
     if eval_model is None:
-        return TrainingEvalResult(metrics, None, (), {})
+        return TrainingEvalResult(metrics, None, (), {}, rows)
     rollouts, gold = None, ()
     if settings.completions:
         rollouts = complete(eval_model, settings.completions, prompts=data.eval_prompts(settings.completions))
@@ -72,7 +81,7 @@ def evaluate(
         metrics |= {name: value.value() for name, value in sampled.items()}
     results = {name: task.value(eval_model) for name, task in settings.tasks.items()}
     metrics |= {f"eval/{task}/{name}": value for task, name, value in metric_values(results)}
-    return TrainingEvalResult(metrics, rollouts, gold, {name: result.notes for name, result in results.items()})
+    return TrainingEvalResult(metrics, rollouts, gold, {name: result.notes for name, result in results.items()}, rows)
 
 
 def metric_values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:

@@ -40,15 +40,15 @@ class CPO(PairMethod):
         scores = score_pairs(self.policy, batch)
         chosen_B, rejected_B = scores.chosen.logps_BT.sum(1), scores.rejected.logps_BT.sum(1)
         chosen_lengths_B = lengths(scores.chosen)
-        total = losses.cpo(
+        loss_B = losses.cpo(
             chosen_B,
             rejected_B,
             chosen_lengths=chosen_lengths_B,
             beta=self.beta,
             sft_coef=self.sft_coef,
             label_smoothing=self.label_smoothing,
-            reduction="sum",
+            reduction="none",
         )
         metrics = pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores)
         metrics["nll/chosen"] = Mean(-(chosen_B / chosen_lengths_B).detach().sum(), len(batch))
-        return LossSum(total, metrics)
+        return LossSum.of_rows(loss_B, metrics)

@@ -195,16 +195,16 @@ class DPO(ReferenceModelMixin, PairMethod):
     def loss_sum(self, batch: PairsWithReference) -> LossSum:
         policy, reference = score_pairs(self.policy, batch.pairs), batch.reference()
         terms = self.terms(policy, batch)
-        losses: dict[LossName, Tensor] = {name: LOSSES[name](terms).sum() for name in self.weights}
+        losses: dict[LossName, Tensor] = {name: LOSSES[name](terms) for name in self.weights}
         metrics = pair_metrics(self.beta * terms.chosen_B, self.beta * terms.rejected_B, policy)
         if len(losses) > 1:
-            metrics |= {f"loss/{name}": Mean(value.detach(), len(batch)) for name, value in losses.items()}
-        total = sum((self.weights[name] * value for name, value in losses.items()), start=torch.zeros(()))
+            metrics |= {f"loss/{name}": Mean(loss_B.detach().sum(), len(batch)) for name, loss_B in losses.items()}
+        loss_B = sum((self.weights[name] * loss_B for name, loss_B in losses.items()), start=torch.zeros(()))
         if self.sft_coef:
             nll_B = -mean_logps(policy.chosen)
-            total = total + self.sft_coef * nll_B.sum()
+            loss_B = loss_B + self.sft_coef * nll_B
             metrics["nll/chosen"] = Mean(nll_B.detach().sum(), len(batch))
-        return LossSum(total, metrics | self.log_ratio_metrics(policy, reference))
+        return LossSum.of_rows(loss_B, metrics | self.log_ratio_metrics(policy, reference))
 
     def log_ratio_metrics(self, policy: PairScores, reference: PairScores) -> dict[str, Mean | Max]:
         """Log-ratios of both completions to the reference; empty with reference_free."""

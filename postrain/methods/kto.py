@@ -18,7 +18,7 @@ from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.methods.learning_rates import LearningRates
-from postrain.methods.metrics import count_positive
+from postrain.methods.metrics import positive
 from postrain.methods.reference_cache import LogpsByRow, lookup
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import score
@@ -90,18 +90,18 @@ class KTO(ReferenceModelMixin):
         scores, label_B, count = score(self.policy, batch.rows), batch.label_B, len(batch)
         log_ratio_BT = scores.logps_BT - pad_sequence(list(batch.ref_logps), batch_first=True).to(scores.logps_BT)
         log_ratio_B = log_ratio_BT.sum(1)
-        total = losses.kto(
+        loss_B = losses.kto(
             log_ratio_B,
             label_B,
             batch.baseline_B,
             beta=self.beta,
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
-            reduction="sum",
+            reduction="none",
         )
         above_B = self.beta * (log_ratio_B - batch.baseline_B).detach()
         metrics: dict[str, Mean | Max] = {
-            "accuracy": Mean(count_positive(torch.where(label_B, above_B, -above_B)), count),
+            "accuracy": Mean.of_rows(positive(torch.where(label_B, above_B, -above_B))),
             "kl/baseline": Mean(batch.baseline_B.sum(), count),
         }
         for name, labelled_B in (("desirable", label_B), ("undesirable", ~label_B)):
@@ -111,7 +111,7 @@ class KTO(ReferenceModelMixin):
             metrics[f"reward/{name}"] = Mean(self.beta * log_ratio_B.detach()[labelled_B].sum(), found)
             metrics[f"log_ratio/{name}"] = Mean(log_ratio_B.detach()[labelled_B].sum(), found)
             metrics[f"length/{name}"] = Mean(scores.mask_BT[labelled_B].sum(), found)
-        return LossSum(total, metrics | self.log_ratio_metrics(log_ratio_BT))
+        return LossSum.of_rows(loss_B, metrics | self.log_ratio_metrics(log_ratio_BT))
 
     def log_ratio_metrics(self, log_ratio_BT: Tensor) -> dict[str, Mean | Max]:
         """The largest log-ratio of a token; empty with reference_free."""

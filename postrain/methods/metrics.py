@@ -58,9 +58,9 @@ def to_floats(value: Mean | Max) -> Mean | Max:
 # Metrics of several methods -------------------------------------------------------------------------------------------
 
 
-def count_positive(gap_B: Tensor) -> Tensor:
-    """Number of positive gaps, a scalar; ties count half."""
-    return ((gap_B > TIE) + 0.5 * (gap_B.abs() <= TIE)).sum()
+def positive(gap_B: Tensor) -> Tensor:
+    """1 for a positive gap, 0 for a negative one, 0.5 for a tie, [B]."""
+    return (gap_B > TIE) + 0.5 * (gap_B.abs() <= TIE)
 
 
 def explained_variance(returns: Tensor, errors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
-from postrain.methods.metrics import Metrics, count_positive
+from postrain.methods.metrics import Metrics, positive
 from postrain.methods.online import Online
 from postrain.rollout.collect import Rollouts
 from postrain.seeds import derive_seed
@@ -82,7 +82,7 @@ class OnlinePreference(Online):
         beats_B = self.preference(self.completed(self.policy, batch, index), self.reference_rollouts[index])
         known_B = beats_B[~beats_B.isnan()]
         return {
-            "win_rate": Mean(count_positive(known_B - 0.5), len(known_B)),
+            "win_rate": Mean(positive(known_B - 0.5).sum(), len(known_B)),
             "preference": Mean(known_B.sum(), len(known_B)),
         }
 

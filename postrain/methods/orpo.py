@@ -41,4 +41,4 @@ class ORPO(PairMethod):
         metrics = pair_metrics(chosen_B, rejected_B, scores)
         metrics["nll/chosen"] = Mean(-chosen_B.detach().sum(), len(batch))
         metrics["loss/odds_ratio"] = Mean(odds_B.sum(), len(batch))
-        return LossSum(losses.orpo(chosen_B, rejected_B, odds_coef=self.odds_coef, reduction="sum"), metrics)
+        return LossSum.of_rows(losses.orpo(chosen_B, rejected_B, odds_coef=self.odds_coef, reduction="none"), metrics)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
-from postrain.methods.metrics import count_positive
+from postrain.methods.metrics import positive
 from postrain.models.scoring import Scores, score
 from postrain.types import Batch, Max, Mean
 
@@ -62,7 +62,7 @@ def pair_metrics(chosen_B: Tensor, rejected_B: Tensor, scores: PairScores) -> di
     """Accuracy, margin, rewards, log-probabilities and lengths; `chosen_B` and `rejected_B` are implicit rewards."""
     margin_B, pairs = (chosen_B - rejected_B).detach(), len(chosen_B)
     metrics: dict[str, Mean | Max] = {
-        "accuracy": Mean(count_positive(margin_B), pairs),
+        "accuracy": Mean.of_rows(positive(margin_B)),
         "margin": Mean(margin_B.sum(), pairs),
     }
     for name, reward_B, side in (("chosen", chosen_B, scores.chosen), ("rejected", rejected_B, scores.rejected)):

@@ -28,7 +28,8 @@ class Pretrain(Method):
 
     def loss_sum(self, batch: Rows) -> LossSum:
         scores = score(self.policy, batch)
-        return LossSum(losses.sft(scores.logps_BT, scores.mask_BT, reduction="sum"), {})
+        nll_BT = losses.sft(scores.logps_BT, scores.mask_BT, reduction="none")
+        return LossSum(nll_BT.sum(), {}, (nll_BT.detach().sum(1), scores.mask_BT.sum(1)))
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         return {"perplexity": math.exp(min(metrics["loss"], 50.0))}

@@ -67,8 +67,9 @@ class PRM(Method):
     def loss_sum(self, batch: StepRows) -> LossSum:
         labels_BS, mask_BS, used_BS = self.labels_and_masks(batch)
         logits_BS = step_logits(self.policy, batch.rows)
-        total = losses.prm(logits_BS, labels_BS, used_BS, reduction="sum")
-        return LossSum(total, accuracies(logits_BS.detach() > 0, labels_BS, mask_BS))
+        loss_BS = losses.prm(logits_BS, labels_BS, used_BS, reduction="none")
+        metrics = accuracies(logits_BS.detach() > 0, labels_BS, mask_BS)
+        return LossSum(loss_BS.sum(), metrics, (loss_BS.detach().sum(1), used_BS.sum(1)))
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         """Baseline: the accuracy of always predicting the more frequent label."""
@@ -84,10 +85,10 @@ def accuracies(right_BS: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> dict[str
     flawed_B = bad_BS.any(1)
     solved_B = (~right_BS & mask_BS).any(1) == flawed_B
     return {
-        "step_accuracy": Mean(agree_BS.sum(), mask_BS.sum()),
+        "step_accuracy": Mean.of_rows(agree_BS.sum(1), mask_BS.sum(1)),
         "step_accuracy/right": Mean((agree_BS & good_BS).sum(), good_BS.sum()),
         "step_accuracy/wrong": Mean((agree_BS & bad_BS).sum(), bad_BS.sum()),
         "first_error_accuracy": Mean(((predicted_B == true_B) & flawed_B).sum(), flawed_B.sum()),
-        "solution_accuracy": Mean(solved_B.sum(), len(solved_B)),
+        "solution_accuracy": Mean.of_rows(solved_B.float()),
         "positive_step_fraction": Mean(good_BS.sum(), mask_BS.sum()),
     }

@@ -8,7 +8,7 @@ from postrain import losses
 from postrain.data.kinds.preference import Pairs
 from postrain.methods.base import Method
 from postrain.methods.learning_rates import LearningRates
-from postrain.methods.metrics import count_positive, margin_bins
+from postrain.methods.metrics import margin_bins, positive
 from postrain.models.scoring import sequence_scores
 from postrain.types import LossSum, Mean, NonNegative, Size
 
@@ -39,13 +39,13 @@ class RewardModel(Method):
     def loss_sum(self, batch: Pairs) -> LossSum:
         chosen_B, rejected_B = sequence_scores(self.policy, batch.chosen + batch.rejected).chunk(2)
         margin_B = batch.margin_B.to(chosen_B) * self.use_margin
-        total = losses.bradley_terry(
-            chosen_B, rejected_B, margin_B, center_rewards_coefficient=self.center_rewards_coefficient, reduction="sum"
+        loss_B = losses.bradley_terry(
+            chosen_B, rejected_B, margin_B, center_rewards_coefficient=self.center_rewards_coefficient, reduction="none"
         )
         gap_B = (chosen_B - rejected_B).detach()
         pairs = len(batch)
         metrics = {
-            "accuracy": Mean(count_positive(gap_B), pairs),
+            "accuracy": Mean.of_rows(positive(gap_B)),
             "margin": Mean(gap_B.sum(), pairs),
             "reward/chosen": Mean(chosen_B.detach().sum(), pairs),
             "reward/rejected": Mean(rejected_B.detach().sum(), pairs),
@@ -53,7 +53,7 @@ class RewardModel(Method):
         # Signed calibration gaps of the bins are summed over batches; `derived` computes the error from the sums.
         for index, (_, confidence, right) in enumerate(margin_bins(gap_B).tolist()):
             metrics[f"_bin/{index}"] = Mean(confidence - right, pairs)
-        return LossSum(total, metrics)
+        return LossSum.of_rows(loss_B, metrics)
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         return {"calibration_error": sum(abs(value) for name, value in metrics.items() if name.startswith("_bin/"))}

@@ -60,13 +60,16 @@ class SFT(Method):
             metrics["kl/exact"] = Mean(found.kl_BT.detach().sum(), tokens)
             if tokens:
                 metrics["kl/log_ratio_max"] = Max(log_ratio_BT.abs().max())
-            nll = losses.sft(found.logps_BT, found.mask_BT, reduction="sum")
+            logps_BT, mask_BT = found.logps_BT, found.mask_BT
             penalty = self.kl_coef * found.kl_BT.sum()
         else:
             scores = score(self.policy, batch)
-            nll, penalty = losses.sft(scores.logps_BT, scores.mask_BT, reduction="sum"), 0.0
-        if self.kl_coef or self.l2_coef:
-            metrics["nll"] = Mean(nll.detach(), tokens)
+            logps_BT, mask_BT, penalty = scores.logps_BT, scores.mask_BT, 0.0
+        nll_BT = losses.sft(logps_BT, mask_BT, reduction="none")
+        nll, rows = nll_BT.sum(), (nll_BT.detach().sum(1), mask_BT.sum(1))
+        if not self.kl_coef and not self.l2_coef:
+            return LossSum(nll, metrics, rows)
+        metrics["nll"] = Mean(nll.detach(), tokens, rows)
         if self.l2_coef:
             distance = losses.l2_distance(self.trainable_parameters(), self.initial)
             metrics["l2"] = Mean(distance.detach() * tokens, tokens)

@@ -38,12 +38,12 @@ class SimPO(PairMethod):
     def loss_sum(self, batch: Pairs) -> LossSum:
         scores = score_pairs(self.policy, batch)
         chosen_B, rejected_B = mean_logps(scores.chosen), mean_logps(scores.rejected)
-        total = losses.simpo(
+        loss_B = losses.simpo(
             chosen_B,
             rejected_B,
             beta=self.beta,
             gamma_beta_ratio=self.gamma_beta_ratio,
             label_smoothing=self.label_smoothing,
-            reduction="sum",
+            reduction="none",
         )
-        return LossSum(total, pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores))
+        return LossSum.of_rows(loss_B, pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores))

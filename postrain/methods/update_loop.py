@@ -11,6 +11,7 @@ depend on the division into micro-batches and ranks.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -93,12 +94,22 @@ class UpdateLoop(LightningHooks):
         return sum(int(mask.sum()) for mask in rows.supervised)
 
     def evaluate(self, batch: Any, index: int) -> Metrics:
-        """Metrics of one held-out batch; `index` numbers it, for seeds."""
+        """Metrics of one held-out batch, `rows` in its order; `index` numbers it, for seeds."""
         found: dict[str, Mean | Max] = {}
-        for group in self.micro_batches(batch):
+        groups, rows = self.micro_batches(batch), defaultdict(list)
+        for group in groups:
             part = batch.select(group)
             loss = self.loss_sum(part)
-            add_metrics(found, {"loss": Mean(loss.total.detach(), self.denominator(part)), **loss.metrics})
+            metrics = {"loss": Mean(loss.total.detach(), self.denominator(part), loss.rows), **loss.metrics}
+            for name, value in metrics.items():
+                if isinstance(value, Mean) and value.rows is not None:
+                    rows[name].append(torch.stack(value.rows).double().cpu())
+            add_metrics(found, metrics)
+        order = torch.tensor([index for group in groups for index in group]).argsort()
+        for name, parts in rows.items():
+            mean, (total_B, count_B) = found[name], torch.cat(parts, dim=1)[:, order]
+            assert isinstance(mean, Mean)
+            found[name] = Mean(mean.total, mean.count, (total_B, count_B))
         return found
 
     # The loop ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Every held-out metric of a run before and after training, with a 95 % interval of the change where one is known.
 
-Scores of completions are compared prompt by prompt (Student's interval of the paired differences). Accuracies and win
-rates over held-out rows have the interval of Newcombe (1998, Statistics in Medicine 17, method 10), which ignores that
-both measurements are of the same rows and is therefore too wide rather than too narrow. Means over tokens, such as
-losses, have none: a run does not save them row by row.
+Scores of completions are compared prompt by prompt, losses and accuracies row by row (held_out.py): Student's interval
+of the paired differences, and a jackknife over rows for means over tokens. Win rates, and accuracies of a run that
+saved no rows, have the interval of Newcombe (1998, Statistics in Medicine 17, method 10), which ignores that both
+measurements are of the same rows and is therefore too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def changes(run: Run) -> list[Change]:
     found = []
     for name, (updates, values) in run.metrics.items():
         if name.startswith(("eval/", "gold/")) and updates[0] < updates[-1]:
-            gap, why = _gap(name, values[0], values[-1], groups, rows)
+            gap, why = _of_rows(run, name, values[0]) or _gap(name, values[0], values[-1], groups, rows)
             found.append(Change(name, values[0], values[-1], gap, why))
     return sorted(found, key=_rank)
 
@@ -87,6 +87,15 @@ def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
     """The headline metrics, then those that changed, those with an interval first."""
     index = HEADLINES.index(one.name) if one.name in HEADLINES else len(HEADLINES)
     return index, one.constant, one.gap is None, totals_first(one.name), one.name
+
+
+def _of_rows(run: Run, name: str, before: float) -> tuple[Estimate, str] | None:
+    """The change of a metric whose rows are saved."""
+    base = name.removeprefix("eval/")
+    if base == "perplexity" and (saved := run.held_out.get("nll") or run.held_out.get("loss")):
+        return saved.change_of_perplexity(before), ""
+    known = run.held_out.get(base)
+    return None if known is None or len(known.counts) < MIN_SAMPLES else (known.change(), "")
 
 
 def _gap(

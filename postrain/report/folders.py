@@ -17,6 +17,7 @@ from postrain.config import renamed
 from postrain.config.masking import masked
 from postrain.formatting import duration
 from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.report.held_out import HeldOutRows, read_held_out
 from postrain.report.samples import Sample, answers_of, sample_of
 from postrain.report.values import (
     LARGEST,
@@ -100,6 +101,8 @@ class Run(Folder):
     seconds: float = 0.0
     """Time from the first record to the last."""
     samples: Sequence[Sample] = ()
+    held_out: Mapping[str, HeldOutRows] = field(default_factory=dict)
+    """The rows of held-out metrics, where they are saved."""
     diagnostics: Sequence[Record] = ()
     result: Record = field(default_factory=dict)
     """result.json, written at the end."""
@@ -173,6 +176,7 @@ def read_run(path: Path) -> Run:
         updates=max((update_of(record) for record in records), default=0),
         seconds=times[-1] - times[0] if times else 0.0,
         samples=[sample for record in samples if (sample := sample_of(record)) is not None],
+        held_out=read_held_out(RunFolder(path).held_out.read()),
         diagnostics=[record for record in RunFolder(path).diagnostics.read() if record.get("text")],
         missing=list(_missing(path, counts)) + _not_numbers(records),
         result=renamed.result(read_json(path / "result.json")),

@@ -109,6 +109,10 @@ class RunFolder:
         return JsonLines(self.path / "samples.jsonl")
 
     @property
+    def held_out(self) -> JsonLines:
+        return JsonLines(self.path / "held_out.jsonl")
+
+    @property
     def diagnostics(self) -> JsonLines:
         """diagnostics.jsonl, or explanations.jsonl in the folder of an earlier version."""
         earlier = self.path / "explanations.jsonl"

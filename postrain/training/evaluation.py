@@ -1,4 +1,4 @@
-"""Runs evaluations during training and writes the results to the update's metrics, samples.jsonl and histograms."""
+"""Runs evaluations during training and writes the results to the update's metrics, the record files and histograms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from postrain.methods.base import Method
 from postrain.methods.online import Online
 from postrain.rewards.base import nan_to_none
 from postrain.training.logger_media import log_histograms
-from postrain.training.record_files import Sample, SamplesFile
+from postrain.training.record_files import HeldOutFile, Sample, SamplesFile
 
 
 class Evaluator(Callback):
@@ -27,11 +27,13 @@ class Evaluator(Callback):
         data: DataModule,
         settings: Evaluation,
         samples: SamplesFile,
+        held_out: HeldOutFile,
         eval_model: EvalModelFactory,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """`callbacks` are the user's, which precede this one; an evaluation is a validation to them."""
-        self.data, self.settings, self.samples, self.eval_model = data, settings, samples, eval_model
+        self.data, self.settings, self.eval_model = data, settings, eval_model
+        self.samples, self.held_out = samples, held_out
         self.callbacks = callbacks
         self.printed: set[str] = set()
 
@@ -66,6 +68,7 @@ class Evaluator(Callback):
         if trainer.is_global_zero:
             self.print_notes(found)
             log_histograms(trainer.loggers, distributions(method, found), method.counters.updates)
+        self.held_out.write(trainer, method.counters.updates, found.rows)
         self.samples.write(trainer, method.counters.updates, samples(found, self.settings.logged_samples))
         return dict(found.metrics)
 

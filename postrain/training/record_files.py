@@ -1,6 +1,7 @@
-"""Writes metrics.jsonl (a record per update) and samples.jsonl (completions of evaluations), with a copy to trackers.
+"""Writes metrics.jsonl (a record per update), samples.jsonl (completions of evaluations) and held_out.jsonl (losses of
+held-out rows), the first two with a copy to trackers.
 
-Both callbacks must precede the checkpoint callback, and MetricsFile must follow every callback that adds to
+The callbacks must precede the checkpoint callback, and MetricsFile must follow every callback that adds to
 `method.last_metrics` (evaluation, throughput). Record k is then on disk before the checkpoint of update k.
 """
 
@@ -12,11 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.method_protocol import MethodLike, method_of
 from postrain.training.logger_media import log_table
 from postrain.training.loggers import discard_after
+from postrain.types import PerRow
 
 DISK_FULL_REMEDY = "free some space and continue with resume=RUN_FOLDER"
 
@@ -96,6 +99,36 @@ class SamplesFile(Callback):
             self.file.append(*({"update": update, **asdict(sample)} for sample in samples))
         columns, rows = table(update, samples)
         log_table(trainer.loggers, "samples", columns, rows, update)
+
+
+class HeldOutFile(Callback):
+    """Writes the losses and accuracies of single held-out rows, which intervals of their changes need: {"update",
+    "metric", "totals", "counts"} with a number for each row in the order of the data. Must precede the Evaluator."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.file = folder.held_out
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            with writing(self.file.path, DISK_FULL_REMEDY):
+                self.file.rewind(method_of(pl_module).counters.updates or -1)
+
+    def write(self, trainer: Trainer, update: int, rows: Mapping[str, PerRow]) -> None:
+        """Appends the rows of one evaluation; does nothing on other ranks than the first."""
+        if not trainer.is_global_zero or not rows:
+            return
+        with writing(self.file.path, DISK_FULL_REMEDY):
+            self.file.append(
+                *(
+                    {"update": update, "metric": name, "totals": rounded(total_B), "counts": rounded(count_B)}
+                    for name, (total_B, count_B) in rows.items()
+                )
+            )
+
+
+def rounded(values: Tensor) -> list[float]:
+    """The values with seven significant digits, the precision of float32."""
+    return [float(f"{value:.7g}") for value in values.tolist()]
 
 
 def table(update: int, samples: Sequence[Sample]) -> tuple[list[str], list[list[Any]]]:

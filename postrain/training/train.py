@@ -24,7 +24,7 @@ from postrain.training.evaluation import Evaluator
 from postrain.training.finalize import finalize
 from postrain.training.nan_guard import NaNGuard, check_finite
 from postrain.training.progress import ProgressLine
-from postrain.training.record_files import MetricsFile, SamplesFile
+from postrain.training.record_files import HeldOutFile, MetricsFile, SamplesFile
 from postrain.training.throughput import Throughput
 
 
@@ -80,7 +80,7 @@ def make_loggers(config: TrainConfig, run: RunContext) -> list[Logger]:
 def callbacks(config: TrainConfig, components: Components, run: RunContext, guard: NaNGuard) -> list[Callback]:
     """In the order in which they act after an update: check, evaluate, record, diagnose, interrupt, save."""
     folder, hardware = run.folder, config.trainer
-    samples = SamplesFile(folder)
+    samples, held_out = SamplesFile(folder), HeldOutFile(folder)
     eval_model = EvalModelFactory(config.resolved, components.data, config.reward)
     user_callbacks = list(config.callbacks.values())
     has_bar = any(isinstance(one, ProgressBar) for one in user_callbacks)
@@ -90,8 +90,9 @@ def callbacks(config: TrainConfig, components: Components, run: RunContext, guar
         guard,
         EarlyStopping(config.early_stop, folder),
         samples,
+        held_out,
         *user_callbacks,
-        Evaluator(components.data, config.evaluation, samples, eval_model, user_callbacks),
+        Evaluator(components.data, config.evaluation, samples, held_out, eval_model, user_callbacks),
         MetricsFile(folder),
         Diagnostics(folder),
         *progress,

@@ -12,10 +12,10 @@ from torchmetrics.functional.classification import binary_calibration_error
 from postrain.losses.policy_gradient import policy_terms
 from postrain.methods.metrics import (
     confidence_bins,
-    count_positive,
     expected_calibration_error,
     explained_variance,
     margin_bins,
+    positive,
     step_metrics,
 )
 
@@ -45,7 +45,7 @@ def test_explained_variance_is_1_for_errors_without_variance():
 
 def test_equal_rewards_count_half():
     # one above, one below, one equal up to rounding: 1 + 0 + ½
-    assert float(count_positive(torch.tensor([0.3, -0.2, 2e-8]))) == 1.5
+    assert positive(torch.tensor([0.3, -0.2, 2e-8])).tolist() == [1.0, 0.0, 0.5]
 
 
 def test_calibration_error_of_worked_margins() -> None:

@@ -1,0 +1,54 @@
+"""Losses and accuracies of single held-out rows, from held_out.jsonl: intervals of their changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import exp
+
+from postrain.evaluation.estimate import Estimate
+from postrain.jsonl import Record, number
+from postrain.report.values import update_of
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """A metric of the same held-out rows in the first and the last evaluation: a sum of totals over a sum of counts."""
+
+    before: Sequence[float]
+    """The total of each row before training, such as the loss of all its tokens."""
+    after: Sequence[float]
+    counts: Sequence[float]
+    """What the totals are sums over: the tokens of a row in the loss, or 1."""
+
+    def change(self) -> Estimate:
+        """After minus before, over the same rows."""
+        gaps = [later - earlier for earlier, later in zip(self.before, self.after, strict=True)]
+        return Estimate.gain(gaps) if set(self.counts) == {1} else Estimate.ratio(gaps, self.counts)
+
+    def change_of_perplexity(self, before: float) -> Estimate:
+        """The change of exp(metric) from `before`, the value before training: before · (exp(change) − 1)."""
+        change = self.change()
+        low, value, high = (before * (exp(min(one, 50.0)) - 1) for one in (change.low, change.value, change.high))
+        return replace(change, value=value, low=low, high=high)
+
+
+def read_held_out(records: Iterable[Record]) -> dict[str, HeldOutRows]:
+    """The rows of each metric that the first and the last evaluation of a run have saved for the same rows."""
+    saved: dict[str, dict[int, tuple[list[float], list[float]]]] = {}
+    for record in records:
+        totals, counts = (numbers(record.get(name)) for name in ("totals", "counts"))
+        if totals and len(totals) == len(counts):
+            saved.setdefault(str(record.get("metric")), {})[update_of(record)] = totals, counts
+    found = {}
+    for name, by_update in saved.items():
+        (before, counts), (after, counts_after) = by_update[min(by_update)], by_update[max(by_update)]
+        if len(by_update) > 1 and counts == counts_after:
+            found[name] = HeldOutRows(before, after, counts)
+    return found
+
+
+def numbers(values: object) -> list[float]:
+    """A list of numbers; empty for anything else."""
+    found = [number(value) for value in values] if isinstance(values, list) else []
+    return [value for value in found if value is not None] if None not in found else []

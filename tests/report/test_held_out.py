@@ -1,0 +1,49 @@
+"""Intervals of held-out losses and accuracies from the rows of the first and the last evaluation."""
+
+from __future__ import annotations
+
+from math import exp, sqrt
+
+import pytest
+
+from postrain.evaluation.estimate import student
+from postrain.report.held_out import HeldOutRows, read_held_out
+
+
+def records(**rows):
+    """Records of two evaluations, at updates 0 and 5, and of one in between that is not compared."""
+    return [
+        {"update": update, "metric": name, "totals": totals, "counts": counts}
+        for name, (before, after, counts) in rows.items()
+        for update, totals in ((0, before), (3, [9.0] * len(before)), (5, after))
+    ]
+
+
+def test_change_of_a_loss_is_paired_row_by_row() -> None:
+    saved = read_held_out(records(loss=([1.0, 5.0, 3.0], [0.5, 4.0, 1.5], [1, 1, 1])))
+    change = saved["loss"].change()
+    # Differences -0.5, -1, -1.5: mean -1, standard deviation 0.5; the losses themselves differ by more.
+    half = student(2) * 0.5 / sqrt(3)
+    assert (change.value, change.low, change.high, change.n) == pytest.approx((-1.0, -1 - half, -1 + half, 3))
+
+
+def test_loss_per_token_weighs_rows_by_their_tokens() -> None:
+    saved = read_held_out(records(loss=([2.0, 9.0, 4.0], [1.0, 6.0, 4.0], [1, 6, 3])))
+    change = saved["loss"].change()
+    assert change.value == pytest.approx(-4 / 10)
+    perplexity = saved["loss"].change_of_perplexity(exp(1.5))
+    assert perplexity.value == pytest.approx(exp(1.5 - 0.4) - exp(1.5))
+    assert perplexity.low == pytest.approx(exp(1.5 + change.low) - exp(1.5))
+
+
+def test_accuracy_counts_the_rows_that_changed() -> None:
+    saved = read_held_out(records(accuracy=([0, 0, 1, 0.5], [1, 0, 1, 1], [1, 1, 1, 1])))
+    assert saved["accuracy"].change().value == pytest.approx(1.5 / 4)
+
+
+def test_rows_of_other_data_and_damaged_lines_give_no_interval() -> None:
+    changed = records(loss=([1.0], [2.0], [3]))
+    changed[-1]["counts"] = [4]
+    assert read_held_out([*changed, {"update": 5, "metric": "loss", "totals": "x"}, {"totals": [None]}]) == {}
+    assert read_held_out(records(loss=([1.0], [2.0], [3]))[:1]) == {}
+    assert read_held_out(records(loss=([1.0], [2.0], [3])))["loss"] == HeldOutRows([1.0], [2.0], [3.0])
