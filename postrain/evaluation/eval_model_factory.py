@@ -98,7 +98,7 @@ class EvalModelFactory:
             reference=parts.reference,
             seed=parts.seed,
             context=self.data_as.context,
-            micro_batch_tokens=method.micro_batch_tokens,
+            micro_batch_tokens=method.tokens_per_micro_batch,
             data_as=self.data_as,
         )
 

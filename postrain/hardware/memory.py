@@ -24,6 +24,17 @@ def available_memory(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of the device; of RAM, at most the limit of the control group."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(installed, int((CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return installed
+
+
 def resident_memory() -> int:
     """Bytes of RAM that this process uses now; the peak where the system reports no more."""
     try:

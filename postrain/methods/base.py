@@ -48,6 +48,8 @@ class Method(UpdateLoop):
     expected_change: ClassVar[tuple[str, float]]
     """The held-out metric that measures success, and its minimum change after a third of the default run."""
 
+    most_micro_batch_tokens: ClassVar[int] = 2048
+    """The default `micro_batch_tokens` of small models."""
     rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=1e-3)
     """The default learning rates, by model size."""
 
@@ -90,8 +92,9 @@ class Method(UpdateLoop):
     """AdamW's ε."""
     max_grad_norm: Positive = 1.0
     """Maximum global gradient norm; larger gradients are scaled down."""
-    micro_batch_tokens: Count = 2048
-    """Tokens per micro-batch (forward and backward pass). Changes memory use and speed, not the result."""
+    micro_batch_tokens: Count | None = None
+    """Tokens per micro-batch (forward and backward pass). Changes memory use and speed, not the result. null: 2048
+    (8192 in online methods), fewer for models whose activations would take more than a quarter of the memory."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations: less memory, about a third more
     computation, the same gradients."""

@@ -147,7 +147,7 @@ class GroupRelative(PolicyGradient):
                 self.policy, self.reference_policy, part, temperature=self.sampling.temperature
             ),
             rows,
-            self.micro_batch_tokens,
+            self.tokens_per_micro_batch,
         )
         self.accumulate(kl_metrics(found))
         return found.ref_logps_BT

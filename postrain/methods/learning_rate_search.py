@@ -142,7 +142,7 @@ class LearningRateTrials:
         total = torch.zeros(2, dtype=torch.float64)
         for prepared in self.batches:
             rows = rows_of(prepared)
-            for group in micro_batches(rows.cost(), self.method.micro_batch_tokens):
+            for group in micro_batches(rows.cost(), self.method.tokens_per_micro_batch):
                 total += self.summed_divergence(rows.select(group), initial)
         moved, count = collectives.all_sum(total.to(self.method.device, widest(self.method.device))).tolist()
         return moved / max(1.0, count)

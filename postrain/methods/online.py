@@ -52,9 +52,9 @@ class Online(Method):
 
     kind: ClassVar[str] = "Prompt"
     needs_reward: ClassVar[bool] = True
+    most_micro_batch_tokens: ClassVar[int] = 8192
 
     schedule: LRSchedule = "constant"
-    micro_batch_tokens: Count = 8192
     epochs: Count = 1
     """Number of epochs over each rollout."""
     minibatches_per_epoch: Count = 1
@@ -164,7 +164,7 @@ class Online(Method):
         return in_micro_batches(
             lambda part: score(model, part, temperature=self.sampling.temperature).logps_BT,
             rows,
-            self.micro_batch_tokens,
+            self.tokens_per_micro_batch,
         )
 
     def old_logps(self, rollouts: Rollouts) -> Tensor:

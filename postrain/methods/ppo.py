@@ -128,13 +128,13 @@ class PPO(PolicyGradient):
     def prepare(self, batch: Prompts) -> Experience:
         """Rollouts → rewards → values → GAE advantages and returns."""
         rollouts = self.rollout(batch)
-        found = in_micro_batches(self.compare, rollouts.rows, self.micro_batch_tokens)
+        found = in_micro_batches(self.compare, rollouts.rows, self.tokens_per_micro_batch)
         # The first ratio must be 1: old log-probs are recomputed if the engine's are not exact (top-k, bf16).
         recorded = self.components.engine.exact_logps and self.in_float32()
         logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(
-                found, values_BT=in_micro_batches(self.separate_values, rollouts.rows, self.micro_batch_tokens)
+                found, values_BT=in_micro_batches(self.separate_values, rollouts.rows, self.tokens_per_micro_batch)
             )
         kl_BT = self.penalty(logps_BT, found)
         in_loss_B = ~rollouts.reward_B.isnan() & ~self.truncated_and_masked(rollouts)

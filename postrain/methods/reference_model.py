@@ -101,7 +101,7 @@ class ReferenceModelMixin(Method):
     def cached_or_computed(self, batch: Batch) -> LogpsByRow:
         """Log-probabilities of all rows: read from the disk cache, or computed over all ranks and written to it."""
         # micro_batch_tokens is in the name: it changes the last bits, which must not depend on the run that wrote them.
-        path = cache_directory() / cache_name(batch, f"{self.reference_fingerprint()} {self.micro_batch_tokens}")
+        path = cache_directory() / cache_name(batch, f"{self.reference_fingerprint()} {self.tokens_per_micro_batch}")
         model_name = "another model" if self.components.separate_reference else "the initial policy"
         message = f"reference: log-probabilities of {len(rows_in(batch))} rows under {model_name}"
         if all(collectives.gather(path.is_dir())):

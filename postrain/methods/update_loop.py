@@ -15,18 +15,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from postrain.hardware import collectives
+from postrain.hardware.memory import total_memory
 from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.gradient_checkpointing import gradient_checkpointing
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches
+from postrain.models.size import micro_batch_tokens
 from postrain.seeds import derive_seed
 from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows
 
@@ -35,6 +37,7 @@ class UpdateLoop(LightningHooks):
     """What a method defines, and the loop that uses it. The settings are those of Method."""
 
     learning_rate: float | Literal["auto"] | None
+    most_micro_batch_tokens: ClassVar[int]
     default_learning_rate: float
     """The method's rate for this model and adapter; of a config if there is one, else computed by `attach`."""
     batch_size: int
@@ -44,7 +47,7 @@ class UpdateLoop(LightningHooks):
     adam_betas: tuple[float, float]
     adam_eps: float
     max_grad_norm: float
-    micro_batch_tokens: int
+    micro_batch_tokens: int | None
     gradient_checkpointing: bool
     dropout: bool
     accumulated: dict[str, Mean | Max]
@@ -54,6 +57,18 @@ class UpdateLoop(LightningHooks):
     def peak_learning_rate(self) -> float:
         """The learning rate after the warm-up; the default as long as `auto` is not settled."""
         return self.learning_rate if isinstance(self.learning_rate, float) else self.default_learning_rate
+
+    @property
+    def tokens_per_micro_batch(self) -> int:
+        """`micro_batch_tokens`, or the default for the policy on its device."""
+        if self.micro_batch_tokens is None:
+            self.micro_batch_tokens = micro_batch_tokens(
+                self.policy.config,
+                most=self.most_micro_batch_tokens,
+                dtype=next(self.policy.parameters()).dtype,
+                memory=total_memory(self.device),
+            )
+        return self.micro_batch_tokens
 
     # Defined by methods ------------------------------------------------------------------------------------------
 
@@ -178,8 +193,8 @@ class UpdateLoop(LightningHooks):
         return float32 and not torch.is_autocast_enabled(self.device.type)
 
     def micro_batches(self, batch: Batch) -> list[list[int]]:
-        """Item indices of the micro-batches, each of at most `micro_batch_tokens` tokens."""
-        return micro_batches(batch.cost(), self.micro_batch_tokens, batch.prompt_groups())
+        """Item indices of the micro-batches, each of at most `tokens_per_micro_batch` tokens."""
+        return micro_batches(batch.cost(), self.tokens_per_micro_batch, batch.prompt_groups())
 
     def dummy_passes(self, passes: int) -> int:
         """Dummy forward passes of this rank: under FSDP all ranks must gather weights equally often."""

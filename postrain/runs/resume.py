@@ -59,9 +59,10 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION:
             changed = _copy_value(changed, key.split("."), composed)
-    # null is the rate of the model, which the saved config has as a number.
-    if isinstance(changed.get("method"), dict) and changed["method"].get("learning_rate", 0) is None:
-        changed = _copy_value(changed, ["method", "learning_rate"], saved)
+    # null is the default of the model, which the saved config has as a number.
+    for key in ("learning_rate", "micro_batch_tokens"):
+        if isinstance(changed.get("method"), dict) and changed["method"].get(key, 0) is None:
+            changed = _copy_value(changed, ["method", key], saved)
     differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION]
     if differences and not composed["allow_change"]:
         raise ConfigError(

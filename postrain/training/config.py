@@ -17,11 +17,13 @@ from postrain.config.tree import record
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.evaluator import Evaluation
+from postrain.hardware.memory import total_memory
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
 from postrain.methods.learning_rates import describe
 from postrain.models.adapters import Adapter, NoAdapter
-from postrain.models.size import size_of
+from postrain.models.loading import model_config
+from postrain.models.size import micro_batch_tokens, size_of
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
@@ -109,6 +111,9 @@ class TrainConfig(Section):
         if self.method.learning_rate is None:
             self.method.learning_rate = self.default_learning_rate
             record(self, "method", "learning_rate", self.default_learning_rate)
+        if self.method.micro_batch_tokens is None:
+            self.method.micro_batch_tokens = self.micro_batch_tokens
+            record(self, "method", "micro_batch_tokens", self.micro_batch_tokens)
 
     @cached_property
     def default_learning_rate(self) -> float:
@@ -116,6 +121,18 @@ class TrainConfig(Section):
         adapter, resolved = not isinstance(self.adapter, NoAdapter), self.resolved
         return self.method.learning_rates().for_model(
             size_of(resolved), adapter=adapter, from_scratch=resolved.from_scratch
+        )
+
+    @cached_property
+    def micro_batch_tokens(self) -> int:
+        """The tokens of a micro-batch: the setting, or the default for this model on this device."""
+        hardware = self.trainer
+        shared = 1 if hardware.accelerator == "gpu" else hardware.devices
+        return self.method.micro_batch_tokens or micro_batch_tokens(
+            model_config(self.resolved, self.method.head),
+            most=self.method.most_micro_batch_tokens,
+            dtype=torch.bfloat16 if hardware.precision.startswith("bf16") else torch.float32,
+            memory=total_memory(hardware.device) // shared,
         )
 
     @property

@@ -130,7 +130,7 @@ def remedies(config: TrainConfig, found: MemoryEstimate) -> Iterator[str]:
     if full and found.gradients + found.optimizer + found.reference > found.total / 4:
         yield "use adapter=lora"
     if found.activations > max(found.total / 4, found.sampling, found.scoring):
-        yield f"lower method.micro_batch_tokens={config.method.micro_batch_tokens}"
+        yield f"lower method.micro_batch_tokens={config.micro_batch_tokens}"
         if not config.method.gradient_checkpointing:
             yield "set method.gradient_checkpointing=true"
         if config.trainer.precision == "fp32":
@@ -154,7 +154,7 @@ def memory_of_run(config: TrainConfig) -> float | None:
 def upper_bound(config: TrainConfig) -> float:
     """A generous bound on the memory of a run, computed in a millisecond."""
     shape = model_config(config.resolved, config.method.head).get_text_config()
-    tokens = min(config.method.micro_batch_tokens, config.resolved.context * config.method.batch_size * 16)
+    tokens = min(config.micro_batch_tokens, config.resolved.context * config.method.batch_size * 16)
     width = max(shape.hidden_size, getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size)
     logits = min(tokens * shape.vocab_size, CHUNK_ELEMENTS[config.trainer.device.type])
     return 24 * size_of(config.resolved) + 4 * (16 * tokens * shape.num_hidden_layers * width + 6 * logits) + GIB

@@ -46,7 +46,7 @@ def largest_micro_batch(config: TrainConfig, data: DataModule) -> MicroBatch:
     found: MicroBatch | None = None
     for batch in schedule:
         rows, costs, groups = completed(config, batch) if method.needs_reward else rows_of(batch)
-        parts = micro_batches(costs, method.micro_batch_tokens, groups)
+        parts = micro_batches(costs, config.micro_batch_tokens, groups)
         for part in parts:
             tokens = sum(costs[index] for index in part)
             if found is None or tokens > found.tokens:

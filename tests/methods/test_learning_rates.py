@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from transformers import LlamaConfig
 
 import postrain as pt
 from postrain.config.tree import instantiate
@@ -17,7 +18,25 @@ from postrain.methods.learning_rate_search import Trial, next_factor
 from postrain.methods.learning_rates import count, describe
 from postrain.methods.pretrain import Pretrain
 from postrain.methods.sft import SFT
+from postrain.models.size import micro_batch_tokens
 from tests.test_lightning import QUIET, config, method_arguments
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "inner", "dtype", "gigabytes", "tokens"),
+    [
+        (4, 128, 512, torch.float32, 2, 8192),
+        # 30 · (9·576 + 4·1536) · 4 bytes = 1.36 MB per token; a quarter of 16 GiB holds 3158 of them.
+        (30, 576, 1536, torch.float32, 16, 2048),
+        (30, 576, 1536, torch.bfloat16, 16, 4096),
+        (28, 1536, 8960, torch.float32, 4, 256),
+    ],
+)
+def test_default_micro_batch_keeps_its_activations_in_a_quarter_of_the_memory(
+    layers, hidden, inner, dtype, gigabytes, tokens
+):
+    config = LlamaConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner)
+    assert micro_batch_tokens(config, most=8192, dtype=dtype, memory=gigabytes << 30) == tokens
 
 
 @pytest.mark.parametrize(
