@@ -86,7 +86,7 @@ class UserGroups(ConfigSource):
         found = self.files.load_config(path)
         if isinstance(found.config, DictConfig) and OmegaConf.is_list(found.config.get("defaults")):
             entries: Any = OmegaConf.to_container(found.config.defaults)
-            found.config.defaults = renamed.defaults(entries)
+            found.config.defaults = renamed.defaults(entries, path.rpartition("/")[0])
         return found
 
 

@@ -38,7 +38,11 @@ FOREIGN_KEYS = (
         note="an update is one optimizer step, or epochs * minibatches steps for methods with these keys",
     ),
     ForeignKey("num_ppo_epochs ppo_epochs num_iterations mini_epochs", "method.epochs"),
-    ForeignKey("num_mini_batches num_minibatches ppo_mini_batch_size mini_batch_size", "method.minibatches_per_epoch"),
+    ForeignKey(
+        "num_mini_batches num_minibatches ppo_mini_batch_size mini_batch_size steps_per_generation",
+        "method.minibatches_per_epoch",
+        note="optimizer steps in each pass over a rollout",
+    ),
     ForeignKey(
         "per_device_train_batch_size train_batch_size batch_size global_batch_size bs bsz rollout_batch_size",
         "method.batch_size",
@@ -139,6 +143,13 @@ FOREIGN_KEYS = (
     ForeignKey("reward_model reward_model_path rm_path", note="choose reward=learned reward.path=RUN_FOLDER"),
     ForeignKey("reward_funcs reward_fn reward_func", note="choose reward=function reward.function=FILE.py:NAME"),
     ForeignKey("ref_model reference_model ref_model_path", "reference"),
+    ForeignKey(
+        "sync_ref_model",
+        "method.ref_sync_steps",
+        note="updates between synchronizations, such as 64; 0 for none",
+    ),
+    ForeignKey("ref_model_sync_steps", "method.ref_sync_steps"),
+    ForeignKey("ref_model_mixup_alpha", "method.ref_mixup_alpha"),
     ForeignKey("max_time", note="choose callbacks with a node of lightning.pytorch.callbacks.Timer"),
     ForeignKey("trainer.logger", note="choose logger=OPTION"),
     ForeignKey("trainer.callbacks", note="choose callbacks=OPTION"),

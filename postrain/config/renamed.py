@@ -197,8 +197,7 @@ def _new_values(old: str, text: str) -> tuple[str, str]:
     texts = [f"{now}={str(value).lower()}" for now, value in pairs]
     if len({now for now, _ in pairs}) > 1:
         raise ConfigError(f"{old}={text}: these values are now {', '.join(texts)}; list values of one key only")
-    now = pairs[0][0]
-    new = ",".join(str(value).lower() for _, value in pairs)
+    now, new = pairs[0][0], ",".join(str(value).lower() for _, value in pairs)
     announce(f"{old}={text}", f"{now}={new}")
     return now, new
 
@@ -208,9 +207,15 @@ def _task(found: re.Match[str]) -> str:
     return re.sub(r"\bwins\b", "win_rate", found[0].replace("measures.", "tasks.").replace("measure", "task", 1))
 
 
-def defaults(entries: Sequence[Any]) -> list[Any]:
-    """A defaults list with new names of groups and options."""
-    return [_default(entry) if isinstance(entry, Mapping) else TASK.sub(_task, str(entry)) for entry in entries]
+def defaults(entries: Sequence[Any], group: str = "") -> list[Any]:
+    """A defaults list with new names of groups and options; `group` is that of its file."""
+    return [_default(entry) if isinstance(entry, Mapping) else _option(str(entry), group) for entry in entries]
+
+
+def _option(entry: str, group: str) -> str:
+    """An entry `OPTION@PACKAGE` of a defaults list, of which the package is optional."""
+    option, at, package = TASK.sub(_task, entry).partition("@")
+    return override(f"{group}={option}").partition("=")[2] + at + package
 
 
 def _default(entry: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -279,8 +284,7 @@ def _get(node: Any, path: Sequence[str], missing: Any = None) -> Any:
 
 def _pop(node: dict[str, Any], path: Sequence[str]) -> Any:
     for part in path[:-1]:
-        node[part] = dict(node[part])
-        node = node[part]
+        node[part] = node = dict(node[part])
     return node.pop(path[-1])
 
 

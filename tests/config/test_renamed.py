@@ -91,6 +91,13 @@ def test_old_entry_of_a_defaults_list_gets_its_new_name(old, new):
     assert renamed.defaults([new]) == [new]
 
 
+def test_old_option_of_the_same_group_in_a_defaults_list_gets_its_new_name(capsys):
+    entries = ["wins", "kl", "wins@tasks.mine", "_self_"]
+    assert renamed.defaults(entries, "evaluation") == ["win_rate", "kl", "win_rate@tasks.mine", "_self_"]
+    assert renamed.defaults(["wins"], "data") == ["wins"]
+    assert "note: evaluation=wins is now evaluation=win_rate" in capsys.readouterr().err
+
+
 def test_class_path_of_a_composed_config_gets_its_new_name(capsys):
     node = OmegaConf.create({"reward": {"_target_": "postrain.rewards.weighted.WeightedSum", "parts": {}}})
     assert complete(node, TrainConfig).reward["_target_"] == "postrain.rewards.base.WeightedSum"
