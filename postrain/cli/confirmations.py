@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from postrain.config.trust import join_flags, restricted_values
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.generation.config import GenerateConfig
 from postrain.jobs.pipeline import FILE, Pipeline
@@ -35,7 +34,7 @@ def confirmations(folder: Path) -> list[str]:
 
 def _confirmations(folder: Path) -> Iterator[str]:
     if (folder / SWEEP).is_file():
-        study: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP))
+        study: Any = load_yaml(folder / SWEEP)
         yield from join_flags(study["flags"])
         for job in json.loads((folder / JOBS).read_bytes()):
             yield from job["confirm"]

@@ -34,6 +34,7 @@ from postrain.config.paths import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import UntrustedFolder, join_flags, override_items
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.jobs.parent_watchdog import watch_parent
 
@@ -180,7 +181,7 @@ def prepend_sweep_overrides(argv: Sequence[str]) -> list[str]:
     if not folders or not (folders[-1] / "sweep.yaml").is_file():
         return list(argv)
     try:
-        saved: Any = OmegaConf.to_container(OmegaConf.load(folders[-1] / "sweep.yaml"))
+        saved: Any = load_yaml(folders[-1] / "sweep.yaml")
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError):
         saved = None
     words = saved.get("words") if isinstance(saved, dict) else None

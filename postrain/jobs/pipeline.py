@@ -22,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
+from postrain.config import renamed
 from postrain.config.tree import SESSION, instantiate
 from postrain.config.trust import UntrustedFolder, override_items
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.formatting import console_table, markdown_table
 from postrain.jobs import session
@@ -76,10 +78,10 @@ class Pipeline:
         """The pipeline in `folder`. Raises ConfigError if its stages do not match its node."""
         damaged = ConfigError(f"resume: {folder / FILE} is damaged or was edited; start a new pipeline")
         try:
-            saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE))
+            saved: Any = load_yaml(folder / FILE)
             stages, steps, words = stages_of(saved["node"]), saved.pop("steps"), tuple(saved.pop("words"))
             jobs = tuple(
-                replace(stage, overrides=tuple(step["words"]), config={**step["config"]})
+                replace(stage, overrides=tuple(step["words"]), config=renamed.config(step["config"], quiet=True))
                 for step, stage in zip(steps, stages, strict=True)
             )
             loaded = cls(**saved, overrides=words, jobs=jobs)

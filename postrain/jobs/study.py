@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -34,6 +33,7 @@ from postrain.config.groups import SWEEP
 from postrain.config.paths import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.types import Count
 
@@ -204,7 +204,7 @@ def _saved(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _node(path: Path, key: str) -> dict[str, Any]:
     try:
-        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+        node: Any = load_yaml(path)
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
     except (YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:

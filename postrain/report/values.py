@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from postrain.config.yaml_file import check_aliases
 from postrain.jsonl import Record, is_bounded, number
 
 Curve = tuple[list[int], list[float]]
@@ -36,7 +37,9 @@ def records_of(found: Any) -> list[Record]:
 def read_yaml(path: Path) -> Record:
     """The mapping in a YAML file; {} if the file is missing or damaged."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        check_aliases(text)
+        found = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and is_bounded(found) else {}

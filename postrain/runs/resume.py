@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.config import renamed
 from postrain.config.paths import command
 from postrain.config.tree import SESSION
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
@@ -34,7 +34,7 @@ class Fingerprinted(Protocol):
 def saved_config(folder: RunFolder) -> dict[str, Any]:
     """The saved config of the run in `folder`."""
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder.config))
+        config: Any = load_yaml(folder.config)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None

@@ -150,6 +150,15 @@ def test_pairwise_reward_of_a_generation_is_refused_before_the_first_stage(conf,
     assert not list(tmp_path.iterdir())
 
 
+def test_saved_pipeline_of_an_earlier_version_is_read_with_new_keys(two, tmp_path):
+    saved: Any = OmegaConf.to_container(OmegaConf.load(two / "pipeline.yaml"))
+    config = saved["steps"][1]["config"]
+    config["keep"] = config.pop("selection")
+    (tmp_path / "pipeline.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
+    load = pipeline.Pipeline.load
+    assert load(tmp_path).jobs[1].config == load(two).jobs[1].config
+
+
 def test_finished_stage_cannot_change_on_resume(two, conf, capsys):
     assert run(f"resume={two}", "stage.learn.method.updates=3", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

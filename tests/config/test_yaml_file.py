@@ -1,0 +1,36 @@
+"""YAML files of run folders whose aliases stand for too many values are refused before they are expanded."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.config import yaml_file
+from postrain.config.yaml_file import load_yaml
+from postrain.errors import ConfigError
+from postrain.report.values import read_yaml
+from postrain.runs.folder import RunFolder
+from postrain.runs.resume import saved_config
+
+# 10^9 values: each line holds ten copies of the line before.
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
+
+def test_alias_bomb_in_a_run_folder_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text(BOMB)
+    with pytest.raises(ConfigError, match=r"its aliases stand for more than 1,000,000 values"):
+        saved_config(RunFolder(tmp_path))
+    assert read_yaml(tmp_path / "config.yaml") == {}
+
+
+def test_aliases_and_their_number_are_counted_as_copies(tmp_path, monkeypatch):
+    file = tmp_path / "some.yaml"
+    file.write_text("base: &base {lr: 1, beta: 2}\nrun: {<<: *base, beta: 3}\nlist: [*base, *base]\n")
+    found = load_yaml(file)
+    assert found["run"] == {"lr": 1, "beta": 3}
+    assert found["list"] == [found["base"]] * 2
+    # base: 5 values with its keys; run: 5 + 4; list: 1 + 2 * 5; three keys and the whole.
+    monkeypatch.setattr(yaml_file, "MAX_NODES", 29)
+    load_yaml(file)
+    monkeypatch.setattr(yaml_file, "MAX_NODES", 28)
+    with pytest.raises(yaml_file.yaml.YAMLError, match="more than 28 values"):
+        load_yaml(file)
