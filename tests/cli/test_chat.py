@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from dataclasses import replace
 from typing import cast
 
@@ -16,6 +18,7 @@ from postrain.cli.chat.model import Answer, AnswerStreamer, ChatModel, ChatOptio
 from postrain.cli.chat.terminal import Terminal
 from postrain.data.chat import Template
 from postrain.models.by_name import resolve_by_name
+from tests.data.modules import NANO
 
 OPTIONS = ChatOptions(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
 STORY = Conversation().ask("Once upon a time Anna the fox was at the river.")
@@ -122,6 +125,13 @@ def test_mistake_is_one_line(words, expected, capsys):
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
+
+
+def test_bos_token_id_of_another_type_in_the_generation_config_is_ignored(tmp_path):
+    shutil.copytree(NANO, tmp_path / "nano")
+    file = tmp_path / "nano" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bos_token_id": "<s>"}))
+    assert main([str(tmp_path / "nano"), "--once", "Hi", "--max-new-tokens", "1"]) == 0
 
 
 def test_model_without_a_chat_template_continues_the_text(nano):
