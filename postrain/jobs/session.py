@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -97,8 +98,10 @@ def execute(
     if earlier:
         check_model(earlier, resolved)
     folder = earlier or (new_folder(ready, directory) if is_first_rank() else None)
+    is_new = earlier is None and directory is None
     with (
         Interrupt() as interrupt,
+        without_refused(folder) if folder and is_new else nullcontext(),
         run_lifecycle(folder, ready),
         process_group(ready.trainer, folder and folder.path) as path,
     ):
@@ -142,6 +145,20 @@ def new_folder(config: Config, directory: Path | None) -> RunFolder:
         return RunFolder.at(directory, trains=trains)
     base, digest = Path(config.paths.output), config_hash(settings(config))
     return RunFolder.create(base, config.label, config.resolved.name, digest, trains=trains)
+
+
+@contextmanager
+def without_refused(folder: RunFolder) -> Iterator[None]:
+    """Removes the folder of a run that is refused before its manifest is written and the folder is printed.
+
+    Jobs of sweeps and pipelines keep their folders, whose status their summary shows.
+    """
+    try:
+        yield
+    except ConfigError:
+        if not folder.manifest.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -55,6 +55,8 @@ class ReferenceModelMixin(Method):
     """Move the reference towards the policy every N updates (TR-DPO, Gorbatovski et al. 2024); 0 keeps it fixed."""
     ref_mixup_alpha: Annotated[float, Interval(gt=0, le=1)] = 0.6
     """α of θ_ref ← α·θ + (1 − α)·θ_ref at each sync."""
+    writes_cache = True
+    """False to compute log-probabilities without writing them to the disk cache; not a key of the config."""
 
     def needs_reference(self) -> bool:
         return not (self.precompute_ref_log_probs or self.reference_free)
@@ -114,6 +116,9 @@ class ReferenceModelMixin(Method):
             local = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
         known = {digest: logps for part in collectives.gather(local) for digest, logps in part.items()}
         print_on_rank_zero(f"{time.monotonic() - started:.1f} s, ")
+        if not self.writes_cache:
+            print_on_rank_zero("not cached\n")
+            return known
         try:
             disk_cached(path.name, lambda directory: write(directory, known))
             print_on_rank_zero(f"cached in {path}\n")

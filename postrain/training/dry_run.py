@@ -24,6 +24,7 @@ from postrain.evaluation.evaluator import evaluate
 from postrain.formatting import duration
 from postrain.hardware.memory import peak_memory
 from postrain.methods.base import Method
+from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.training.components import Components, build, check_reward
 from postrain.training.config import TrainConfig
 from postrain.training.memory import GIB, MemoryEstimate, estimate, refuse_if_too_large
@@ -109,6 +110,8 @@ def measure(config: TrainConfig, components: Components, folder: Path, *, loadin
     check_finite(method, f"model={config.resolved.name}")
     if method.needs_reward:
         check_reward(method, data)
+    if isinstance(method, ReferenceModelMixin):
+        method.writes_cache = False  # the rows of these updates are not those of the run
     watch = Stopwatch(config, components, folder, Measured(loading))
     # The loader ends after these updates; the learning-rate schedule is that of the whole run.
     data.spec = replace(data.spec, updates=min(UPDATES, method.updates))

@@ -8,7 +8,8 @@ from tests.training_runs import SMALL
 
 
 @pytest.mark.parametrize("words", [["method=dpo", "method.updates=50"], ["method=grpo", "trainer=ddp_cpu"]])
-def test_dry_run_prints_estimates_and_leaves_nothing(words, capsys, tmp_path):
+def test_dry_run_prints_estimates_and_leaves_nothing(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
     assert run(*SMALL, *words, "--dry-run", f"paths.output={tmp_path / 'runs'}") == 0
     output = capsys.readouterr().out
     assert "memory estimate: " in output
@@ -19,6 +20,7 @@ def test_dry_run_prints_estimates_and_leaves_nothing(words, capsys, tmp_path):
         assert "(50 updates)" in output
         assert all(f"\n  {part} " in output for part in ("update", "evaluation", "reference", "disk"))
     assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

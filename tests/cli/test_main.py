@@ -101,6 +101,12 @@ def test_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
     assert expected in status["reason"]
 
 
+def test_run_that_is_refused_before_it_starts_leaves_no_folder(capsys, tmp_path):
+    assert run("method=sft", *SMALL, "data.max_length=9999", f"paths.output={tmp_path / 'runs'}") == 2
+    assert "data.max_length=9999: the model has a context of" in capsys.readouterr().err
+    assert [path for path in tmp_path.glob("runs/*/*/*") if path.exists()] == []
+
+
 def test_unwritable_output_folder_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert run("method=sft", *SMALL, f"paths.output={tmp_path / 'file' / 'runs'}") == 2
