@@ -172,8 +172,8 @@ def test_group_without_its_target_is_rejected(group: str) -> None:
         ("ppo", "trainer.max_steps", "did you mean method.updates? (an update is one optimizer step, or epochs * "
          "minibatches steps for methods with these keys)"),
         ("ppo", "num_ppo_epochs", "did you mean method.epochs?"),
-        ("grpo", "steps_per_generation", "did you mean method.minibatches_per_epoch? (optimizer steps in each pass over "
-         "a rollout)"),
+        ("grpo", "steps_per_generation", "did you mean method.minibatches_per_epoch? (optimizer steps in each pass "
+         "over a rollout)"),
         ("dpo", "sync_ref_model", "did you mean method.ref_sync_steps? (updates between synchronizations, such as 64; "
          "0 for none)"),
         ("sft", "lr", "did you mean method.learning_rate?"),
