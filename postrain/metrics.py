@@ -87,12 +87,18 @@ def declarations() -> tuple[Metric, ...]:
 
 @cache
 def declared(name: str) -> Metric | None:
-    """The most specific declaration that matches a logged metric; None if it is undeclared."""
+    """The most specific declaration that matches a logged metric; None if it is undeclared.
+
+    eval/PART/METRIC of a part of the held-out rows is declared as METRIC.
+    """
     known = {metric.name: metric for metric in declarations()}
     held_out = name.removeprefix("eval/")
     exact = known.get(name) or known.get(held_out)
     matches = [metric for metric in known.values() if "*" in metric.name and fnmatchcase(held_out, metric.name)]
-    return exact or max(matches, key=lambda metric: (metric.name.index("*"), len(metric.name)), default=None)
+    found = exact or max(matches, key=lambda metric: (metric.name.index("*"), len(metric.name)), default=None)
+    if found is None and held_out != name and "/" in held_out:
+        return declared(f"eval/{held_out.partition('/')[2]}")
+    return found
 
 
 def metric(name: str) -> Metric:

@@ -19,6 +19,7 @@ OPTIONS += [("experiment", name) for name in RECIPES]
 # Keys that have no default in these options.
 REQUIRED = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
+    ("data", "mix"): ["data.mix={rows.jsonl: 1}"],
     ("evaluation", "lm_eval"): ["evaluation.tasks.lm_eval.tasks=[mine]"],
     ("evaluation", "win_rate"): ["evaluation.tasks.win_rate.against=somewhere"],
     ("model", "local"): ["model.path=somewhere"],

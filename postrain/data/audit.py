@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,9 +21,12 @@ from postrain.data.encode import Encoded, TokenUse
 from postrain.data.kinds import KINDS
 from postrain.data.layouts import names
 from postrain.data.preview import PreviewRow, preview
+from postrain.data.source_audit import SourceAudit, source_lines, source_table
 from postrain.data.token_counts import TokenCounts, fingerprint
 from postrain.errors import ConfigError
 
+COMMON = ("template", "fingerprint")
+"""Lines of an audit that the sources of a mixture have in common."""
 STYLES: Mapping[TokenUse, str] = {
     "loss": "green",
     "context": "dim",
@@ -89,11 +92,17 @@ class Audit:
     """Rendered rows with their loss mask; empty unless data.show_mask is set."""
     shown: tuple[PreviewRow, ...]
     """The first training rows with their loss mask, shortened."""
+    sources: Mapping[str, SourceAudit] = field(default_factory=dict)
+    """The sources of a mixture by name; empty for a single source."""
+    held_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of held-out rows of each part with metrics of its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        omitted = ("samples", "updates", "batch_size")
-        counts = {name: value for name, value in asdict(self).items() if name not in omitted}
+        omitted = ("samples", "updates", "batch_size", "sources")
+        counts = {name: value for name, value in asdict(replace(self, sources={})).items() if name not in omitted}
+        if self.sources:
+            return {**counts, "sources": {name: one.to_dict() for name, one in self.sources.items()}}
         return {**counts, "passes": self.passes} if self.updates else counts
 
     @property
@@ -106,20 +115,24 @@ class Audit:
         """The source's name in messages."""
         return self.source
 
-    def render(self) -> str:
-        """For the console."""
+    def render(self, source: str = "") -> str:
+        """For the console; as the `source` of a mixture, without what all sources have in common."""
         # Text, because names of files and columns may hold the brackets of rich's markup.
         table = Table(show_header=False, box=None)
         for name, value in self._lines():
-            table.add_row(name, Text(value))
-        title = Text(f"data: {self.source}", style="italic")
-        return _printed(Group(title, table)) + (f"\n{self.samples}" if self.samples else "")
+            if not source or name not in COMMON:
+                table.add_row(name, Text(value))
+        title = Text(f"{source or 'data'}: {self.source}", style="italic")
+        parts = [_printed(Group(title, table)), *([_printed(source_table(self.sources))] if self.sources else [])]
+        parts += [one.audit.render(source=name) for name, one in self.sources.items()]
+        return "\n".join([*parts, *([self.samples] if self.samples else [])])
 
     def _lines(self) -> list[tuple[str, str]]:
         record = KINDS[self.kind]
         lines = [
-            ("rows", f"{self.rows_read} read, {self.rows_train} training, {self.rows_eval} held out"),
-            *([("passes", self._passes())] if self.updates else []),
+            ("rows", f"{self.rows_read} read, {self.rows_train} training, {self.rows_eval} held out{self._parts()}"),
+            *([("passes", self._passes())] if self.updates and not self.sources else []),
+            *(source_lines(self.sources) if self.updates else []),
             ("dropped", _counts(self.dropped)),
             *([("decontaminated", self._decontaminated())] if self.contaminated else []),
             *([("repaired", _counts(self.repaired))] if self.repaired else []),
@@ -142,6 +155,10 @@ class Audit:
             lines.append(("rows with end token", f"{100 * self.ended:.0f} %"))
         template = self.template if self.packed else f"{self.template}, {self.bos} BOS"
         return [*lines, ("template", template), ("fingerprint", self.fingerprint[:16])]
+
+    def _parts(self) -> str:
+        """The number of held-out rows of each part."""
+        return f" ({', '.join(f'{rows} {name}' for name, rows in self.held_out.items())})" if self.held_out else ""
 
     def _passes(self) -> str:
         unit = "blocks" if self.packed else "rows"
@@ -176,28 +193,33 @@ class Audit:
 
 
 def count(
-    train: Sequence[Encoded], held_out: Sequence[Encoded], template: Template, gold: Sequence[Any] = ()
+    train: Sequence[Encoded],
+    held_out: Sequence[Encoded],
+    template: Template,
+    gold: Sequence[Any] = (),
+    offset: int = 0,
 ) -> dict[str, Any]:
     """The fields of an audit that are computed from tokens.
 
-    `gold` are the gold columns of the held-out rows, which the evaluation of completions uses.
+    `gold` are the gold columns of the held-out rows, which the evaluation of completions uses. `offset` is subtracted
+    from the numbers of the previewed rows.
     """
     counts = TokenCounts(template)
     counts.add(train)
     return {
         **counts.fields(),
         "fingerprint": fingerprint(held_out, gold, after=counts.digest),
-        "shown": tuple(row.shortened() for row in preview(train[:PREVIEW_ITEMS], template)),
+        "shown": tuple(row.shortened() for row in preview(train[:PREVIEW_ITEMS], template, offset)),
     }
 
 
-def show(items: Sequence[Encoded], template: Template, rows: int) -> str:
+def show(items: Sequence[Encoded], template: Template, rows: int, offset: int = 0) -> str:
     """Renders the first items: tokens in the loss green, all others dim, special tokens as text.
 
     For a reasoning chain, the last token of each step is green for a right step and red for a wrong one.
     """
     shown = Text()
-    for row in preview(items[:rows], template):
+    for row in preview(items[:rows], template, offset):
         shown.append(f"row {row.row}\n", style="bold")
         for stretch in row.stretches:
             shown.append(stretch.text, style=STYLES[stretch.use])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from postrain.config.paths import config_dirs
-from postrain.data.sources import Files, Loaded, Source
+from postrain.config.paths import command, config_dirs
+from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.errors import ConfigError
 from postrain.types import Count
 
@@ -27,7 +27,7 @@ class Part:
     path: str | None = None
     """A file, a folder or a glob, as data.path."""
     source: Source | None = None
-    """Source of the rows; null with `path`. Naming an option of the group data sets it."""
+    """Source of the rows, which a path replaces. Naming an option of the group data sets it."""
     eval_path: str | None = None
     """Path of the held-out rows; null uses those of the source, else holds out training prompts."""
     max_rows: Count | None = None
@@ -37,14 +37,15 @@ class Part:
 
     def load(self, key: str, eval_rows: int) -> Loaded:
         """The rows. Raises ConfigError with the `key` of this source."""
-        if self.source is not None:
-            return self.source.load(eval_rows=eval_rows)
         if self.path is None:
-            raise ConfigError(f"{key}: names no rows; write {key}.path=FILE, or the name of a data option")
+            if self.source is None:
+                raise ConfigError(f"{key}: names no rows; write {key}.path=FILE, or the name of a data option")
+            loaded = self.source.load(eval_rows=eval_rows)
+            return replace(loaded, held_out=read_held_out(self.eval_path)) if self.eval_path else loaded
         place = Path(self.path).expanduser()
         if not place.exists() and not any(letter in self.path for letter in "*?["):
             near = get_close_matches(self.path, options(), n=1)
-            meant = f"did you mean {near[0]}?" if near else f"options are {', '.join(options())}"
+            meant = f"did you mean {near[0]}?" if near else f"{command('train')} data lists the options"
             raise ConfigError(f"{key}: there is no file and no data option {self.path}; {meant}")
         return Files(path=self.path, eval_path=self.eval_path).load(eval_rows=eval_rows)
 

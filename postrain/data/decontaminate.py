@@ -16,11 +16,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Interval
 
-from postrain.config.schema import TARGET
 from postrain.config.tree import instantiate
 from postrain.data.data_options import Part, rows_named
 from postrain.data.formats import parse
@@ -59,15 +58,6 @@ class Decontaminate:
         loaded = part.load("data.decontaminate", eval_rows=MOST_PROMPTS)
         prompts = [record.prompt_content() for record in parse(loaded.held_out or loaded.train, {}).records]
         return benchmark(Path(path).name, prompts, ngram=self.ngram, overlap=self.overlap)
-
-
-def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the group data with a node in place of `decontaminate: FILE`."""
-    given, kind = settings.get("decontaminate"), Decontaminate
-    if isinstance(given, str | list | tuple):
-        given = {"path": given}
-    node = {TARGET: f"{kind.__module__}.{kind.__qualname__}", **given} if isinstance(given, Mapping) else given
-    return {**settings, "decontaminate": node} if "decontaminate" in settings else dict(settings)
 
 
 @dataclass(frozen=True)

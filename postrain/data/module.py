@@ -8,9 +8,10 @@ loader (schedule.py) returns the same rows after a resume and for any number of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import InitVar, asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -18,17 +19,21 @@ from lightning.pytorch import LightningDataModule
 from postrain.config.schema import load_target
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
-from postrain.data.decontaminate import Benchmark, expand
+from postrain.data.decontaminate import Benchmark
 from postrain.data.item_store import distinct_ids
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
-from postrain.data.preparation import Preparation
+from postrain.data.mix_sources import expand
+from postrain.data.mixture import prepare_sources
+from postrain.data.preparation import HeldOutSet, Preparation
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.records import convert, encode
+from postrain.data.rendering import Mode
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.settings import DataSettings
-from postrain.data.sources import Files, Loaded, Rows, read_held_out
+from postrain.data.sources import Rows
 from postrain.errors import ConfigError
+from postrain.types import Batch
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -52,7 +57,7 @@ class DataModule(DataSettings, LightningDataModule):
         elif rows is not None:
             self.source = Rows(rows=rows)
         self.own_tokenizer = tokenizer
-        if self.source is None and self.path is None:
+        if self.source is None and self.path is None and not self.mix:
             raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
         if self.prompt_template is not None:
             PromptTemplate(self.prompt_template)  # reports a mistake before rows are read
@@ -67,7 +72,7 @@ class DataModule(DataSettings, LightningDataModule):
 
     @classmethod
     def translate_config(cls, node: Mapping[str, Any]) -> dict[str, Any]:
-        """The config node without short forms: data.decontaminate=FILE."""
+        """The config node without short forms such as data.mix={a.jsonl: 0.7, b.jsonl: 0.3}."""
         return expand(node)
 
     # Before training ----------------------------------------------------------------------------------------------
@@ -90,15 +95,21 @@ class DataModule(DataSettings, LightningDataModule):
         the method uses the margins of pairs.
         """
         self.spec = DataSpec(kind, context, completion_tokens, batch_size, updates, seed, use_margin)
-        loaded = self._load()
         # Running text uses no template, so an exported base model keeps its tokenizer's.
         running = kind == Text.__name__
-        mode = "plain" if running else loaded.template if self.template == "auto" else self.template
-        self.chat_template = Template(tokenizer, mode=mode, seed=seed, install=not running)
-        self.preparation = Preparation(self, self.spec, self.chat_template, self.benchmarks)
-        prepared = self.preparation.prepare(loaded)
+
+        def make_template(required: Mode) -> Template:
+            mode = "plain" if running else required if self.template == "auto" else self.template
+            return Template(tokenizer, mode=mode, seed=seed, install=not running)
+
+        if self.mix or self.replay or isinstance(self.eval_path, Mapping):
+            prepared = prepare_sources(self, self.spec, make_template, self.benchmarks)
+        else:
+            loaded = self.load_rows()
+            prepared = Preparation(self, self.spec, make_template(loaded.template), self.benchmarks).prepare(loaded)
+        self.chat_template, self.audit = prepared.template, prepared.audit
         self.records, self.train, self.eval = prepared.records, prepared.train, prepared.eval
-        self.audit = prepared.audit
+        self.streams, self.held_out = prepared.streams, prepared.held_out
         return self.audit
 
     def setup(self, stage: str) -> None:
@@ -115,15 +126,6 @@ class DataModule(DataSettings, LightningDataModule):
     def benchmarks(self) -> list[Benchmark]:
         """The benchmarks of `decontaminate`, read once."""
         return self.decontaminate.benchmarks() if self.decontaminate else []
-
-    def _load(self) -> Loaded:
-        if self.path is not None:
-            loaded = Files(path=self.path, eval_path=self.eval_path).load(eval_rows=self.eval_rows)
-        else:
-            assert self.source is not None
-            loaded = self.source.load(eval_rows=self.eval_rows)
-            loaded = replace(loaded, held_out=read_held_out(self.eval_path)) if self.eval_path else loaded
-        return replace(loaded, train=loaded.train.head(self.max_rows))
 
     # While training -----------------------------------------------------------------------------------------------
 
@@ -143,16 +145,32 @@ class DataModule(DataSettings, LightningDataModule):
             done=lambda: getattr(getattr(method, "counters", None), "updates", 0),
             rank=trainer.global_rank if trainer else 0,
             ranks=ranks,
+            streams=self.streams,
         )
 
     def val_dataloader(self) -> EvalBatches:
         """The held-out batches, the same on every rank."""
         return EvalBatches(self.eval)
 
+    def eval_batches(self) -> Iterator[tuple[HeldOutSet, Batch]]:
+        """The held-out batches, part by part."""
+        parts = self.held_out or (HeldOutSet("", self.records.held_out, self.eval),)
+        return ((part, batch) for part in parts for batch in EvalBatches(part.items))
+
+    def held_out_part(self, row: int) -> str:
+        """The name of the part that a held-out row belongs to; empty for a part without metrics of its own."""
+        return next((part.name for part in self.held_out if row in part.rows), "")
+
     def eval_prompts(self, count: int) -> Prompts:
-        """The first `count` distinct held-out prompts; for running text, the beginning of each document."""
-        different = list({record.prompt_content(): record for record in self.records.held_out}.values())[:count]
-        encoder = self.preparation.encoder(self.preparation.prompt_length())
+        """The first `count` distinct held-out prompts; for running text, the beginning of each document.
+
+        Of several parts it takes the first prompts of each in turn.
+        """
+        parts = [part.records for part in self.held_out if part.in_total] or [self.records.held_out]
+        held_out = [record for records in zip_longest(*parts) for record in records if record is not None]
+        different = list({record.prompt_content(): record for record in held_out}.values())[:count]
+        preparation = Preparation(self, self.spec, self.chat_template)
+        encoder = preparation.encoder(preparation.prompt_length())
         if self.spec.kind == Text.__name__:
             return EncodedPrompt.collate(
                 [record.encode_beginning(encoder) for record in different if isinstance(record, Text)]

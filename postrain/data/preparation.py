@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
@@ -18,20 +19,42 @@ from postrain.data.quality import apply_filters
 from postrain.data.readers import Table
 from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
 from postrain.data.records import Record, encode, encode_each
-from postrain.data.schedule import DataSpec
+from postrain.data.schedule import DataSpec, Stream
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Loaded
 from postrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class HeldOutSet:
+    """A part of the held-out rows."""
+
+    name: str
+    """Its name in metrics; empty for a part without metrics of its own."""
+    records: tuple[Record, ...]
+    items: Sequence[Encoded]
+    in_total: bool = True
+    """Whether the metrics of all held-out rows include it."""
+
+    @cached_property
+    def rows(self) -> frozenset[int]:
+        """The numbers of its rows."""
+        return frozenset(record.row for record in self.records)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The data of a run."""
 
+    template: Template
     records: Split
     train: Sequence[Encoded]
     eval: Sequence[Encoded]
     audit: Audit
+    streams: tuple[Stream, ...] = ()
+    """The sources of a mixture; empty for a single source."""
+    held_out: tuple[HeldOutSet, ...] = ()
+    """The parts of the held-out rows; empty for rows without parts."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,8 @@ class Preparation:
     template: Template
     benchmarks: Sequence[Benchmark] = ()
     """Benchmarks whose prompts must not occur in training rows."""
+    offset: int = 0
+    """Added to the row numbers of the source."""
     counts: RowCounts = field(default_factory=RowCounts)
 
     def prepare(self, loaded: Loaded) -> Prepared:
@@ -56,15 +81,20 @@ class Preparation:
         encoder = self.encoder(self._row_length())
         dropped, name = self.counts.dropped, loaded.train.name
         train = stored(drop_empty(encode_each(self._with_reward_columns(parts.train), encoder), dropped, name))
-        held_out = tuple(drop_empty(self._held_out(encoder, parts), dropped, name))
-        return Prepared(parts, train, held_out, self._audit(loaded, parts, (train, held_out), encoder))
+        held_out = self.encode_held_out(parts, name, encoder)
+        return Prepared(self.template, parts, train, held_out, self._audit(loaded, parts, (train, held_out), encoder))
 
-    def split(self, loaded: Loaded) -> Split:
-        """The records of both parts. `counts` gets the dropped rows and the unused columns."""
+    def split(self, loaded: Loaded, *, hold_out: bool = True) -> Split:
+        """The records of both parts; without `hold_out` all are training records.
+
+        `counts` gets the dropped rows and the unused columns.
+        """
         settings, counts = self.settings, self.counts
         dropped, name, seed = counts.dropped, loaded.train.name, self.spec.seed
         train = self.records(loaded.train)
-        if loaded.held_out is None:
+        if not hold_out:
+            parts = Split(train, (), {})
+        elif loaded.held_out is None:
             parts = split(train, fraction=settings.eval_fraction, eval_rows=settings.eval_rows, seed=seed, source=name)
         else:
             held_out = self.records(loaded.held_out)
@@ -107,10 +137,12 @@ class Preparation:
         }
         return {name for name in used if name is not None}
 
-    def _held_out(self, encoder: Encoder, parts: Split) -> tuple[Encoded, ...]:
+    def encode_held_out(self, parts: Split, source: str, encoder: Encoder | None = None) -> tuple[Encoded, ...]:
         """Encodes the held-out rows, together with the training rows that they need, which are then dropped."""
+        encoder = encoder or self.encoder(self._row_length())
         borrowed = KINDS[self.spec.kind].borrowed(parts.held_out, parts.train)
-        return encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
+        items = encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
+        return tuple(drop_empty(items, self.counts.dropped, source))
 
     def _with_reward_columns(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
         return KINDS[self.spec.kind].with_reward_columns(records)
@@ -167,7 +199,7 @@ class Preparation:
             offered=tuple(self.counts.offered),
             contaminated=self._contaminated(),
             cut=dict(encoder.cuts),
-            samples=audits.show(train, self.template, self.settings.show_mask),
+            samples=audits.show(train, self.template, self.settings.show_mask, self.offset),
             packed=self.settings.pack,
             updates=self.spec.updates,
             batch_size=self.spec.batch_size,
@@ -176,5 +208,6 @@ class Preparation:
                 held_out,
                 self.template,
                 gold=[one.columns.get("gold") for one in parts.held_out] if self.settings.gold else [],
+                offset=self.offset,
             ),
         )

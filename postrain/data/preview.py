@@ -30,6 +30,8 @@ class PreviewRow:
     role: str
     """chosen or rejected; empty for a single row."""
     stretches: tuple[Stretch, ...]
+    source: str = ""
+    """Name of the source in a mixture."""
 
     def shortened(self) -> PreviewRow:
         """A copy with limited text for the manifest."""
@@ -39,11 +41,11 @@ class PreviewRow:
         return replace(self, stretches=tuple(replace(one, text=_shortened(one.text)) for one in kept))
 
 
-def preview(items: Sequence[Encoded], template: Template) -> Iterator[PreviewRow]:
-    """The token rows of the items in order; a pair has two."""
+def preview(items: Sequence[Encoded], template: Template, offset: int = 0) -> Iterator[PreviewRow]:
+    """The token rows of the items in order; a pair has two. `offset` is subtracted from their numbers."""
     for item in items:
         for role, ids, uses in item.token_uses():
-            yield PreviewRow(item.row, role, _stretches(ids.tolist(), uses, template))
+            yield PreviewRow(item.row - offset, role, _stretches(ids.tolist(), uses, template))
 
 
 def _stretches(ids: Sequence[int], uses: Sequence[TokenUse], template: Template) -> tuple[Stretch, ...]:

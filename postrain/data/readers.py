@@ -69,6 +69,17 @@ class Table:
         offset, name = self.parts[bisect([offset for offset, _ in self.parts], number) - 1]
         return f"{name}, {self.unit} {number - offset}"
 
+    @property
+    def last(self) -> int:
+        """The largest row number; -1 without rows."""
+        return self.rows[-1].number if self.rows else -1
+
+    def shifted(self, offset: int) -> Table:
+        """The same rows with larger numbers, for tables that are read together."""
+        rows = tuple(Row(row.number + offset, row.values) for row in self.rows)
+        parts = tuple((first + offset, name) for first, name in self.parts) or ((offset, self.name),)
+        return Table(self.name, self.unit, rows, self.repaired, parts)
+
     def head(self, rows: int | None) -> Table:
         """The first rows; None returns all."""
         return self if rows is None else Table(self.name, self.unit, self.rows[:rows], self.repaired, self.parts)

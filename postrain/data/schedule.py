@@ -1,17 +1,19 @@
 """The items of each update's batch, a function of (seed, update) only.
 
 A run can therefore resume from its number of updates, and the global batch does not depend on the number of ranks.
-Batches cross epoch boundaries; there is no short last batch.
+Batches cross epoch boundaries; there is no short last batch. In a mixture each source has its own epochs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from postrain.data.encode import Encoded, collate
+from postrain.data.interleave import Interleaving
 from postrain.seeds import generator
 from postrain.types import Batch
 
@@ -35,6 +37,17 @@ class DataSpec:
     seed: int
     use_margin: bool = False
     """Whether the method reads the margins of pairs."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The items of one source of a mixture."""
+
+    start: int
+    """Index of its first item among those of all sources."""
+    count: int
+    rate: float
+    """Share of the drawn items that come from it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,8 @@ class TrainBatches:
     """Number of finished updates, read at the start of each iteration: Lightning may iterate a loader several times."""
     rank: int = 0
     ranks: int = 1
+    streams: tuple[Stream, ...] = ()
+    """The sources of a mixture; empty for items of one source."""
 
     def __len__(self) -> int:
         return max(0, self.updates - max(self.start, self.done()))
@@ -77,16 +92,41 @@ class TrainBatches:
 
     def indices(self, update: int) -> list[int]:
         """The items of a global batch. A batch may span two epochs."""
-        return self._shuffled(update * self.batch_size, self.batch_size)
+        first, size = update * self.batch_size, self.batch_size
+        if not self.streams:
+            return self._shuffled(len(self.items), first, size)
+        before, after = self._interleaving.before(first), self._interleaving.before(first + size)
+        drawn = [iter(self._drawn(number, *span)) for number, span in enumerate(zip(before, after, strict=True))]
+        items = [next(drawn[source]) for source in self._interleaving.sources(first, size)]
+        # Ranks take every n-th item: without the shuffle some ranks would get one source only.
+        return [items[at] for at in torch.randperm(size, generator=generator(self.seed, "mix", update)).tolist()]
 
     def indices_seen(self) -> list[int]:
         """The distinct items of the whole run: all, or the first ones of the first epoch."""
-        return self._shuffled(0, min(len(self.items), self.updates * self.batch_size))
+        total = self.updates * self.batch_size
+        if not self.streams:
+            return self._shuffled(len(self.items), 0, min(len(self.items), total))
+        ends = [min(stream.count, end) for stream, end in zip(self.streams, self.drawn(), strict=True)]
+        return [item for number, end in enumerate(ends) for item in self._drawn(number, 0, end)]
 
-    def _shuffled(self, first: int, length: int) -> list[int]:
-        """`length` items from position `first` of all epochs in a row, each shuffled differently."""
-        count = len(self.items)
+    def drawn(self) -> list[int]:
+        """Number of items that the whole run takes from each source of a mixture."""
+        return self._interleaving.before(self.updates * self.batch_size)
+
+    @cached_property
+    def _interleaving(self) -> Interleaving:
+        return Interleaving(tuple(stream.rate for stream in self.streams))
+
+    def _drawn(self, number: int, first: int, end: int) -> list[int]:
+        """The items of a source from position `first` of its own epochs to position `end`."""
+        stream = self.streams[number]
+        return [stream.start + item for item in self._shuffled(stream.count, first, end - first, number)]
+
+    def _shuffled(self, count: int, first: int, length: int, *source: int) -> list[int]:
+        """`length` of `count` items from position `first` of all epochs in a row, each shuffled differently."""
+        if not length:
+            return []
         epochs = range(first // count, (first + length - 1) // count + 1)
-        order = torch.cat([torch.randperm(count, generator=generator(self.seed, "epoch", epoch)) for epoch in epochs])
+        orders = [torch.randperm(count, generator=generator(self.seed, "epoch", epoch, *source)) for epoch in epochs]
         offset = first - epochs.start * count
-        return order[offset : offset + length].tolist()
+        return torch.cat(orders)[offset : offset + length].tolist()

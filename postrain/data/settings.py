@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 from annotated_types import DocInfo, Interval
 
@@ -13,9 +13,10 @@ from postrain.data.decontaminate import Decontaminate
 from postrain.data.encode import LossOn
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.layouts import COLUMNS
+from postrain.data.mix_sources import Mix, Replay
 from postrain.data.quality import Quality
-from postrain.data.sources import Source
-from postrain.types import Count, CountOrZero, Size
+from postrain.data.sources import Files, Loaded, Source, read_held_out
+from postrain.types import Count, CountOrZero, Positive, Size
 from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
@@ -32,14 +33,27 @@ class DataSettings:
     """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also .gz .bz2 .xz .zst), a folder or a glob of such files
     ('data/*.jsonl'; those with test, eval, valid or dev in their name are held out), or a directory written by the
     save_to_disk of `datasets`. Replaces the source. Cells may contain lists and messages as JSON text."""
-    eval_path: str | None = None
-    """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts."""
+    eval_path: str | Mapping[str, str] | None = None
+    """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts. Several
+    paths by name, as {easy: a.jsonl, hard: b.jsonl}, are also evaluated one by one (eval/easy/loss)."""
     eval_fraction: Share = 0.1
     """Fraction of the prompts to hold out if the source has no held-out rows; at most data.eval_rows prompts."""
     eval_rows: Size = 128
-    """Maximum number of held-out rows."""
+    """Maximum number of held-out rows; of each source of a mixture, and of each file of data.eval_path."""
     max_rows: Count | None = None
     """Maximum number of training rows, from the beginning; null uses all. Does not apply to held-out rows."""
+    mix: Mix = field(default_factory=dict)
+    """Weights of several sources, by file or option of this group, as {a.jsonl: 0.7, world_sums: 0.3}; a list of files
+    weights them by size. Replaces the source. Every batch has these shares up to one row; a source whose rows are used
+    up repeats. Each source is audited, and evaluated on its own held-out rows (eval/a/loss)."""
+    mix_by: Literal["rows", "tokens"] = "rows"
+    """Unit of the weights of data.mix: rows, or training tokens, prompts included."""
+    mix_temperature: Positive = 1.0
+    """Temperature T of the mixture: shares are proportional to weight^(1/T). Above 1, small sources get more."""
+    replay: Annotated[Replay | None, DocInfo("a file or data option, or null")] = None
+    """Text of the base model's kind to mix into sft or pretrain against forgetting: a file or an option of this group,
+    as data.replay=base.txt. It gets a tenth of the tokens in the loss, or data.replay.share with data.replay.path. Its
+    held-out loss is eval/replay/loss, which is not part of eval/loss."""
     decontaminate: Annotated[Decontaminate | None, DocInfo("a file or data option, a list of them, or null")] = None
     """Drop training rows that contain prompts of a benchmark: a file or an option of this group, or a list of them. A
     row is dropped if 8-grams in common cover half of the words of a prompt (data.decontaminate.ngram, .overlap)."""
@@ -72,3 +86,14 @@ class DataSettings:
     gold(prompt, completion, columns["gold"])."""
     show_mask: CountOrZero = 0
     """Number of rows to print with the tokens in the loss in green; 0 prints none."""
+
+    def load_rows(self) -> Loaded:
+        """The rows of `path`, else of `source`, with the held-out rows of `eval_path` if that is one path."""
+        eval_path = self.eval_path if isinstance(self.eval_path, str) else None
+        if self.path is not None:
+            loaded = Files(path=self.path, eval_path=eval_path).load(eval_rows=self.eval_rows)
+        else:
+            assert self.source is not None
+            loaded = self.source.load(eval_rows=self.eval_rows)
+            loaded = replace(loaded, held_out=read_held_out(eval_path)) if eval_path else loaded
+        return replace(loaded, train=loaded.train.head(self.max_rows))

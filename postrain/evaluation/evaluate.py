@@ -22,6 +22,7 @@ from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.differences import input_mismatch_notes
 from postrain.evaluation.eval_model_factory import DataConversions, scoring_reward
 from postrain.evaluation.eval_models import INITIAL, EvalSource
+from postrain.evaluation.parts import with_parts
 from postrain.evaluation.result_files import ModelResults, default_metric, responses, write_records, write_stats
 from postrain.evaluation.table import table
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
@@ -153,7 +154,7 @@ def run_tasks(
         start = time.perf_counter()
         with console.status(f"{one.name}: {name}"):
             try:
-                results[name] = task.value(eval_model)
+                results[name] = with_parts(task.value(eval_model), held_out(eval_model))
             except ConfigError as error:
                 results[name] = EvalResult(metrics={}, notes=(str(error),))
                 failed.append(name)

@@ -16,6 +16,7 @@ from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
 from postrain.data.repetition import DISTINCT, ONE_WORD, distinct_n, distinct_text_share, one_word_share
 from postrain.evaluation.completions import compare_to_reference, complete, gold_scores, means
+from postrain.evaluation.parts import rows_by_part, with_parts
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
@@ -61,16 +62,7 @@ def evaluate(
 ) -> TrainingEvalResult:
     """Evaluates the method without changing it. `eval_model` is its policy; None if it does not generate text."""
     method.policy.eval()
-    found: dict[str, Mean | Max] = {}
-    parts: dict[str, list[PerRow]] = defaultdict(list)
-    for index, batch in enumerate(data.val_dataloader()):
-        of_batch = method.evaluate(batch.to(method.device), index)
-        add_metrics(found, of_batch)
-        for name, value in of_batch.items():
-            if isinstance(value, Mean) and value.rows is not None:
-                parts[name].append(value.rows)
-    rows = {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in parts.items()}
-    metrics = {f"eval/{name}": value for name, value in method.combined(found).items()} if found else {}
+    metrics, rows = held_out_metrics(method, data)
     if eval_model is None:
         return TrainingEvalResult(metrics, None, (), {}, rows)
     rollouts, gold = None, ()
@@ -79,9 +71,28 @@ def evaluate(
         gold = gold_scores(rollouts, data)
         sampled = sampled_metrics(eval_model, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
-    results = {name: task.value(eval_model) for name, task in settings.tasks.items()}
+    results = {name: with_parts(task.value(eval_model), data) for name, task in settings.tasks.items()}
     metrics |= {f"eval/{task}/{name}": value for task, name, value in metric_values(results)}
     return TrainingEvalResult(metrics, rollouts, gold, {name: result.notes for name, result in results.items()}, rows)
+
+
+def held_out_metrics(method: Method, data: DataModule) -> tuple[dict[str, float], dict[str, PerRow]]:
+    """The method's own metrics on held-out rows, and those of each row.
+
+    eval/METRIC is of all rows and eval/PART/METRIC of a part; rows have these names without eval/.
+    """
+    found: dict[str, dict[str, Mean | Max]] = {"": {}}
+    parts: dict[str, list[PerRow]] = defaultdict(list)
+    for index, (part, batch) in enumerate(data.eval_batches()):
+        of_batch = method.evaluate(batch.to(method.device), index)
+        for prefix in [*([""] if part.in_total else []), *([f"{part.name}/"] if part.name else [])]:
+            add_metrics(found.setdefault(prefix, {}), of_batch)
+            for name, value in of_batch.items():
+                if isinstance(value, Mean) and value.rows is not None:
+                    parts[f"{prefix}{name}"].append(value.rows)
+    rows = {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in parts.items()}
+    combined = [(prefix, method.combined(measured)) for prefix, measured in found.items() if measured]
+    return {f"eval/{prefix}{name}": value for prefix, each in combined for name, value in each.items()}, rows
 
 
 def metric_values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:
@@ -95,7 +106,7 @@ def sampled_metrics(
     eval_model: EvalModel, rollouts: Rollouts, data: DataModule, settings: Evaluation
 ) -> dict[str, Mean | Max]:
     """Metrics of sampled completions."""
-    found = rollouts.metrics() if eval_model.reward else unrewarded_metrics(rollouts)
+    found = own_metrics(eval_model, rollouts)
     texts = rollouts.completions
     found = {
         **found,
@@ -108,7 +119,12 @@ def sampled_metrics(
         found |= {
             f"greedy/{name}": value for name, value in greedy_metrics(eval_model, data, settings.completions).items()
         }
-    gold = {f"gold/{part}": mean for part, mean in means(gold_scores(rollouts, data)).items()}
+    scores = gold_scores(rollouts, data)
+    gold = {f"gold/{part}": mean for part, mean in means(scores).items()}
+    for name, positions in rows_by_part(rollouts.rows.row_ids, data).items():
+        own = rollouts.select(positions)
+        found |= {f"{name}/{metric}": value for metric, value in own_metrics(eval_model, own).items()}
+        found |= {f"{name}/gold/{part}": mean for part, mean in means([scores[at] for at in positions]).items()}
     return {f"eval/{name}": value for name, value in found.items()} | gold
 
 
@@ -117,6 +133,11 @@ def greedy_metrics(eval_model: EvalModel, data: DataModule, count: int) -> dict[
     rollouts = complete(eval_model, count, greedy=True, prompts=data.eval_prompts(count))
     rewards = {name: value for name, value in rollouts.metrics().items() if name == "reward/total"}
     return (rewards if eval_model.reward else {}) | dict(means(gold_scores(rollouts, data)))
+
+
+def own_metrics(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
+    """Rewards, if there are some, and lengths of completions."""
+    return rollouts.metrics() if eval_model.reward else unrewarded_metrics(rollouts)
 
 
 def unrewarded_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:

@@ -169,9 +169,11 @@ def _check_stage(job: Job, products: Mapping[str, Any]) -> None:
 def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
     """Messages for missing files that no stage writes."""
     for group, key in FILES:
-        path = config[group].get(key)
-        if path is not None and CHECKED not in Path(path).parents and not Path(path).expanduser().is_file():
-            yield f"{group}.{key}: there is no file {path}"
+        given = config[group].get(key)
+        paths = {f"{key}.{name}": path for name, path in given.items()} if isinstance(given, Mapping) else {key: given}
+        for name, path in paths.items():
+            if path is not None and CHECKED not in Path(path).parents and not Path(path).expanduser().is_file():
+                yield f"{group}.{name}: there is no file {path}"
 
 
 def check_untrusted(job: Job, products: Mapping[str, Any], untrusted: UntrustedFolder) -> None:

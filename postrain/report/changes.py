@@ -20,6 +20,7 @@ from postrain.report import blocks
 from postrain.report.folders import Run
 from postrain.report.panels import HEADLINES, totals_first
 from postrain.report.samples import MIN_SAMPLES, Sample, first_and_last, interval
+from postrain.report.values import mapping
 
 PER_TOKEN = "no interval: mean over tokens"
 PER_SET = "no interval: set statistic"
@@ -74,11 +75,10 @@ def signed(value: float) -> str:
 def changes(run: Run) -> list[Change]:
     """The held-out metrics that were measured before and after training, headline metrics first."""
     groups = dict(first_and_last(run.samples))
-    rows = number(run.data.get("rows_eval"))
     found = []
     for name, (updates, values) in run.metrics.items():
         if name.startswith(("eval/", "gold/")) and updates[0] < updates[-1]:
-            gap, why = _of_rows(run, name, values[0]) or _gap(name, values[0], values[-1], groups, rows)
+            gap, why = _of_rows(run, name, values[0]) or _gap(run, name, values[0], values[-1], groups)
             found.append(Change(name, values[0], values[-1], gap, why))
     return sorted(found, key=_rank)
 
@@ -92,21 +92,24 @@ def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
 def _of_rows(run: Run, name: str, before: float) -> tuple[Estimate, str] | None:
     """The change of a metric whose rows are saved."""
     base = name.removeprefix("eval/")
-    if base == "perplexity" and (saved := run.held_out.get("nll") or run.held_out.get("loss")):
+    part = base.removesuffix("perplexity")
+    if base == f"{part}perplexity" and (saved := run.held_out.get(f"{part}nll") or run.held_out.get(f"{part}loss")):
         return saved.change_of_perplexity(before), ""
     known = run.held_out.get(base)
     return None if known is None or len(known.counts) < MIN_SAMPLES else (known.change(), "")
 
 
 def _gap(
-    name: str, before: float, after: float, groups: Mapping[str, Sequence[Sample]], rows: float | None
+    run: Run, name: str, before: float, after: float, groups: Mapping[str, Sequence[Sample]]
 ) -> tuple[Estimate | None, str]:
     base = name.removeprefix("eval/")
-    if (n := _share_of(name, rows, groups.get("after", ()))) and 0 <= before <= 1 and 0 <= after <= 1:
+    if (n := _share_of(run, name, groups.get("after", ()))) and 0 <= before <= 1 and 0 <= after <= 1:
         return newcombe(before, after, n), ""
     if base in OF_SETS:
         return None, PER_SET
-    if name.startswith(
+    parts = [f"eval/{part}/" for part in mapping(run.data.get("held_out")) if name.startswith(f"eval/{part}/")]
+    whole = f"eval/{name.removeprefix(parts[0])}" if parts else name
+    if whole.startswith(
         ("eval/gold/", "eval/completion/", "eval/length/", "eval/reward/chosen", "eval/reward/rejected")
     ):
         return None, UNSAVED
@@ -126,9 +129,11 @@ def _gap(
     return Estimate.paired([mine for mine, _ in pairs], [theirs for _, theirs in pairs]), ""
 
 
-def _share_of(name: str, rows: float | None, samples: Sequence[Sample]) -> int:
+def _share_of(run: Run, name: str, samples: Sequence[Sample]) -> int:
     """How many rows or completions a metric is a share of; 0 for a metric that is not such a share."""
-    return int(rows or 0) if name == "eval/accuracy" else len(samples) if name == "eval/win_rate" else 0
+    rows = {f"eval/{part}/accuracy": rows for part, rows in mapping(run.data.get("held_out")).items()}
+    rows["eval/accuracy"] = run.data.get("rows_eval")
+    return int(number(rows.get(name)) or 0) or (len(samples) if name == "eval/win_rate" else 0)
 
 
 def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Interval, int] | None:
@@ -137,7 +142,7 @@ def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Inte
     after = run.after(name)
     if after is None:
         return None
-    n = _share_of(name, number(run.data.get("rows_eval")), samples)
+    n = _share_of(run, name, samples)
     return (wilson(after * n, n), n) if n and 0 <= after <= 1 else interval(samples, name, after)
 
 

@@ -235,7 +235,7 @@ def _masked(record: Record) -> MaskedRow | None:
     if not isinstance(record.get("stretches"), list):
         return None
     parts = [(text_of(part.get("text")), _token_use(part.get("use"))) for part in records_of(record.get("stretches"))]
-    title = f"row {whole(record.get('row'), 0)} {text_of(record.get('role'))}"
+    title = f"{text_of(record.get('source'))} row {whole(record.get('row'), 0)} {text_of(record.get('role'))}"
     return MaskedRow(title.strip(), tuple((text, use) for text, use in parts if text))
 
 

@@ -29,6 +29,7 @@ from postrain.report.page import (
 )
 from postrain.report.palette import POLICY, REFERENCE
 from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
+from postrain.report.parts import part_names, part_panels, part_section, source_section, without_parts
 from postrain.report.pictures import Picture, Sheet
 from postrain.report.samples import MOST_PROMPTS, Sample, first_and_last, interval, responses, side_by_side
 from postrain.report.verdict import verdict
@@ -38,6 +39,8 @@ MOST_HISTOGRAMS = 6
 PNG_PANELS = 9
 FORGETTING = "eval/forgetting/"
 PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
+AUDIT_TABLES = ("shown", "sources")
+"""Parts of the data audit with sections of their own."""
 LENGTHS = "words per completion"
 STRONG = Markup("<strong>{}</strong>")
 MASKS = Markup(
@@ -58,13 +61,16 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
     They go into the run's folder or into `output`. Raises ConfigError where they cannot be written.
     """
     run, folder = read_run(path), output or path.resolve()
-    panels, constant = arrange(run.metrics)
+    parts = part_names(run)
+    panels, constant = arrange(without_parts(run.metrics, parts))
+    panels += part_panels(run, parts)
     groups, known = first_and_last(run.samples), changes(run)
     found = change_table(known)
     sections = (
         _verdict(run),
         _headlines(run, known),
         section("", blocks.details("All held-out metrics, before and after", found)),
+        part_section(run, parts),
         _diagnostics(run.diagnostics),
         learning_curves(run, panels, constant),
         _samples(run, groups),
@@ -72,7 +78,8 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
         _forgetting(run),
         section("Cost", blocks.Facts(list(efficiency(run).items()), "list")),
         _masks(run.masks()),
-        section("Data audit", blocks.Facts(flat({k: v for k, v in run.data.items() if k != "shown"}), "list")),
+        source_section(run),
+        section("Data audit", blocks.Facts(flat({k: v for k, v in run.data.items() if k not in AUDIT_TABLES}), "list")),
         section(
             "Reproduce this run",
             *reproduction(run.manifest, run.path),

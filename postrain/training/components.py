@@ -12,6 +12,7 @@ from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
+from postrain.evaluation.parts import check_part_names
 from postrain.hardware.collectives import full_state_dict
 from postrain.hardware.ranks import is_first_rank
 from postrain.methods.base import Method
@@ -63,6 +64,7 @@ def build(
         seed=config.seed,
         use_margin=getattr(method, "use_margin", False),
     )
+    check_part_names(data, config.evaluation.tasks)
     if given is None:
         before_weights(config, data)
     torch.manual_seed(config.seed)

@@ -42,6 +42,7 @@ def largest_micro_batch(config: TrainConfig, data: DataModule) -> MicroBatch:
         updates=min(data.spec.updates, SAMPLED_UPDATES),
         seed=data.spec.seed,
         ranks=config.trainer.ranks,
+        streams=data.streams,
     )
     found: MicroBatch | None = None
     for batch in schedule:

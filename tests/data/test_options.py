@@ -42,7 +42,7 @@ WORLD = {
 
 
 def test_every_option_is_tested():
-    assert set(OPTIONS) == {*WORLD, *SETS, "jsonl", "reasoning_gym", "paraphrases"}
+    assert set(OPTIONS) == {*WORLD, *SETS, "jsonl", "mix", "reasoning_gym", "paraphrases"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
