@@ -88,7 +88,19 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
         unused.update(name for name, value in fields.rest().items() if not empty(value) and name not in used)
         unused.update(fields.unused | shadowed)
         repaired.update(fields.repaired)
-    return Parsed(tuple(records), dropped, unused, repaired)
+    return Parsed(_with_all_answers(records), dropped, unused, repaired)
+
+
+def _with_all_answers(records: Sequence[Record]) -> tuple[Record, ...]:
+    """The records, of which those with a solution without an answer get None: rewards leave these rows out."""
+    if not any("answer" in record.columns for record in records):
+        return tuple(records)
+    return tuple(
+        replace(record, columns={**record.columns, "answer": None})
+        if "solution" in record.columns and "answer" not in record.columns
+        else record
+        for record in records
+    )
 
 
 def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values:

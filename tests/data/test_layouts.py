@@ -323,6 +323,12 @@ def test_answer_for_rewards_is_the_boxed_one_of_a_solution(row, answer):
     assert parse_one(row).columns.get("answer") == answer
 
 
+def test_solution_without_a_box_has_no_answer_if_others_have_one():
+    rows = [{"problem": "a", "solution": r"\boxed{x}"}, {"problem": "b", "solution": "The proof is done."}]
+    assert [record.columns["answer"] for record in parse(table(rows), {}).records] == ["x", None]
+    assert "answer" not in parse(table(rows[1:]), {}).records[0].columns
+
+
 def test_prompt_template_writes_the_prompt_and_keeps_its_columns():
     rows = table([{"nums": [1, 2], "target": 3, "question": "?"}])
     parsed = parse(rows, {}, PromptTemplate("Make {target} of {nums}: {{1 + 2}} {question}"))
