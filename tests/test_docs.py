@@ -15,6 +15,7 @@ from markdown.extensions.toc import slugify
 from docs.generator.pages import DOCS, expand
 from docs.generator.reference import public_names
 from postrain import evaluate
+from postrain.cli import export
 from postrain.cli.chat import __main__ as chat
 from postrain.cli.help import groups, known_keys
 from postrain.config.groups import groups_of
@@ -50,6 +51,7 @@ COMPOSED = {
 }
 """Commands that are composed and checked but not run: a part of the command, and the reason."""
 NOT_RUN = {
+    "LORA_RUN": "needs an adapter; tests/models/test_publish.py merges and exports one",
     "make ": "targets are looked up in the Makefile",
     "python make_pairs.py": "the script is executed as a Python block",
     "sweeps/my_beta": "reports of sweeps are tested in tests/report",
@@ -169,7 +171,12 @@ def run_chat(words: list[str], _: pytest.MonkeyPatch) -> int:
     return chat.main([*words, "--max-new-tokens", "4"])
 
 
+def run_export(words: list[str], _: pytest.MonkeyPatch) -> int:
+    return export.main(words)
+
+
 PROGRAMS = {
+    "postrain.cli.export": run_export,
     "postrain.evaluate": run_evaluate,
     "postrain.generate": run_generate,
     "postrain.report": run_report,

@@ -15,6 +15,8 @@ MODULES = {
     "evaluate": "postrain.evaluate",
     "generate": "postrain.generate",
     "chat": "postrain.cli.chat",
+    "merge": "postrain.cli.merge",
+    "export": "postrain.cli.export",
     "report": "postrain.report",
     "world": "postrain.world",
 }

@@ -34,6 +34,7 @@ from postrain.hardware.ranks import is_first_rank, process_group
 from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
 from postrain.report.console import print_result
+from postrain.report.model_card import complete_card
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, config_hash
 from postrain.runs.interrupt import Interrupt
@@ -204,6 +205,7 @@ def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None]
                 folder.status.set(status, reason)
                 if status == "done" and folder.metrics.path.exists():
                     print_result(folder.path)
+                    complete_card(folder.path)
                 if report:
                     print(f"report  {write_report(folder.path)}")
 

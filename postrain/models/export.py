@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from postrain.models.adapters import CHANGES_BASE
+from postrain.models.directory import read_json
 from postrain.models.disk_cache import write_directory
 from postrain.models.parts import unwrapped
 from postrain.models.quiet import quiet
@@ -49,8 +50,15 @@ def export(
     write_directory(directory, fill)
 
 
+def saved_end_ids(directory: Path) -> list[int]:
+    """The tokens that end a completion of an exported model, from its generation config."""
+    path = directory / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
 def _save_weights(model: Any, directory: Path) -> None:
-    if hasattr(model, "peft_config") and not _base_has_name(model):
+    if hasattr(model, "peft_config") and not is_saved_as_adapter(model):
         # On a copy: training may continue.
         model = copy.deepcopy(model).merge_and_unload()
     if hasattr(model, "peft_config"):
@@ -77,8 +85,9 @@ def _save_adapter(model: Any, directory: Path) -> None:
         (directory / BASE_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def _base_has_name(model: Any) -> bool:
-    return bool(model.peft_config["default"].base_model_name_or_path)
+def is_saved_as_adapter(model: Any) -> bool:
+    """Whether `export` saves an adapter: the base model can be found by its name."""
+    return hasattr(model, "peft_config") and bool(model.peft_config["default"].base_model_name_or_path)
 
 
 def _save_generation_config(

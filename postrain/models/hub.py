@@ -1,17 +1,18 @@
-"""The Hugging Face Hub: the local cache first, then the network with a timeout of seconds.
+"""The Hugging Face Hub: the local cache first, then the network with a timeout of seconds; uploads on request.
 
-Downloads only safetensors, configs and tokenizers of models. Data sets are read in data/files.py.
+Downloads only safetensors, configs, tokenizers and cards of models. Data sets are read in data/files.py.
 """
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -24,7 +25,7 @@ from huggingface_hub.errors import (
 
 from postrain.errors import ConfigError
 
-ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 # Subfolders and consolidated* hold the same weights in other formats.
 IGNORE_PATTERNS = ["*/*", "consolidated*"]
 REQUEST_SECONDS = 4.0
@@ -101,6 +102,30 @@ def hub_errors(kind: str, repository: str, name: str, revision: str | None, *, k
         raise ConfigError(f"the Hub has no {kind} {repository} (or it is private); check {keys[0]}") from None
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         raise Unreachable(one_line(error)) from None
+
+
+def check_push(repository: str) -> None:
+    """Raises ConfigError for a name that is not OWNER/NAME, or without a token."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+        raise ConfigError(f"--push {repository}: expected OWNER/NAME, as in my-account/my-model")
+    if constants.is_offline_mode():
+        raise ConfigError(f"--push {repository}: HF_HUB_OFFLINE is set; unset it, or leave out --push")
+    if not get_token():
+        raise ConfigError(f"--push {repository}: not logged in; run hf auth login, or set HF_TOKEN")
+
+
+def push(directory: Path, repository: str, *, private: bool) -> str:
+    """Uploads a folder to a model repository, which is created if it does not exist; returns its address."""
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(folder_path=directory, repo_id=repository, commit_message="Upload from postrain")
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"--push {repository}: {one_line(error)}; the folder {directory} is complete, upload it with: "
+            f"hf upload {repository} {directory}"
+        ) from None
+    return str(url)
 
 
 def with_timeout(seconds: float, request: Callable[[], None]) -> None:

@@ -67,11 +67,11 @@ def check_base(adapter: Path, base: Path) -> None:
 
 
 def base_file(model: nn.Module) -> dict[str, Any] | None:
-    """The content of BASE_FILE: the directory of the base model and its fingerprint; None for a Hub name."""
+    """The content of BASE_FILE: the fingerprint of the base model; None for a Hub name, whose commits do not change."""
     directory = Path(str(getattr(model, "name_or_path", "") or ""))
     if not directory.parts or not (directory / "config.json").is_file():
         return None
-    return {"directory": str(directory), "fingerprint": fingerprint(directory)}
+    return {"fingerprint": fingerprint(directory)}
 
 
 @contextmanager

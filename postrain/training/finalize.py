@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +14,9 @@ from postrain.formatting import figure
 from postrain.jsonl import atomic_write_text, number, plain
 from postrain.methods.base import Method
 from postrain.metrics import Direction, deciding_metric, direction_of
-from postrain.models.export import export
-from postrain.models.sources import ResolvedModel
+from postrain.models import card
+from postrain.models.export import export, is_saved_as_adapter
+from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.runs.folder import RunFolder, writing
 from postrain.training.components import Components
 from postrain.training.config import TrainConfig
@@ -30,9 +32,9 @@ def finalize(config: TrainConfig, components: Components, folder: RunFolder) -> 
     """Exports and writes result.json; returns the last value of the method's headline metric."""
     method = components.method
     changes = before_and_after(folder.metrics.read())
-    card = model_card(components, config.resolved, folder, changes)
+    text = model_card(components, config, folder, changes)
     ends, files = components.data.chat_template.stop_ids, step_layout_file(components)
-    export(method.policy, components.tokenizer, folder.model, card=card, end_ids=ends, files=files)
+    export(method.policy, components.tokenizer, folder.model, card=text, end_ids=ends, files=files)
     console = Console(highlight=False)
     console.print(f"model   {folder.model}", soft_wrap=True)
     if method.stop_reason:
@@ -87,25 +89,47 @@ def before_and_after(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[fl
 
 
 def model_card(
-    components: Components, resolved: ResolvedModel, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
+    components: Components, config: TrainConfig, folder: RunFolder, changes: Mapping[str, tuple[float, float]]
 ) -> str:
-    """README.md of the exported model: its origin and its metrics."""
-    method = type(components.method).__name__
+    """README.md of the exported model: its origin, its metrics and how to load it.
+
+    `report/model_card.py` adds the intervals of the metrics, which need the samples of the finished run.
+    """
+    method, resolved = components.method, config.resolved
+    name, scalar = type(method).__name__, method.head == "scalar"
+    adapted = is_saved_as_adapter(method.policy)
+    base = base_model(config.model, resolved)
+    known = card.metadata((resolved.adapters or (resolved.directory,))[-1])
+    repository = getattr(config.data.source, "repo", None)
+    data = card.front_matter(
+        kind="adapter" if adapted else "weights",
+        base_model=base,
+        license=known.get("license"),
+        tags=[name.lower(), *(["lora"] if hasattr(method.policy, "peft_config") else [])],
+        datasets=[repository] if repository else [],
+        scalar=scalar,
+    )
     rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
     stand_in = (
-        f"\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which was not available: this is not a "
-        f"fine-tuned {resolved.stand_in_for}.\n"
+        f"\n\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which was not available: this is not a "
+        f"fine-tuned {resolved.stand_in_for}."
         if resolved.stand_in_for
         else ""
     )
-    return f"""# {folder.name}
+    intro = f"""{resolved.name}, trained for {method.counters.updates} updates with {name} in postrain.{stand_in}
 
-{resolved.name}, trained for {components.method.counters.updates} updates with {method} in postrain.
-{stand_in}
 Data fingerprint: `{components.audit.fingerprint}`. `manifest.json` of the run folder holds the config, package versions
 and the command.
-{STEP_SCORES if step_layout_file(components) else ""}
-| held-out | before | after |
-|---|---:|---:|
-{rows}
-"""
+{STEP_SCORES if step_layout_file(components) else ""}"""
+    sections = {
+        card.HELD_OUT: f"| held-out | before | after |\n|---|---:|---:|\n{rows}",
+        card.LOADING: card.loading("adapter" if adapted else "weights", scalar=scalar, base=base or ""),
+    }
+    return card.render(data, folder.name, sections, intro)
+
+
+def base_model(source: ModelSource, resolved: ResolvedModel) -> str | None:
+    """The name on the Hub of the model that was trained, or of the one that it was trained from; None if unknown."""
+    if resolved.stand_in_for is None and card.HUB_ID.fullmatch(source.path) and not Path(source.path).exists():
+        return source.path
+    return card.metadata((resolved.adapters or (resolved.directory,))[-1]).get("base_model")
