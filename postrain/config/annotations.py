@@ -94,7 +94,7 @@ def describe(annotation: Any, *, limits: bool = False) -> str:
             else " ".join([describe(args[0]), " and ".join(_ranges(args[1:], limits))]).strip()
         )
     if origin is Literal:
-        return "one of " + ", ".join("null" if choice is None else str(choice) for choice in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join("null" if one is None else str(one) for one in args)
     if origin in (Union, UnionType):
         return " or ".join(describe(arg, limits=limits) for arg in args)
     if origin in LISTS:

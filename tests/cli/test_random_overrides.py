@@ -130,7 +130,7 @@ def test_random_override_is_a_valid_config_or_short_lines(base: int) -> None:
         (["method.batch_size=-1"], "method.batch_size: expected an integer >= 1, got -1"),
         (["data.max_length=1000000000000"],
          "data.max_length: expected an integer >= 4 and <= 1000000000 or null, got 1000000000000"),
-        (["method.learning_rate=inf"], "method.learning_rate: expected a number > 0 or one of auto or null, got inf"),
+        (["method.learning_rate=inf"], "method.learning_rate: expected a number > 0 or auto or null, got inf"),
         (["method._partial_=true"], "method._partial_: unknown key; of Hydra's own keys only _target_ is used here"),
         (["trainer._convert_=all"], "trainer._convert_: unknown key; of Hydra's own keys only _target_ is used here"),
         (["_target_=a.b"], "_target_: unknown key; only the value of a group has it, as in method._target_"),

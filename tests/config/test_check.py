@@ -122,7 +122,7 @@ def test_valid_config_is_built_with_annotated_types() -> None:
         ("method.kl", "k4", "method.kl: expected one of k1, k2, k3, got 'k4'"),
         ("method.dropout", 1.5, "method.dropout: expected a number >= 0 and <= 1 or null, got 1.5"),
         ("method.betas", [0.9], "method.betas: expected a list of 2: a number, a number, got [0.9]"),
-        ("method.layers", [1, "x"], "method.layers: expected a list of integers or one of all, got [1, 'x']"),
+        ("method.layers", [1, "x"], "method.layers: expected a list of integers or all, got [1, 'x']"),
         ("method.shuffle", 1, "method.shuffle: expected true or false, got 1"),
         ("method.name", 7, "method.name: expected text, got 7; for text write method.name='\"7\"'"),
         ("method.name", "???", "method.name: required; write method.name=...; expected text"),
