@@ -16,7 +16,7 @@ from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.errors import ConfigError
 from postrain.types import Count
 
-OPTION_KEYS = ("source", "path", "eval_path", "max_rows", "columns")
+OPTION_KEYS = ("source", "path", "eval_path", "max_rows", "columns", "prompt_template")
 """The keys of a data option that a mixture uses; all others are those of the run."""
 
 
@@ -34,6 +34,8 @@ class Part:
     """Maximum number of training rows, from the beginning; null is data.max_rows."""
     columns: Mapping[str, str | None] = field(default_factory=dict)
     """Column names by part of the record, in addition to data.columns."""
+    prompt_template: str | None = None
+    """Text of the prompt with the names of columns in braces; null is data.prompt_template."""
 
     def load(self, key: str, eval_rows: int) -> Loaded:
         """The rows. Raises ConfigError with the `key` of this source."""

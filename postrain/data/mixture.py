@@ -189,6 +189,7 @@ class Mixture:
     def _preparation(self, one: Input) -> Preparation:
         settings = copy(self.settings)
         settings.columns = {**self.settings.columns, **one.part.columns}
+        settings.prompt_template = one.part.prompt_template or self.settings.prompt_template
         if isinstance(one.part, Replay) and one.kind == Text.__name__:
             # Short blocks: a document of many more tokens than other rows would be in few batches.
             settings.pack, settings.max_length = True, min(one.part.max_length, self.spec.context)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from postrain.data.data_options import rows_named
 from postrain.data.interleave import CYCLE, Interleaving, shares
 from postrain.data.mix_sources import names
 from postrain.data.module import DataModule
@@ -126,6 +127,21 @@ def test_mixture_of_data_options_gives_prompts_of_all_sources():
     assert [*data.audit.sources] == ["world_sums", "world_stories"]
     assert data.audit.sources["world_stories"].audit.rows_read == 56
     assert [data.held_out_part(row) for row in data.eval_prompts(4).row_ids] == ["world_sums", "world_stories"] * 2
+
+
+def test_source_of_a_mixture_has_its_own_prompt_template(tmp_path):
+    write_lines(tmp_path / "puzzles.jsonl", [{"nums": [n, 2], "target": n + 2} for n in range(20)])
+    puzzles = "{path: puzzles.jsonl, prompt_template: 'Make {target} of {nums}.'}"
+    data = mixed(f"data.mix={{short.jsonl: 1, puzzles: {puzzles}}}", kind="Prompt")
+    prompts = {data.held_out_part(row): text for row, text in zip(*_held_out(data), strict=True)}
+    assert prompts["short"].startswith("short question")
+    assert prompts["puzzles"].startswith("Make ")
+    assert rows_named("countdown")["prompt_template"].startswith("Make {target}")
+
+
+def _held_out(data: DataModule) -> tuple[Any, Any]:
+    found = data.eval_prompts(6)
+    return found.row_ids, found.texts
 
 
 def test_source_of_weight_zero_is_evaluated_only():
