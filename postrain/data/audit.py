@@ -53,6 +53,8 @@ class Audit:
     """Number of dropped rows by reason."""
     repaired: Mapping[str, int]
     """Number of changed rows by the change."""
+    warned: Mapping[str, int]
+    """Number of rows by what they should not have, such as calls of undeclared functions."""
     unused: Mapping[str, int]
     """Rows with an unused column or message field, by its name."""
     offered: tuple[str, ...]
@@ -136,6 +138,7 @@ class Audit:
             ("dropped", _counts(self.dropped)),
             *([("decontaminated", self._decontaminated())] if self.contaminated else []),
             *([("repaired", _counts(self.repaired))] if self.repaired else []),
+            *([("warnings", _counts(self.warned))] if self.warned else []),
             *([("unused columns", self._unused())] if self.unused else []),
             *([("reward columns", names(self.offered))] if self.offered else []),
             ("cut", _counts(self.cut)),

@@ -4,7 +4,7 @@ Every template, also `plain`, is a Jinja chat template on the tokenizer, so an e
 was trained with. Prompt and completion are tokenized separately, so training and sampling see the same prompt tokens,
 and no token spans the boundary. An answer ends with its first end-of-turn token, where sampling stops. Text that the
 template adds after this token, such as a line break, belongs to the next turn and is not in the loss. Loss masks
-follow from these boundaries, never from a search for token ids. Not included: tools, images and truncation (encode.py).
+follow from these boundaries, never from a search for token ids. Not included: images and truncation (encode.py).
 
 L tokens of a row.
 """
@@ -12,29 +12,27 @@ L tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from postrain.data import rendering
-from postrain.data.conversation import LAST_TURN, Message, Messages
-from postrain.data.rendering import INSTRUCTION, REWRITTEN, VERBATIM, RenderedAnswer
+from postrain.data import rendering, tool_templates
+from postrain.data.conversation import LAST_TURN, Answer, Message, Messages, as_answer, as_message, without_tools
+from postrain.data.rendering import ANSWER, INSTRUCTION, REWRITTEN, VERBATIM, RenderedAnswer
 from postrain.data.skeletons import Skeletons
 from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
-
-QUESTION = (Message("user", "a"),)
-ANSWER = "¶"
-"""Placeholder answer to find the text that a template adds around an answer; does not occur in templates."""
 
 
 class Template:
     """Converts messages to token ids and back.
 
     `auto` uses the tokenizer's chat template, or `plain` if it has none; `chat` requires one; the name of one of the
-    tokenizer's templates selects it. `plain` joins the messages unchanged, for a base model that continues text.
+    tokenizer's templates selects it. `tools` is the tokenizer's template (else alpaca), with tools as text unless it
+    renders them itself. `plain` joins the messages unchanged, for a base model that continues text.
     `random` draws one of five instruction templates for each row and keeps the tokenizer's template (else alpaca) for
     inference.
     """
@@ -53,15 +51,15 @@ class Template:
         self._adds_bos = rendering.adds_bos(tokenizer)
         self.tokenize = PieceTokenizer(tokenizer)
         self._skeletons = Skeletons(tokenizer)
+        if self.name == "tools":
+            own = tool_templates.with_tools(own, tokenizer, bos=self._adds_bos)
         names = INSTRUCTION if self.name == "random" else (self.name,)
-        self._sources = tuple(
-            own if name == "chat" and own else rendering.bundled(name, bos=self._adds_bos) for name in names
-        )
+        self._sources = tuple(own or rendering.bundled(name, bos=self._adds_bos) for name in names)
         if install and not (self.name == "random" and tokenizer.chat_template):
             rendering.install(tokenizer, self._sources[0])
-        ends = (self._end_of_turn(source) for source in self._sources)
+        special = rendering.special_ids(tokenizer)
+        ends = (rendering.end_of_turn(source, tokenizer, self.tokenize) for source in self._sources)
         self.stop_ids: tuple[int, ...] = tuple(sorted({tokenizer.eos_token_id, *ends, *eos_ids}))
-        special = self._special()
         self._ends = tuple(tokenizer.convert_ids_to_tokens(token) for token in self.stop_ids if token in special)
 
     def encode_prompt(self, messages: Messages, *, row: int = 0) -> Tensor:
@@ -73,19 +71,19 @@ class Template:
         (ids,) = yield [(self._render(messages, row, prompt=True), True)]
         return _tensor(ids)
 
-    def encode_completion(self, prompt: Messages, completion: str, *, row: int = 0) -> tuple[Tensor, Tensor]:
+    def encode_completion(self, prompt: Messages, completion: Answer, *, row: int = 0) -> tuple[Tensor, Tensor]:
         """Ids of the prompt and of its completion with its end token, [L] each."""
         before, (after,) = self.encode_completions(prompt, (completion,), row=row)
         return before, after
 
     def encode_completions(
-        self, prompt: Messages, completions: Sequence[str], *, row: int = 0
+        self, prompt: Messages, completions: Sequence[Answer], *, row: int = 0
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Ids of a prompt and of several completions of it, each with its end token."""
         return finish(self.completions(prompt, completions, row=row), self.tokenize)
 
     def completions(
-        self, prompt: Messages, completions: Sequence[str], *, row: int = 0
+        self, prompt: Messages, completions: Sequence[Answer], *, row: int = 0
     ) -> Encoding[tuple[Tensor, tuple[Tensor, ...]]]:
         """`encode_completions` for many rows at once."""
         before = self._render(prompt, row, prompt=True)
@@ -120,7 +118,7 @@ class Template:
         """`encode` for many rows at once."""
         *prompt, answer = messages
         before = self._render(prompt, row, prompt=True)
-        last = self._final_answer(prompt, before, answer.content, row)
+        last = self._final_answer(prompt, before, as_answer(answer), row)
         spans = self._spans(messages, before, row)
         zero_weight = self._zero_weight_answers(messages, len(spans) + 1, row)
         segments = [(text, number) for text, number in rendering.segments(before, spans) if text]
@@ -172,12 +170,15 @@ class Template:
         draw = derive_seed(self.seed, "template", row) if len(self._sources) > 1 else 0
         return self._sources[draw % len(self._sources)]
 
-    def _render_answer(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> RenderedAnswer:
+    def _render_answer(self, prompt: Sequence[Message], before: str, completion: Answer, row: int) -> RenderedAnswer:
         """The answer after a prompt that renders as `before`.
 
         Uses the template's rendering if it continues `before`, else the answer as given: some templates render a prompt
         with an answer differently (DeepSeek-R1 and Nemotron open <think> in the prompt) or remove thinking.
         """
+        if isinstance(completion, Message):
+            whole = self._render(self._answered(prompt, completion), row)
+            return tool_templates.answer_after(before, whole, self._ends, row=row)
         if self.name == "plain" and before.endswith(LAST_TURN) and not completion[:1].isspace():
             completion = f" {completion}"
         _, tail = self._answer_affixes(prompt, before, row)
@@ -191,7 +192,7 @@ class Template:
         end = rendering.turn_end(tail, self._ends)
         return RenderedAnswer(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
 
-    def _final_answer(self, prompt: Sequence[Message], before: str, completion: str, row: int) -> RenderedAnswer:
+    def _final_answer(self, prompt: Sequence[Message], before: str, completion: Answer, row: int) -> RenderedAnswer:
         """The last answer of a row; adds the note on answers used as given."""
         answer = self._render_answer(prompt, before, completion, row)
         if answer.verbatim:
@@ -212,11 +213,12 @@ class Template:
             )
         return (start[len(before) :] if start.startswith(before) else ""), tail
 
-    def _answered(self, prompt: Sequence[Message], completion: str) -> Messages:
+    def _answered(self, prompt: Sequence[Message], completion: Answer) -> Messages:
         """A prompt with its answer, which extends the last message if that is a prefill."""
+        answer = as_message(completion)
         if not self._continues(prompt):
-            return (*prompt, Message("assistant", completion))
-        return (*prompt[:-1], Message("assistant", prompt[-1].content + completion))
+            return (*prompt, answer)
+        return (*prompt[:-1], replace(answer, content=prompt[-1].content + answer.content))
 
     def _continues(self, prompt: Sequence[Message]) -> bool:
         return bool(prompt) and prompt[-1].prefill and not self._keeps_text(prompt[-1])
@@ -235,18 +237,20 @@ class Template:
         turns = [
             # As a user turn, because the plain template ends assistant turns with the end token.
             {"role": "user", "content": turn.written or ""} if self._keeps_text(turn) else rendering.as_mapping(turn)
-            for turn in messages
+            for turn in without_tools(messages)
         ]
         continues = prompt and self._continues(messages)
-        if not marks and not continues:
+        if not (marks or continues or tool_templates.needed(messages)):
             filled = self._skeletons.fill(self.source(row), turns, prompt=prompt)
             if filled is not None:
                 return filled, []
         try:
+            tool_templates.check(messages, self.source(row), self.tokenizer)
             return rendering.render(
                 self.source(row),
                 turns,
                 self.tokenizer.special_tokens_map,
+                tools=tool_templates.tools_of(messages),
                 prompt=prompt,
                 continues=continues,
                 marks=marks,
@@ -263,7 +267,7 @@ class Template:
         """
         *prompt, answer = messages
         if rendering.GENERATION_MARK.search(self.source(row)):
-            whole, spans = self._rendered(self._answered(prompt, answer.content), row, marks=True)
+            whole, spans = self._rendered(self._answered(prompt, as_answer(answer)), row, marks=True)
             if not whole.startswith(before):
                 spans = self._rendered(prompt, row, prompt=True, marks=True)[1]
             # A prefill is part of the prompt: its span ends after `before`.
@@ -272,27 +276,13 @@ class Template:
         for place, turn in enumerate(prompt):
             if turn.role == "assistant" and not turn.prefill and not self._keeps_text(turn):
                 with_prefill = self._render(prompt[:place], row, prompt=True)
-                text = with_prefill + self._render_answer(prompt[:place], with_prefill, turn.content, row).text
+                text = with_prefill + self._render_answer(prompt[:place], with_prefill, as_answer(turn), row).text
                 kept = before.startswith(text)
                 spans.append((len(with_prefill), len(text)) if kept else (at, at))
                 at = spans[-1][1]
                 if not kept:
                     self.notes[REWRITTEN] = None
         return spans
-
-    def _end_of_turn(self, source: str) -> int:
-        """The special token with which the template ends an answer, else eos."""
-        turns = [rendering.as_mapping(turn) for turn in (*QUESTION, Message("assistant", ANSWER))]
-        written = rendering.render_texts(source, turns, self.tokenizer.special_tokens_map)
-        _, _, tail = written.rpartition(ANSWER)
-        special = self._special()
-        return next(
-            (token for token in self.tokenize([(tail, False)])[0] if token in special), self.tokenizer.eos_token_id
-        )
-
-    def _special(self) -> set[int]:
-        """Ids of special and added tokens."""
-        return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
 
 def _tensor(ids: Sequence[int]) -> Tensor:

@@ -1,13 +1,22 @@
-"""Conversations as messages, and transcripts of Human and Assistant turns in one text (the format of HH-RLHF)."""
+"""Conversations as messages, and transcripts of Human and Assistant turns in one text (the format of HH-RLHF).
+
+The tools of a conversation are its first message, of the role DECLARATION, so they stay with every part of it. The
+template renders them as the argument `tools`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 FIRST_TURN = "\n\nHuman:"
 LAST_TURN = "\n\nAssistant:"
 TURN = re.compile(rf"{FIRST_TURN}|{LAST_TURN}")
+DECLARATION = "tools"
+"""Role of the message that declares tools: its content is a JSON list of function schemas, as OpenAI wraps them."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,7 @@ class Message:
     """One turn of a conversation."""
 
     role: str
-    """system, user or assistant."""
+    """system, user, assistant, tool (the result of a call) or DECLARATION."""
     content: str
     in_loss: bool = True
     """False for an answer of weight 0, which is context only."""
@@ -23,14 +32,60 @@ class Message:
     """True for an assistant message at the end of a prompt, which the model continues."""
     written: str | None = field(default=None, compare=False)
     """The turn as it is in a transcript, with its speaker; for models without a chat template."""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """Calls of an assistant message: `name`, `arguments` (an object) and `id` if the row has one."""
+    reasoning: str = ""
+    """Reasoning of an assistant message, given to the template as reasoning_content."""
+    tool_call_id: str = ""
+    """The call that a tool message answers."""
+    name: str = ""
+    """The function whose result a tool message holds."""
+
+    @property
+    def structured(self) -> bool:
+        """True for an answer that only a chat template can write as text."""
+        return bool(self.tool_calls or self.reasoning)
+
+    @property
+    def text(self) -> str:
+        """The content with reasoning and calls, independent of the template; for comparisons of rows."""
+        calls = [json.dumps(call, ensure_ascii=False) for call in self.tool_calls]
+        return "\n".join(part for part in (self.reasoning, self.content, *calls) if part)
 
 
 Messages = tuple[Message, ...]
+Answer = str | Message
+"""The last message of a row: its content, or all of a structured message."""
 
 
 def user(text: str) -> Messages:
     """A prompt of one user message."""
     return (Message("user", text),)
+
+
+def as_answer(message: Message) -> Answer:
+    """The content of an assistant message, or the message if it is structured."""
+    return message if message.structured else message.content
+
+
+def answer_text(answer: Answer) -> str:
+    """An answer as text, independent of the template."""
+    return answer if isinstance(answer, str) else answer.text
+
+
+def as_message(answer: Answer) -> Message:
+    """An answer as an assistant message."""
+    return Message("assistant", answer) if isinstance(answer, str) else answer
+
+
+def tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The declared function schemas; empty without a declaration."""
+    return json.loads(messages[0].content) if messages and messages[0].role == DECLARATION else []
+
+
+def without_tools(messages: Sequence[Message]) -> Messages:
+    """The messages without the declaration of tools."""
+    return tuple(message for message in messages if message.role != DECLARATION)
 
 
 def with_prefill(prompt: Messages) -> Messages:
@@ -44,7 +99,7 @@ def plain_text(messages: Messages) -> str:
     written = [message.written for message in messages if message.written is not None]
     if written and len(written) == len(messages):
         return "".join(written)
-    return "\n\n".join(message.content for message in messages)
+    return "\n\n".join(message.text for message in messages)
 
 
 def is_transcript(text: str) -> bool:

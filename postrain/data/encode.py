@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from postrain.data.chat import Template
-from postrain.data.conversation import Messages
+from postrain.data.conversation import Answer, Messages
 from postrain.data.tokenizing import Encoding
 from postrain.types import Batch, Rows
 
@@ -127,7 +127,7 @@ class Encoder:
         """A truncated prompt without an answer."""
         return self._truncated(prompt, min(self.max_prompt_length, self.max_length))
 
-    def answers(self, row: int, prompt: Messages, answers: Sequence[str]) -> Encoding[list[EncodedRow]]:
+    def answers(self, row: int, prompt: Messages, answers: Sequence[Answer]) -> Encoding[list[EncodedRow]]:
         """One row per answer, all with the same prompt, truncated to fit the longest answer."""
         before, completions = yield from self.template.completions(prompt, answers, row=row)
         kept = self.cut_prompt_for(before, max(map(len, completions)))

@@ -55,6 +55,8 @@ class Parsed:
     """Number of rows with an unused column or message field, by its name."""
     repaired: Mapping[str, int] = field(default_factory=dict)
     """Number of changed rows by the change."""
+    warned: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows by what they should not have."""
 
 
 def parse(table: Table, columns: Mapping[str, str | None], template: PromptTemplate | None = None) -> Parsed:
@@ -75,6 +77,7 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
     layout = _layout(table, [values for _, values in rows], renames if template is None else {*renames, "prompt"})
     records: list[Record] = []
     dropped, unused, repaired = Counter[str](), Counter[str](), Counter[str](table.repaired)
+    warned = Counter[str]()
     for row, values in rows:
         fields = Fields(values, layout)
         try:
@@ -88,7 +91,8 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
         unused.update(name for name, value in fields.rest().items() if not empty(value) and name not in used)
         unused.update(fields.unused | shadowed)
         repaired.update(fields.repaired)
-    return Parsed(_with_all_answers(records), dropped, unused, repaired)
+        warned.update(fields.warned)
+    return Parsed(_with_all_answers(records), dropped, unused, repaired, warned)
 
 
 def _with_all_answers(records: Sequence[Record]) -> tuple[Record, ...]:

@@ -3,8 +3,8 @@
 PARTS lists the column names in common use for each part. The layout of a table is the row format with the lowest rank
 whose needed parts all have a column (`row_format`, in the files of `kinds/`). `data.columns` maps other names; a mapped
 part is read from that column only. Fields records the columns and message fields that a record uses. Unused columns
-stay with the record and are listed by the audit; columns that would change the meaning of a row (tools, images) are
-refused.
+stay with the record and are listed by the audit; columns that would change the meaning of a row (images, tools of
+plain text) are refused.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "input": ("input", "context"),
     "steps": ("steps", "completions"),
     "labels": ("labels",),
+    "tools": ("tools", "functions"),
+    "tool_calls": ("tool_calls", "answers"),
     "text": ("text",),
     "weight": ("weight", "loss_weight", "sample_weight"),
 }
 """Known column names of each part."""
 COLUMNS = (
     *("text", "messages", "prompt", "completion", "system", "history", "input", "chosen", "rejected"),
-    *("response1", "response2", "preference", "margin", "label", "weight", "steps", "labels", "answer"),
+    *("response1", "response2", "preference", "margin", "label", "weight", "steps", "labels", "answer", "tools"),
+    "tool_calls",
 )
 """The keys of `data.columns`: parts, and `answer`, which rewards read."""
 LABEL_LIKE_COLUMNS = (
@@ -60,7 +63,7 @@ LABEL_LIKE_COLUMNS = (
     *("accept", "correctness"),
 )
 """Columns used as the label if every row holds true, false, 👍 or 👎 there; unused otherwise."""
-TOOLS = "training on tool calls is not supported yet"
+TOOLS = "prompts and conversations have tools, and an answer has calls; this layout has neither"
 MEDIA = "only text is supported"
 REFUSED_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), TOOLS),
@@ -164,6 +167,8 @@ class Fields:
         """Unused fields in used columns, such as messages.id."""
         self.repaired: set[str] = set()
         """Descriptions of the changes made to the row."""
+        self.warned: set[str] = set()
+        """Descriptions of what the row should not have, but is trained on."""
 
     def peek(self, part: str) -> tuple[str, Any] | None:
         """The column of a part and its value; None if the row has none. Does not mark the column as used.

@@ -1,17 +1,20 @@
 """Parses the messages of a conversation in the formats of OpenAI, ShareGPT and others.
 
 A field of a message is used, recorded as unused, or refused by name if it changes the meaning of the message. An answer
-of weight 0 stays in the conversation as context and is not in the loss.
+of weight 0 stays in the conversation as context and is not in the loss. Calls and results of tools keep their fields
+(tool_calls.py).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postrain.data.conversation import Message, Messages, is_transcript, transcript, with_prefill
-from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, TOOLS, Fields, Malformed, empty, is_list, names, text
+from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, Fields, Malformed, empty, is_list, names, text
+from postrain.data.tool_calls import calls, declaration
 
 ROLES = {
     "human": "user",
@@ -27,18 +30,22 @@ ROLES = {
     "system": "system",
     "developer": "system",
 }
-TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+RESULT_ROLES = ("tool", "function", "observation", "ipython", "tool_response")
+CALL_ROLES = ("function_call", "tool_call")
+"""Roles of ShareGPT for an assistant message that holds calls as JSON text."""
+CALL_FIELDS = ("tool_calls", "function_call")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 PREFIXES = ("prefix", "partial", "continue_final_message")
 """Fields that mark an assistant message as a prefill."""
-REASONING = "reasoning in a separate field is not supported; write it into the content"
+TOOLS = "calls are read from tool_calls of an assistant message, results from tool messages, tools from a column"
+REASONING = "reasoning is read from reasoning_content of an assistant message"
 REFUSED: Mapping[str, str] = {
     **REFUSED_COLUMNS,
-    "tool_call_id": TOOLS,
-    "tool_call": TOOLS,
+    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id", "tool_call"), TOOLS),
     "file": MEDIA,
     "files": MEDIA,
     "input_audio": MEDIA,
-    **dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought"), REASONING),
+    **dict.fromkeys((*REASONING_FIELDS, "reasoning_details", "thought"), REASONING),
     "refusal": "write the refusal into the content",
     "name": "names of speakers are not supported; write the name into the content",
     "channel": REASONING,
@@ -86,25 +93,28 @@ def _listed(value: Any) -> Any:
 
 
 def awaits_answer(value: Any) -> bool:
-    """True for messages that end with a user message or a prefill."""
+    """True for messages that end with a user message, the result of a call or a prefill."""
     last = value[-1] if is_list(value) and value else None
     if not isinstance(last, Mapping):
         return False
     role = last.get("role", last.get("from"))
-    return (isinstance(role, str) and ROLES.get(role.lower()) == "user") or any(last.get(field) for field in PREFIXES)
+    asks = isinstance(role, str) and (ROLES.get(role.lower()) == "user" or role.lower() in RESULT_ROLES)
+    return asks or any(last.get(field) for field in PREFIXES)
 
 
 def parse_prompt(fields: Fields, value: Any, name: str) -> Messages:
-    """Parses a prompt from text, a transcript, messages, or an object with the key `messages`.
+    """Parses a prompt from text, a transcript, messages, or an object with the keys `messages` and `tools`.
 
     An assistant message at the end is a prefill.
     """
     if isinstance(value, str):
         return transcript(value) if is_transcript(value) else (Message("user", str(value)),)
+    declared: Messages = ()
     if isinstance(value, Mapping) and "messages" in value:
-        _check_fields(fields, value, name, ("messages",))
+        _check_fields(fields, value, name, ("messages", "tools"))
+        declared = declaration(value.get("tools"), f"{name}.tools")
         value = value["messages"]
-    return with_prefill(messages(fields, value, name, or_text="text or ", is_prompt=True))
+    return declared + with_prefill(messages(fields, value, name, or_text="text or ", is_prompt=True))
 
 
 def history(fields: Fields, value: Any, name: str) -> Messages:
@@ -127,14 +137,58 @@ def _message(fields: Fields, item: Any, name: str, *, may_be_prefill: bool) -> M
         raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
     role_field, role = _field_of(item, ("role", "from"), name, same=ROLES)
     role = role.lower() if isinstance(role, str) else role
-    if isinstance(role, str) and role in TOOL_ROLES:
-        raise Malformed(f"{name} has a message with the role {role!r}: {TOOLS}; remove the row")
+    if isinstance(role, str) and role in RESULT_ROLES:
+        return _result(fields, item, name, role_field)
+    if isinstance(role, str) and role in CALL_ROLES:
+        content_field, content = _field_of(item, ("content", "value"), name)
+        _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS))
+        return Message("assistant", "", _in_loss(item, "assistant", name), tool_calls=calls(content, name))
     if not isinstance(role, str) or role not in ROLES:
-        raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {', '.join(sorted(ROLES))}")
+        known = ", ".join(sorted((*ROLES, *RESULT_ROLES, *CALL_ROLES)))
+        raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {known}")
+    if ROLES[role] == "assistant":
+        return _answer(fields, item, name, role_field, may_be_prefill=may_be_prefill)
     content_field, content = _field_of(item, ("content", "value"), name)
-    prefixes = PREFIXES if may_be_prefill and ROLES[role] == "assistant" else ()
-    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, *prefixes))
+    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS))
     return Message(ROLES[role], _content(fields, content, name), _in_loss(item, ROLES[role], name))
+
+
+def _answer(fields: Fields, item: Mapping[str, Any], name: str, role_field: str, *, may_be_prefill: bool) -> Message:
+    """An assistant message; its content may be absent beside calls."""
+    called, thought = (
+        [field for field in spellings if not (empty(item.get(field)) or item[field] is False)]
+        for spellings in (CALL_FIELDS, REASONING_FIELDS)
+    )
+    for several in (called, thought):
+        if any(item[field] != item[several[0]] for field in several):
+            raise Malformed(f"{name} has a message whose {' and '.join(several)} differ; keep one of them")
+    has_content = not called or any(item.get(field) is not None for field in ("content", "value"))
+    content_field, content = _field_of(item, ("content", "value"), name) if has_content else ("content", "")
+    prefixes = PREFIXES if may_be_prefill else ()
+    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, *prefixes, *called, *thought))
+    return Message(
+        "assistant",
+        _content(fields, content, name),
+        _in_loss(item, "assistant", name),
+        tool_calls=calls(item[called[0]], f"{name}.{called[0]}") if called else (),
+        reasoning=text(item[thought[0]], f"{name}.{thought[0]}") if thought else "",
+    )
+
+
+def _result(fields: Fields, item: Mapping[str, Any], name: str, role_field: str) -> Message:
+    """The result of a call; an object or a number becomes JSON text."""
+    content_field, content = _field_of(item, ("content", "value"), name)
+    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, "tool_call_id", "name"))
+    if isinstance(content, Mapping | int | float):
+        content = json.dumps(content, ensure_ascii=False)
+    identity, function = (item.get(field) for field in ("tool_call_id", "name"))
+    return Message(
+        "tool",
+        _content(fields, "" if content is None else content, name),
+        _in_loss(item, "tool", name),
+        tool_call_id=identity if isinstance(identity, str) else "",
+        name=function if isinstance(function, str) else "",
+    )
 
 
 def _field_of(

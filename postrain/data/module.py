@@ -8,7 +8,7 @@ loader (schedule.py) returns the same rows after a resume and for any number of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -20,6 +20,7 @@ from postrain.config.schema import load_target
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
 from postrain.data.decontaminate import Benchmark
+from postrain.data.encode import Encoder
 from postrain.data.item_store import distinct_ids
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
@@ -169,15 +170,22 @@ class DataModule(DataSettings, LightningDataModule):
         parts = [part.records for part in self.held_out if part.in_total] or [self.records.held_out]
         held_out = [record for records in zip_longest(*parts) for record in records if record is not None]
         different = list({record.prompt_content(): record for record in held_out}.values())[:count]
-        preparation = Preparation(self, self.spec, self.chat_template)
-        encoder = preparation.encoder(preparation.prompt_length())
         if self.spec.kind == Text.__name__:
+            encoder = self._prompt_encoder()
             return EncodedPrompt.collate(
                 [record.encode_beginning(encoder) for record in different if isinstance(record, Text)]
             )
         found = convert(different, Prompt.__name__, source="the held-out rows").records
-        prompts = Prompt.with_reward_columns(tuple(record for record in found if isinstance(record, Prompt)))
-        return EncodedPrompt.collate([item for item in encode(prompts, encoder) if isinstance(item, EncodedPrompt)])
+        return self.encode_prompts([record for record in found if isinstance(record, Prompt)])
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Prompts:
+        """Prompts as tokens, truncated to leave room for a completion."""
+        items = encode(Prompt.with_reward_columns(tuple(prompts)), self._prompt_encoder())
+        return EncodedPrompt.collate([item for item in items if isinstance(item, EncodedPrompt)])
+
+    def _prompt_encoder(self) -> Encoder:
+        preparation = Preparation(self, self.spec, self.chat_template)
+        return preparation.encoder(preparation.prompt_length())
 
     def token_ids(self) -> list[int]:
         """The distinct token ids of the training rows, sorted."""

@@ -195,6 +195,7 @@ class Preparation:
             rows_eval=len(parts.held_out),
             dropped=dict(+self.counts.dropped),
             repaired=dict(+self.counts.repaired),
+            warned=dict(+self.counts.warned),
             unused=dict(+self.counts.unused),
             offered=tuple(self.counts.offered),
             contaminated=self._contaminated(),

@@ -1,4 +1,4 @@
-"""Joins the columns of the context of an answer: prompt, system message and earlier turns.
+"""Joins the columns of the context of an answer: prompt, system message, earlier turns and tools.
 
 Columns with the same content are used once; columns with different content are refused with both names.
 """
@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postrain.data.conversation import LAST_TURN, Message, Messages, is_transcript
+from postrain.data.conversation import (
+    DECLARATION,
+    LAST_TURN,
+    Answer,
+    Message,
+    Messages,
+    as_answer,
+    is_transcript,
+    without_tools,
+)
 from postrain.data.layouts import PARTS, Fields, Malformed, empty, is_list, text
 from postrain.data.messages import history, messages, parse_prompt
+from postrain.data.tool_calls import HERMES, check_tool_turns, declaration, without_hermes_tags
 
 PROMPT_REMOVED = "prompt removed from an answer that repeats it"
 
@@ -34,8 +44,31 @@ def read_prompt(fields: Fields) -> Messages:
     return parse_prompt(fields, value, name)
 
 
-def add_system_and_history(fields: Fields, turns: Messages) -> Messages:
-    """Prepends the columns `system` and `history` to the turns, unless the turns begin with them already."""
+def add_context(fields: Fields, turns: Messages) -> Messages:
+    """Prepends the columns `tools`, `system` and `history` to the turns, unless the turns begin with them already.
+
+    Raises Unusable for the result of a call that is not there; calls that the tools do not allow are warnings.
+    """
+    declared, rest = _declared_tools(fields, turns)
+    found = declared + _add_system_and_history(fields, rest)
+    fields.warned.update(check_tool_turns(found))
+    return found
+
+
+def _declared_tools(fields: Fields, turns: Messages) -> tuple[Messages, Messages]:
+    """The declaration of tools, and the turns without it and without its repetition by Hermes."""
+    own, rest = tuple(turn for turn in turns if turn.role == DECLARATION), without_tools(turns)
+    column = fields.optional("tools")
+    declared = declaration(column[1], column[0]) if column else ()
+    if own and declared and own != declared:
+        raise Malformed(f"prompt.tools and {column[0] if column else 'tools'} differ; keep one of the two")
+    untagged = without_hermes_tags(rest) if declared else rest
+    if untagged != rest:
+        fields.repaired.add(HERMES)
+    return own or declared, untagged
+
+
+def _add_system_and_history(fields: Fields, turns: Messages) -> Messages:
     earlier = fields.optional("history")
     past = history(fields, earlier[1], earlier[0]) if earlier else ()
     opening = tuple(turn for turn in turns[:1] if turn.role == "system")
@@ -92,11 +125,11 @@ def _texts(value: Any) -> list[str]:
     return [content for content in found if isinstance(content, str)]
 
 
-def last_answer(turns: Messages, name: str) -> str:
-    """Content of the last message. Raises Malformed if its weight is 0."""
+def last_answer(turns: Messages, name: str) -> Answer:
+    """The last message as an answer. Raises Malformed if its weight is 0."""
     if not turns[-1].in_loss:
         raise Malformed(f"{name} ends with a message of weight 0, so nothing is left to compare; remove the row")
-    return turns[-1].content
+    return as_answer(turns[-1])
 
 
 def repeats_prompt(prompt: Any, answers: Sequence[Any]) -> bool:

@@ -32,6 +32,8 @@ class RowCounts:
     """Number of rows with an unused column or message field, by its name."""
     repaired: Counter[str] = field(default_factory=Counter)
     """Number of changed rows by the change."""
+    warned: Counter[str] = field(default_factory=Counter)
+    """Number of rows by what they should not have."""
     offered: dict[str, None] = field(default_factory=dict)
     """Columns of prompts for rewards: an ordered set."""
     contaminated: dict[str, set[int]] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class RecordReader:
         for unused in (parsed.unused, converted.unused):
             counts.unused.update({name: rows for name, rows in unused.items() if name not in used})
         counts.repaired.update(parsed.repaired)
+        counts.warned.update(parsed.warned)
         if not valid.records:
             raise ConfigError(f"{table.name}: no row can be used: {reasons(counts.dropped)}")
         return valid.records

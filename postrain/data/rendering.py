@@ -1,13 +1,13 @@
 """Selects the chat template of a tokenizer and renders conversations with transformers.
 
 `strftime_now` uses the start time of the run (`clock_at`), so a template with today's date gives the same tokens when
-the run is resumed on another day. Not included: tokens (chat.py), tools and images.
+the run is resumed on another day. Not included: tokens (chat.py) and images.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,12 +21,15 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 from postrain.data.conversation import Message
 from postrain.errors import ConfigError
 
-Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random"]
+Mode = Literal["auto", "chat", "plain", "alpaca", "vicuna", "qa", "dialogue", "inst", "bot", "random", "tools"]
 MODES: tuple[str, ...] = get_args(Mode)
 INSTRUCTION = ("alpaca", "vicuna", "qa", "dialogue", "inst")
 """The templates of `random`; without `bot`, which remains as an unseen template for evaluation."""
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+QUESTION = Message("user", "a")
+ANSWER = "¶"
+"""Placeholder answer to find the text that a template adds around an answer; does not occur in templates."""
 CLOSING_TAG = re.compile(r"<[^<>\s]+>(?=\s*$)")
 _clock: ContextVar[datetime | None] = ContextVar("clock", default=None)
 
@@ -100,14 +103,17 @@ def choose(tokenizer: Any, mode: str) -> tuple[str, str | None]:
             return "chat", named[mode]
         own = f"; the tokenizer's templates: {', '.join(sorted(named))}" if named else ""
         raise ConfigError(f"data.template={mode}: expected one of {', '.join(MODES)}{own}")
-    if mode not in ("auto", "chat"):
+    if mode not in ("auto", "chat", "tools"):
         return mode, None
     own = own_template(tokenizer)
     if own is None and mode == "chat":
         raise ConfigError(
             f"data.template=chat: the tokenizer has no chat template; use plain, bot or one of {', '.join(INSTRUCTION)}"
         )
-    return ("plain", None) if own is None or is_plain(own) else ("chat", own)
+    own = None if is_plain(own) else own
+    if mode == "tools":
+        return mode, own
+    return ("plain", None) if own is None else ("chat", own)
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -133,16 +139,31 @@ def is_plain(source: str | None) -> bool:
     return source in (bundled("plain", bos=False), bundled("plain", bos=True))
 
 
-def as_mapping(turn: Message) -> dict[str, str]:
-    """A message in the format of chat templates."""
-    return {"role": turn.role, "content": turn.content}
+def as_mapping(turn: Message) -> dict[str, Any]:
+    """A message in the format of chat templates, which is that of OpenAI with arguments as objects."""
+    calls = [
+        {
+            **({"id": call["id"]} if "id" in call else {}),
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call["arguments"]},
+        }
+        for call in turn.tool_calls
+    ]
+    further = {
+        "tool_calls": calls,
+        "reasoning_content": turn.reasoning,
+        "tool_call_id": turn.tool_call_id,
+        "name": turn.name,
+    }
+    return {"role": turn.role, "content": turn.content, **{key: value for key, value in further.items() if value}}
 
 
 def render(
     source: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     special: Mapping[str, str],
     *,
+    tools: Sequence[dict[str, Any]] = (),
     prompt: bool = False,
     continues: bool = False,
     marks: bool = False,
@@ -150,7 +171,7 @@ def render(
     """Renders a conversation; returns its text, and with `marks` the spans between generation marks.
 
     `prompt` adds the generation prompt; with `continues` the text ends with the last message, a prefill. `special` are
-    the tokenizer's special tokens by name. Raises ConfigError if the template raises an error.
+    the tokenizer's special tokens by name; `tools` are function schemas. Raises ConfigError if the template fails.
     """
     # Template arguments cannot replace strftime_now, a global of transformers' template environment.
     moment = _clock.get() or datetime.now()
@@ -158,6 +179,7 @@ def render(
         _compile_jinja_template(source).environment.globals["strftime_now"] = moment.strftime
         texts, spans = render_jinja_template(
             conversations=[[dict(message) for message in messages]],
+            tools=list(tools) or None,
             chat_template=source,
             return_assistant_tokens_mask=marks,
             add_generation_prompt=prompt and not continues,
@@ -244,3 +266,16 @@ def segments(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int
         pieces += [(text[at:start], -1), (text[start:end], number)]
         at = end
     return [*pieces, (text[at:], -1)]
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of special and added tokens."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def end_of_turn(source: str, tokenizer: Any, tokenize: Callable[[Sequence[tuple[str, bool]]], list[list[int]]]) -> int:
+    """The special token with which a template ends an answer, else eos."""
+    turns = [as_mapping(QUESTION), as_mapping(Message("assistant", ANSWER))]
+    _, _, tail = render_texts(source, turns, tokenizer.special_tokens_map).rpartition(ANSWER)
+    special = special_ids(tokenizer)
+    return next((token for token in tokenize([(tail, False)])[0] if token in special), tokenizer.eos_token_id)

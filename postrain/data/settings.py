@@ -66,7 +66,8 @@ class DataSettings:
     template: str = "auto"
     """Chat template: auto (the one the source requires, else the tokenizer's, else plain), chat (the tokenizer's),
     plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the exported model has
-    its own template, else alpaca), or the name of another of its templates (tool_use, rag)."""
+    its own template, else alpaca), tools (the tokenizer's, else alpaca, with tools as text unless it renders them), or
+    the name of another of the tokenizer's templates (tool_use, rag)."""
     loss_on: LossOn = "completion"
     """Tokens in the loss: completion (the last answer), assistant (all answers), all (prompts too)."""
     max_length: Length | None = None

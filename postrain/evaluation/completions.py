@@ -39,7 +39,6 @@ def prompt_data(data_as: Callable[[str], DataModule]) -> DataModule:
             raise error from None
 
 
-@torch.no_grad()
 def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts: Prompts | None = None) -> Rollouts:
     """Completions of the first `count` held-out prompts; `prompts` are these, if already encoded.
 
@@ -49,16 +48,22 @@ def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts
     key = count, engine.sampling.temperature
     if key not in eval_model.rollout_cache:
         prompts = held_out(eval_model).eval_prompts(count) if prompts is None else prompts
-        eval_model.rollout_cache[key] = collect(
-            engine,
-            eval_model.model,
-            eval_model.template,
-            prompts,
-            seeds=[derive_seed(eval_model.seed, "evaluation", index) for index in range(len(prompts))],
-            reward=eval_model.reward,
-            environment=eval_model.environment,
-        )
+        eval_model.rollout_cache[key] = sample_prompts(eval_model, prompts, greedy=greedy)
     return eval_model.rollout_cache[key]
+
+
+@torch.no_grad()
+def sample_prompts(eval_model: EvalModel, prompts: Prompts, *, greedy: bool = False) -> Rollouts:
+    """One completion of each prompt; not cached."""
+    return collect(
+        greedy_engine(eval_model.engine) if greedy else eval_model.engine,
+        eval_model.model,
+        eval_model.template,
+        prompts,
+        seeds=[derive_seed(eval_model.seed, "evaluation", index) for index in range(len(prompts))],
+        reward=eval_model.reward,
+        environment=eval_model.environment,
+    )
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ declare(
     unit="nats/token",
     direction="max",
 )
+declare("tool_calls/*", "share of answers with the right tool calls", direction="max", bounds=SHARE)
 declare("*/win_rate", "how often a completion is preferred to the other model's", direction="max", bounds=SHARE)
 declare("*/consistency", "share of queries with the same verdict in all phrasings", direction="max", bounds=SHARE)
 declare("*/agreement*", "share of pairs of phrasings with the same answer", direction="max", bounds=SHARE)

@@ -41,6 +41,7 @@ def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False)
         rows_eval=len(held_out),
         dropped={"duplicate": 2},
         repaired={},
+        warned={},
         unused={"id": 9, "tag": 1, "[red]": 9},
         offered=(),
         cut={},

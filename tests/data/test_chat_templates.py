@@ -43,8 +43,8 @@ def test_default_or_named_template_of_several_is_used_and_all_are_kept(named, mo
         ("auto", r"several chat templates \(rag, tool_use\) and none is named default; choose one with data.template="),
         ("chat", r"several chat templates \(rag, tool_use\) and none is named default"),
         (
-            "tools",
-            r"data.template=tools: expected one of auto, chat, plain, .*; the tokenizer's templates: rag, tool_use",
+            "tool",
+            r"data.template=tool: expected one of auto, chat, plain, .*; the tokenizer's templates: rag, tool_use",
         ),
     ],
 )

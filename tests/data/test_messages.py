@@ -13,8 +13,6 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 
-CALL = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-
 
 def conversation(answer: dict[str, Any], **user_fields: Any) -> dict[str, Any]:
     user = {"role": "user", "content": "a", **user_fields}
@@ -26,26 +24,10 @@ def assert_refused(row: dict[str, Any], message: str) -> None:
         parse(table([row]), {})
 
 
-@pytest.mark.parametrize("content", ["b", None, ""])
-@pytest.mark.parametrize("field", ["tool_calls", "function_call"])
-def test_tool_calls_are_refused_by_name_with_any_content(field, content):
-    assert_refused(
-        conversation({"content": content, field: CALL}),
-        f"messages has {field}: training on tool calls is not supported yet",
-    )
-
-
-@pytest.mark.parametrize("role", ["tool", "function", "observation", "function_call"])
-def test_tool_roles_are_refused_by_name(role):
-    row = conversation({})
-    row["messages"].insert(1, {"role": role, "content": "22"})
-    assert_refused(row, f"role '{role}': training on tool calls is not supported yet")
-
-
 @pytest.mark.parametrize(
     "field",
     [
-        *("tool_call_id", "images", "audio", "video", "reasoning_content", "thinking", "refusal", "name", "mask"),
+        *("tool_call_id", "images", "audio", "video", "refusal", "name", "mask"),
         *("tool_responses", "available_tools", "imageUrls", "media", "thoughts", "reasoning_text", "channel", "label"),
     ],
 )
@@ -190,9 +172,10 @@ def test_error_of_an_unknown_message_layout_names_the_fields():
 
 def test_error_of_a_refused_content_part_names_the_reason():
     assert_refused(
-        conversation({"content": [{"type": "tool_use"}]}), "type 'tool_use': training on tool calls is not supported"
+        conversation({"content": [{"type": "tool_use"}]}),
+        "type 'tool_use': calls are read from tool_calls",
     )
     assert_refused(
         conversation({"content": [{"type": "thinking", "thinking": "b"}]}),
-        "type 'thinking': reasoning in a separate field",
+        "type 'thinking': reasoning is read from reasoning_content",
     )

@@ -9,14 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from postrain.data.conversation import Message, Messages, plain_text
+from postrain.data.conversation import (
+    Answer,
+    Message,
+    Messages,
+    as_answer,
+    as_message,
+    plain_text,
+    tools_of,
+    without_tools,
+)
 from postrain.data.encode import EncodedRow, Encoder
-from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.text import Text
-from postrain.data.layouts import Fields, Malformed, Unusable, row_format
+from postrain.data.layouts import Fields, Malformed, Unusable, empty, row_format
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import (
-    add_system_and_history,
+    add_context,
     messages_repeated,
     read_conversation,
     read_prompt,
@@ -25,6 +34,7 @@ from postrain.data.prompt_columns import (
 from postrain.data.records import Record, conversion
 from postrain.data.solutions import answer_columns
 from postrain.data.tokenizing import Encoding
+from postrain.data.tool_calls import calls
 from postrain.errors import ConfigError
 
 NO_ANSWER = "the conversation does not end with an answer"
@@ -40,13 +50,13 @@ class Demonstration(Record):
     needs = ("completion",)
 
     def content(self) -> tuple[str, ...]:
-        return tuple(message.content for message in self.messages)
+        return tuple(message.text for message in self.messages)
 
     def prompt_content(self) -> str:
         return plain_text(self.messages[:-1])
 
     def completions(self) -> tuple[str, ...]:
-        return (self.messages[-1].content,)
+        return (self.messages[-1].text,)
 
     def has_answer_in_loss(self, *, last_only: bool) -> bool:
         answers = [message for message in self.messages if message.role == "assistant"]
@@ -54,13 +64,14 @@ class Demonstration(Record):
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         """A prompt does not use the answer, unless a column keeps it for rewards."""
-        stays = any(value == self.messages[-1].content for value in self.columns.values())
+        answer = self.messages[-1]
+        stays = bool(answer.tool_calls) or any(value == answer.content for value in self.columns.values())
         return ("completion",) if kind == "Prompt" and not stays else ()
 
     def encoding(self, encoder: Encoder) -> Encoding[EncodedRow]:
         *prompt, answer = self.messages
         if encoder.loss_on == "completion":
-            (row,) = yield from encoder.answers(self.row, tuple(prompt), (answer.content,))
+            (row,) = yield from encoder.answers(self.row, tuple(prompt), (as_answer(answer),))
             return row
         if encoder.loss_on == "all" and not all(turn.in_loss or turn.role == "assistant" for turn in prompt):
             raise ConfigError(
@@ -86,10 +97,20 @@ def _trailing(mask: Tensor) -> int:
 @row_format("conversation", needs=("messages",), rank=20)
 def parse_conversation(row: int, fields: Fields) -> Demonstration:
     """A demonstration from a column of messages."""
-    turns = add_system_and_history(fields, read_conversation(fields))
-    if turns[-1].role != "assistant" or len(turns) == 1:
+    turns = add_context(fields, read_conversation(fields))
+    if turns[-1].role != "assistant" or len(without_tools(turns)) == 1:
         raise Unusable(NO_ANSWER)
     return Demonstration(row=row, messages=turns)
+
+
+@row_format("call", needs=("prompt", "tools", "tool_calls"), rank=25)
+def parse_call(row: int, fields: Fields) -> Demonstration:
+    """A demonstration from a prompt, tools and a column with the calls of the answer, as in xLAM."""
+    name, value = fields.needed("tool_calls")
+    found = fields.optional("completion")
+    content = found[1] if found and isinstance(found[1], str) else ""
+    answer = Message("assistant", content, tool_calls=calls(value, name) if not empty(value) else ())
+    return Demonstration(row=row, messages=add_context(fields, (*read_prompt(fields), answer)))
 
 
 @row_format("answer", needs=("prompt", "completion"), answers=("completion",), rank=30)
@@ -109,7 +130,7 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
         if turns[-1].role != "assistant":
             raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(found)}")
     columns = _reference_columns(name, value) if isinstance(value, str) else {}
-    return Demonstration(row=row, messages=add_system_and_history(fields, turns), columns=columns)
+    return Demonstration(row=row, messages=add_context(fields, turns), columns=columns)
 
 
 def _reference_columns(name: str, answer: str) -> Mapping[str, Any]:
@@ -117,15 +138,18 @@ def _reference_columns(name: str, answer: str) -> Mapping[str, Any]:
     return answer_columns(answer) if name == "answer" else {"solution": answer} if name == "solution" else {}
 
 
-def demonstration(record: Record, prompt: Messages, answer: str) -> tuple[Demonstration, ...]:
+def demonstration(record: Record, prompt: Messages, answer: Answer) -> tuple[Demonstration, ...]:
     """A demonstration from the prompt and an answer of another record."""
-    turns = (*prompt, Message("assistant", answer))
+    turns = (*prompt, as_message(answer))
     return (Demonstration(row=record.row, columns=record.columns, messages=turns),)
 
 
 @conversion(Demonstration, Prompt)
 def as_prompt(record: Demonstration) -> tuple[Prompt, ...]:
-    return (Prompt(row=record.row, columns=record.columns, prompt=record.messages[:-1]),)
+    """With the calls of the answer as a column if the row has tools; [] if the answer calls none."""
+    *prompt, answer = record.messages
+    expected = {"tool_calls": list(answer.tool_calls)} if tools_of(prompt) or answer.tool_calls else {}
+    return (prompt_record(record, tuple(prompt), **expected),)
 
 
 @conversion(Demonstration, Text, reason="answer of weight 0, which running text cannot hold")

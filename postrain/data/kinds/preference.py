@@ -9,15 +9,15 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from postrain.data.conversation import FIRST_TURN, LAST_TURN, Messages, plain_text, transcript
+from postrain.data.conversation import FIRST_TURN, LAST_TURN, Answer, Messages, answer_text, plain_text, transcript
 from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
-from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format, text
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import (
-    add_system_and_history,
+    add_context,
     last_answer,
     merge_prompts,
     read_prompt,
@@ -38,8 +38,8 @@ class Preference(Record):
     """A preferred and a rejected completion of a prompt."""
 
     prompt: Messages
-    chosen: str
-    rejected: str
+    chosen: Answer
+    rejected: Answer
     margin: float = 0.0
     """Margin of the chosen completion, from the data; 0 if the data has none."""
 
@@ -49,10 +49,11 @@ class Preference(Record):
     }
 
     def content(self) -> tuple[str, ...]:
-        return (plain_text(self.prompt), self.chosen, self.rejected)
+        return (plain_text(self.prompt), answer_text(self.chosen), answer_text(self.rejected))
 
     def contradiction(self) -> str | None:
-        return EQUAL_SIDES if self.chosen.strip() == self.rejected.strip() else None
+        _, chosen, rejected = self.content()
+        return EQUAL_SIDES if chosen.strip() == rejected.strip() else None
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         sides = {"Demonstration": ("rejected",), "Prompt": ("chosen", "rejected")}.get(kind, ())
@@ -73,9 +74,7 @@ def parse(row: int, fields: Fields) -> Preference:
         raise Malformed("the prompt is missing; add a column prompt, or a user message before chosen")
     margin = fields.optional("margin")
     value = number(margin[1], margin[0]) if margin else 0.0
-    return Preference(
-        row=row, prompt=add_system_and_history(fields, whole), chosen=chosen, rejected=rejected, margin=value
-    )
+    return Preference(row=row, prompt=add_context(fields, whole), chosen=chosen, rejected=rejected, margin=value)
 
 
 @row_format(
@@ -89,7 +88,7 @@ def parse_compared(row: int, fields: Fields) -> Preference:
 
     The margin is the magnitude of the preference. Ties are dropped.
     """
-    prompt = add_system_and_history(fields, read_prompt(fields))
+    prompt = add_context(fields, read_prompt(fields))
     responses = tuple(text(value, name) for name, value in map(fields.needed, ("response1", "response2")))
     name, value = fields.needed("preference")
     preference = number(value, name)
@@ -114,7 +113,7 @@ def _pair_prompt(fields: Fields) -> Messages:
     return merge_prompts(prompt, turns, found[0])
 
 
-def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, str, str]:
+def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, Answer, Answer]:
     """The turns that both sides share, and the two answers."""
     (first, chosen), (second, rejected) = fields.needed("chosen"), fields.needed("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -222,4 +221,4 @@ def as_two_unpaired_preferences(record: Preference) -> tuple[UnpairedPreference,
 
 @conversion(Preference, Prompt)
 def as_prompt(record: Preference) -> tuple[Prompt, ...]:
-    return (Prompt(row=record.row, columns=record.columns, prompt=record.prompt),)
+    return (prompt_record(record, record.prompt),)

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from postrain.data.conversation import Messages, is_transcript, plain_text
+from postrain.data.conversation import Messages, is_transcript, plain_text, tools_of, without_tools
 from postrain.data.encode import Encoded, Encoder, TokenUse
 from postrain.data.layouts import Fields, row_format
-from postrain.data.prompt_columns import add_system_and_history, read_prompt
+from postrain.data.prompt_columns import add_context, read_prompt
 from postrain.data.records import Record
+from postrain.data.rendering import as_mapping
 from postrain.data.tokenizing import Encoding
 from postrain.errors import ConfigError
 from postrain.types import Batch
@@ -29,35 +30,49 @@ class Prompt(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt),)
 
+    @property
+    def text(self) -> str:
+        """The prompt without chat template and tools."""
+        return plain_text(without_tools(self.prompt))
+
     def encoding(self, encoder: Encoder) -> Encoding[EncodedPrompt]:
         """The tokens of the prompt, truncated on the left if it is too long."""
         ids = yield from encoder.template.prompt(self.prompt, row=self.row)
         if not len(ids):
             raise ConfigError(f"row {self.row}: the prompt is empty; write at least one character or remove the row")
-        return EncodedPrompt(self.row, encoder.cut_prompt(ids), plain_text(self.prompt), self.columns)
+        return EncodedPrompt(self.row, encoder.cut_prompt(ids), self.text, self.columns)
 
     @classmethod
     def with_reward_columns(cls, records: tuple[Self, ...]) -> tuple[Self, ...]:
         """Add a column `messages` for rewards if a prompt has several turns and its text does not mark the roles."""
-        if all(len(record.prompt) == 1 or is_transcript(plain_text(record.prompt)) for record in records):
+        if all(len(without_tools(record.prompt)) == 1 or is_transcript(record.text) for record in records):
             return records
         return tuple(
             replace(
                 record,
                 columns={
                     **record.columns,
-                    "messages": [{"role": turn.role, "content": turn.content} for turn in record.prompt],
+                    "messages": [as_mapping(turn) for turn in without_tools(record.prompt)],
                 },
             )
             for record in records
         )
 
 
+def prompt_record(record: Record, prompt: Messages, **columns: Any) -> Prompt:
+    """The prompt of another record, with its columns, further ones, and its tools as a column for rewards."""
+    tools = tools_of(prompt)
+    declared = {"tools": tools} if tools else {}
+    return Prompt(row=record.row, columns={**record.columns, **declared, **columns}, prompt=prompt)
+
+
 @row_format("prompt", needs=("prompt",), rank=40)
 def parse(row: int, fields: Fields) -> Prompt:
     """A prompt from its column, or from messages without an answer."""
     fields.needed("prompt")
-    return Prompt(row=row, prompt=add_system_and_history(fields, read_prompt(fields)))
+    prompt = add_context(fields, read_prompt(fields))
+    tools = tools_of(prompt)
+    return Prompt(row=row, prompt=prompt, columns={"tools": tools} if tools else {})
 
 
 @dataclass(frozen=True)

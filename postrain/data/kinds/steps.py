@@ -20,10 +20,10 @@ from postrain.data.chat import Template
 from postrain.data.conversation import Messages, plain_text
 from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
-from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.unpaired_preference import UnpairedPreference, label
 from postrain.data.layouts import Fields, Malformed, is_list, row_format
-from postrain.data.prompt_columns import add_system_and_history, read_prompt
+from postrain.data.prompt_columns import add_context, read_prompt
 from postrain.data.records import Record, conversion
 from postrain.data.tokenizing import Encoding, finish
 from postrain.errors import ConfigError
@@ -76,7 +76,7 @@ def parse(row: int, fields: Fields) -> Steps:
     right = tuple(label(fields, one, "each of the labels") for one in labels)
     if len(steps) != len(labels):
         raise Malformed(f"there are {len(steps)} steps but {len(labels)} labels")
-    return Steps(row=row, prompt=add_system_and_history(fields, read_prompt(fields)), steps=tuple(steps), labels=right)
+    return Steps(row=row, prompt=add_context(fields, read_prompt(fields)), steps=tuple(steps), labels=right)
 
 
 @dataclass(frozen=True)
@@ -218,4 +218,4 @@ def as_unpaired_preference(record: Steps) -> tuple[UnpairedPreference, ...]:
 
 @conversion(Steps, Prompt)
 def as_prompt(record: Steps) -> tuple[Prompt, ...]:
-    return (Prompt(row=record.row, columns=record.columns, prompt=record.prompt),)
+    return (prompt_record(record, record.prompt),)

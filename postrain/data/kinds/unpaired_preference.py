@@ -15,10 +15,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from postrain.data.conversation import Messages, plain_text
+from postrain.data.conversation import Answer, Messages, answer_text, plain_text
 from postrain.data.encode import Encoded, EncodedRow, Encoder
 from postrain.data.kinds.demonstration import Demonstration, demonstration, parse_answer, parse_conversation
-from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.layouts import Fields, Malformed, row_format
 from postrain.data.prompt_columns import last_answer
 from postrain.data.readers import Cell
@@ -37,14 +37,14 @@ class UnpairedPreference(Record):
     """A prompt, a completion and its label."""
 
     prompt: Messages
-    completion: str
+    completion: Answer
     label: bool
     """True if the completion is desirable."""
 
     needs = ("completion", "label")
 
     def content(self) -> tuple[str, ...]:
-        return (plain_text(self.prompt), self.completion)
+        return (plain_text(self.prompt), answer_text(self.completion))
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         return ("completion", "label") if kind == "Prompt" else ()
@@ -72,8 +72,8 @@ class UnpairedPreference(Record):
     @classmethod
     def borrowed(cls, held_out: Sequence[Self], train: Sequence[Self]) -> tuple[Self, ...]:
         """One training record with another completion, if all held-out records have the same completion."""
-        completions = {record.completion for record in held_out}
-        other = next((record for record in train if record.completion not in completions), None)
+        completions = {answer_text(record.completion) for record in held_out}
+        other = next((record for record in train if answer_text(record.completion) not in completions), None)
         return () if other is None or len(completions) != 1 else (other,)
 
     @classmethod
@@ -188,7 +188,7 @@ def as_demonstration(record: UnpairedPreference) -> tuple[Demonstration, ...]:
 
 @conversion(UnpairedPreference, Prompt)
 def as_prompt(record: UnpairedPreference) -> tuple[Prompt, ...]:
-    return (Prompt(row=record.row, columns=record.columns, prompt=record.prompt),)
+    return (prompt_record(record, record.prompt),)
 
 
 # KTO's unrelated completions --------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Calls in completions, and their comparison with the expected ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from postrain.rewards.tool_calls import find_calls, tool_calls
+
+ADD = {"name": "add", "arguments": {"x": 1, "y": [2.5, "a"]}}
+TAGGED = f"<tool_call>\n{json.dumps(ADD)}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TAGGED,
+        f"<think>\n{{'no': 1}} or {json.dumps({**ADD, 'name': 'other'})}\n</think>\n\nLet me add.\n{TAGGED}",
+        TAGGED.removesuffix("</tool_call>"),
+        json.dumps(ADD),
+        f"[TOOL_CALLS] {json.dumps([ADD])}",
+        f'I call {{"name": "add", "parameters": {json.dumps(ADD["arguments"])}}} now {{x}}.',
+        json.dumps({"type": "function", "function": {"name": "add", "arguments": json.dumps(ADD["arguments"])}}),
+        json.dumps({"tool_calls": [ADD]}),
+    ],
+)
+def test_calls_are_found_in_the_forms_of_common_templates(text):
+    assert (find_calls(text).calls, find_calls(text).parsed) == ((ADD,), True)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (TAGGED, 1),
+        (TAGGED.replace("1", "1.0"), 1),
+        (TAGGED.replace("1", "true"), 2 / 3),
+        (TAGGED.replace('"a"', '"A"'), 2 / 3),
+        (TAGGED.replace("add", "sub"), 1 / 3),
+        (TAGGED + TAGGED, 1 / 3),
+        (TAGGED + "<tool_call>add(1)</tool_call>", 0),
+        ("<tool_call>\n{}\n</tool_call>", 0),
+        ("add(x=1)", 0),
+        ("", 0),
+        ('{"a": ' * 2000, 0),
+    ],
+)
+def test_score_of_a_completion(text, score):
+    assert tool_calls([text], [[ADD]]) == pytest.approx([score])
+
+
+def test_order_of_parallel_calls_does_not_count():
+    other = {"name": "add", "arguments": {}}
+    text = TAGGED + f"\n<tool_call>{json.dumps(other)}</tool_call>"
+    assert tool_calls([text], [[{**other, "id": "c1"}, ADD]]) == [1]
+
+
+def test_row_that_expects_no_call_and_row_without_the_column():
+    assert tool_calls(["Hello {you}", TAGGED, "<tool_call>", TAGGED], [[], [], [], None]) == [1, 0, 0, None]
