@@ -82,6 +82,7 @@ FOREIGN_KEYS = (
     ),
     ForeignKey("eval_file eval_dataset validation_file val_file val_files test_file eval_data", "data.eval_path"),
     ForeignKey("max_train_samples max_samples num_samples limit_train_batches n_train limit", "data.max_rows"),
+    ForeignKey("dataset_mixer dataset_mixer_list dataset_weights interleave_probs mix_strategy mixture", "data.mix"),
     ForeignKey("max_eval_samples limit_val_batches limit_test_batches val_size", "data.eval_rows"),
     ForeignKey(
         "max_seq_length max_seq_len max_length seq_len block_size cutoff_len model_max_length", "data.max_length"

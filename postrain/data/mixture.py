@@ -203,7 +203,8 @@ class Mixture:
         except ConfigError as error:
             if not one.name:
                 raise
-            raise ConfigError(f"{one.key}: {str(error).removeprefix('data: ')}") from None
+            message = str(error).removeprefix("data: ").replace("data.eval_path", f"{one.key}.eval_path")
+            raise ConfigError(f"{one.key}: {message}") from None
 
     # Held-out rows ------------------------------------------------------------------------------------------------
 
