@@ -10,6 +10,11 @@ class ConfigError(ValueError):
     """A user's mistake: one line that names the key, file or line, what was expected, and what to do."""
 
 
+class RefusedRun(ConfigError):
+    """A run that its checks refuse after its first evaluation and before its first update: nothing in its folder is
+    worth keeping."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises mistakes as one-line ConfigErrors."""
 

@@ -25,7 +25,7 @@ from postrain.config.overrides import PROGRAMS as COMMANDS
 from postrain.config.tree import parse, settings
 from postrain.config.trust import Item, UntrustedFolder, config_items
 from postrain.data.rendering import clock_at
-from postrain.errors import ConfigError, Interrupted
+from postrain.errors import ConfigError, Interrupted, RefusedRun
 from postrain.evaluation.config import EvaluateConfig, inherit
 from postrain.evaluation.evaluate import evaluate
 from postrain.generation.config import GenerateConfig
@@ -150,15 +150,18 @@ def new_folder(config: Config, directory: Path | None) -> RunFolder:
 
 @contextmanager
 def without_refused(folder: RunFolder) -> Iterator[None]:
-    """Removes the folder of a run that is refused before its manifest is written and the folder is printed.
+    """Removes the folder of a run that is refused before its first update.
 
     Jobs of sweeps and pipelines keep their folders, whose status their summary shows.
     """
     try:
         yield
-    except ConfigError:
-        if not folder.manifest.exists():
+    except ConfigError as error:
+        announced = folder.manifest.exists()
+        if isinstance(error, RefusedRun) or not announced:
             shutil.rmtree(folder.path, ignore_errors=True)
+            if announced:
+                print(f"removed {folder.path}: the run made no update")
         raise
 
 
@@ -191,6 +194,9 @@ def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None]
         status = "done"
     except Interrupted as stop:
         status, reason = "interrupted", stop.signal.name
+        raise
+    except RefusedRun as error:
+        reason, report = str(error), False
         raise
     except BaseException as error:
         reason = str(reported_error(error, folder.path))

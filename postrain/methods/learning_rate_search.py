@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from postrain.errors import ConfigError
+from postrain.errors import RefusedRun
 from postrain.hardware import collectives
 from postrain.methods.optim import LR_RATIO, set_learning_rate
 from postrain.models.reference import Reference
@@ -236,7 +236,7 @@ def rows_of(batch: Batch) -> Rows:
 def settle_learning_rate(method: Method, batches: Iterator[Batch]) -> None:
     """Finds the learning rate where it is `auto`; checks one that is far above the default.
 
-    Raises ConfigError for a rate that destroys the policy in its first updates.
+    Raises RefusedRun for a rate that destroys the policy in its first updates.
     """
     default = method.default_learning_rate
     if method.learning_rate == "auto":
@@ -260,13 +260,13 @@ def describe_found(rate: float, found: Trial) -> str:
 
 
 def check_rate(method: Method, default: float, batches: Iterator[Batch]) -> None:
-    """Raises ConfigError for a rate that destroys the policy in its first updates."""
+    """Raises RefusedRun for a rate that destroys the policy in its first updates."""
     rate = method.peak_learning_rate
     trial = LearningRateTrials(method, batches).run(rate)
     limit = LIMIT * trial.target
     if trial.divergence <= limit and trial.learns:
         return
-    raise ConfigError(
+    raise RefusedRun(
         f"method.learning_rate={rate:g}: {STEPS} updates at this rate move the policy by {trial.divergence:.2g} "
         f"nats/token and change the loss of their rows from {trial.loss_before:.3g} to {trial.loss_after:.3g} (allowed "
         f"{limit:.2g} nats/token, no rise of the loss); the default is {default:g}. Give a lower rate or auto, or "

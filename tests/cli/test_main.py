@@ -101,9 +101,16 @@ def test_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
     assert expected in status["reason"]
 
 
-def test_run_that_is_refused_before_it_starts_leaves_no_folder(capsys, tmp_path):
-    assert run("method=sft", *SMALL, "data.max_length=9999", f"paths.output={tmp_path / 'runs'}") == 2
-    assert "data.max_length=9999: the model has a context of" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.max_length=9999", "data.max_length=9999: the model has a context of"),
+        ("method.learning_rate=5", "method.learning_rate=5: 3 updates at this rate"),
+    ],
+)
+def test_run_that_is_refused_before_its_first_update_leaves_no_folder(word, message, capsys, tmp_path):
+    assert run("method=sft", *SMALL, word, f"paths.output={tmp_path / 'runs'}") == 2
+    assert message in capsys.readouterr().err
     assert [path for path in tmp_path.glob("runs/*/*/*") if path.exists()] == []
 
 
