@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
@@ -175,7 +176,15 @@ def run_export(words: list[str], _: pytest.MonkeyPatch) -> int:
     return export.main(words)
 
 
+def run_tool_rows(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["make_tool_rows.py", *words])
+    runpy.run_path(str(ROOT / "examples" / "make_tool_rows.py"), run_name="__main__")
+    lines = {file.name: len(file.read_text().splitlines()) for file in Path(words[0]).iterdir()}
+    return 0 if lines == {"train.jsonl": 500, "eval.jsonl": 100} else 1
+
+
 PROGRAMS = {
+    "examples/make_tool_rows.py": run_tool_rows,
     "postrain.cli.export": run_export,
     "postrain.evaluate": run_evaluate,
     "postrain.generate": run_generate,

@@ -103,7 +103,7 @@ def _parsed(value: Any, name: str) -> Any:
     try:
         return clean_values({name: decode(value)}, name)[0][name] if value.strip() else None
     except (json.JSONDecodeError, ConfigError):
-        raise Malformed(f"{name} has to be JSON, got {value!r:.60}; correct the text or remove the row") from None
+        raise Malformed(f"expected JSON in {name}, got {value!r:.60}; correct the text or remove the row") from None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -167,10 +167,10 @@ def test_preference_of_a_call_over_text():
     [
         (
             {"tool_calls": [{"function": {"name": "add", "arguments": "{x: 1"}}]},
-            "the arguments of add in .* has to be JSON",
+            "expected JSON in the arguments of add in .*, got",
         ),
         ({"tool_calls": [{"function": {"name": "add", "arguments": "[1]"}}]}, "add in .* have to be a JSON object"),
-        ({"tool_calls": "add(x=1)"}, r"messages.tool_calls has to be JSON, got 'add\(x=1\)'"),
+        ({"tool_calls": "add(x=1)"}, r"expected JSON in messages.tool_calls, got 'add\(x=1\)'"),
         ({"tool_calls": [{"function": {}}]}, "calls with the name of a function"),
         ({"tool_calls": [OPENAI], "function_call": CALL}, "tool_calls and function_call differ"),
     ],
