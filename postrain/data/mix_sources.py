@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ from annotated_types import DocInfo, Interval
 from postrain.config.schema import TARGET
 from postrain.data.data_options import Part, rows_named
 from postrain.data.decontaminate import Decontaminate
+from postrain.errors import ConfigError
 from postrain.types import NonNegative
 
+SHORT_FORMS = ("mix", "replay", "eval_path", "decontaminate")
+"""The keys that have short forms."""
 NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -76,10 +80,19 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names(keys: Sequence[str]) -> dict[str, str]:
-    """The name of each source: the file name without suffix, with the folder's name if two files have the same."""
-    found = {key: _stem(key) for key in keys}
-    repeated = {name for name in found.values() if [*found.values()].count(name) > 1}
-    return {key: f"{_plain(Path(key).parent.name)}_{name}" if name in repeated else name for key, name in found.items()}
+    """The name of each source: the file name without suffix, with the folder's name if two files have the same.
+
+    Raises ConfigError for two sources of one name.
+    """
+    stems = {key: _stem(key) for key in keys}
+    repeated = {name for name, count in Counter(stems.values()).items() if count > 1}
+    folders = {key: _plain(Path(key).parent.name) for key in keys}
+    found = {key: f"{folders[key]}_{stem}".lstrip("_") if stem in repeated else stem for key, stem in stems.items()}
+    twice = next((name for name, count in Counter(found.values()).items() if count > 1), None)
+    if twice is not None:
+        same = " and ".join(key for key, name in found.items() if name == twice)
+        raise ConfigError(f"data: {same} are both named {twice}; name one, as in data.mix={{NAME: {{path: FILE}}}}")
+    return found
 
 
 def _stem(key: str) -> str:
@@ -93,6 +106,8 @@ def _plain(text: str) -> str:
 
 
 def _mix_source(key: str, value: Any) -> Any:
+    if isinstance(value, MixSource):
+        return value
     settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
     named = settings.get("path") is not None or settings.get("source") is not None
     return _node(MixSource, settings if named else {**rows_named(key), **settings})

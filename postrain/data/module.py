@@ -17,6 +17,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from postrain.config.schema import load_target
+from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
 from postrain.data.decontaminate import Benchmark
@@ -24,7 +25,7 @@ from postrain.data.encode import Encoder
 from postrain.data.item_store import distinct_ids
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
-from postrain.data.mix_sources import expand
+from postrain.data.mix_sources import SHORT_FORMS, expand
 from postrain.data.mixture import prepare_sources
 from postrain.data.preparation import HeldOutSet, Preparation
 from postrain.data.prompt_template import PromptTemplate
@@ -58,6 +59,9 @@ class DataModule(DataSettings, LightningDataModule):
         elif rows is not None:
             self.source = Rows(rows=rows)
         self.own_tokenizer = tokenizer
+        given = {name: getattr(self, name) for name in SHORT_FORMS}
+        for name, value in expand(given).items():
+            setattr(self, name, instantiate(value))
         if self.source is None and self.path is None and not self.mix:
             raise ConfigError("data.path: has to be given for this data option, as data.path=FILE")
         if self.prompt_template is not None:

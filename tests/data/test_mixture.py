@@ -9,7 +9,7 @@ import pytest
 
 from postrain.data.data_options import rows_named
 from postrain.data.interleave import CYCLE, Interleaving, shares
-from postrain.data.mix_sources import names
+from postrain.data.mix_sources import MixSource, names
 from postrain.data.module import DataModule
 from postrain.data.schedule import Stream, TrainBatches
 from postrain.errors import ConfigError
@@ -198,6 +198,21 @@ def test_held_out_files_have_names(tmp_path):
     with_mix = mixed("data.mix=[short.jsonl,long.jsonl]", "data.eval_path=[easy.jsonl]")
     assert with_mix.audit.held_out == {"easy": 6}
     assert with_mix.audit.rows_train == 120
+
+
+def test_sources_are_given_from_python_in_the_same_forms():
+    data = DataModule(mix={"short.jsonl": 0.7, "b": MixSource(path="long.jsonl", weight=0.3)}, replay="base.txt")  # type: ignore[arg-type]
+    assert {name: (one.path, one.weight) for name, one in data.mix.items()} == {
+        "short": ("short.jsonl", 0.7),
+        "b": ("long.jsonl", 0.3),
+    }
+    assert data.replay is not None
+    assert data.replay.share == 0.1
+
+
+def test_sources_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match=r"data: a\.jsonl and a\.csv are both named a; name one"):
+        names(["a.jsonl", "a.csv"])
 
 
 def test_names_of_equal_files_contain_the_folder():
