@@ -6,6 +6,7 @@ counts and a few shortened rows for the report.
 
 from __future__ import annotations
 
+import collections
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -201,14 +202,16 @@ def count(
     template: Template,
     gold: Sequence[Any] = (),
     offset: int = 0,
+    counts: TokenCounts | None = None,
 ) -> dict[str, Any]:
     """The fields of an audit that are computed from tokens.
 
     `gold` are the gold columns of the held-out rows, which the evaluation of completions uses. `offset` is subtracted
-    from the numbers of the previewed rows.
+    from the numbers of the previewed rows. `counts` are the counts of `train` if they are known.
     """
-    counts = TokenCounts(template)
-    counts.add(train)
+    if counts is None:
+        counts = TokenCounts(template)
+        collections.deque(counts.counted(train), maxlen=0)
     return {
         **counts.fields(),
         "fingerprint": fingerprint(held_out, gold, after=counts.digest),

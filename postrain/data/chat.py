@@ -183,7 +183,8 @@ class Template:
             completion = f" {completion}"
         _, tail = self._answer_affixes(prompt, before, row)
         whole = self._render(self._answered(prompt, completion), row)
-        text = rendering.continued(before, self._render(prompt, row), completion)
+        repeats_tag = rendering.may_repeat_tag(before, completion)
+        text = rendering.continued(before, self._render(prompt, row), completion) if repeats_tag else completion
         verbatim = whole != before + text + tail
         written = whole[len(before) :].removesuffix(tail)
         follows = whole.startswith(before) and whole.endswith(tail) and rendering.contains(written, completion)

@@ -19,7 +19,7 @@ DECLARATION = "tools"
 """Role of the message that declares tools: its content is a JSON list of function schemas, as OpenAI wraps them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 

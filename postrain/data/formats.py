@@ -34,6 +34,7 @@ from postrain.data.messages import awaits_answer
 from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.readers import Cell, Table
+from postrain.data.reading_progress import tracked
 from postrain.data.records import Record
 from postrain.data.solutions import with_boxed_answer
 from postrain.data.values import clean_values, decode
@@ -67,19 +68,17 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
     if not table.rows:
         return Parsed((), {})
     renames = {ours: theirs for ours, theirs in columns.items() if theirs}
-    rows = [
-        (row.number, parse_json_cells(_renamed(table, row.values, renames), table.where(row.number)))
-        for row in table.rows
-    ]
+    rows = [parse_json_cells(_renamed(table, row.values, renames), table, row.number) for row in table.rows]
     if template is not None:
-        rows = [(row, {**values, "prompt": template.fill(values, table.where(row))}) for row, values in rows]
+        filled = (template.fill(values, table.where(row.number)) for row, values in zip(table.rows, rows, strict=True))
+        rows = [{**values, "prompt": prompt} for values, prompt in zip(rows, filled, strict=True)]
     shadowed = {name for name in renames if name in table.rows[0].values and name not in renames.values()}
-    layout = _layout(table, [values for _, values in rows], renames if template is None else {*renames, "prompt"})
+    layout = _layout(table, rows, renames if template is None else {*renames, "prompt"})
     records: list[Record] = []
     dropped, unused, repaired = Counter[str](), Counter[str](), Counter[str](table.repaired)
     warned = Counter[str]()
-    for row, values in rows:
-        fields = Fields(values, layout)
+    for at, values in enumerate(tracked(rows, "parsing rows", len(rows))):
+        row, fields = table.rows[at].number, Fields(values, layout)
         try:
             records.append(_record(row, fields))
         except Unusable as reason:
@@ -113,6 +112,8 @@ def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values
             raise ConfigError(
                 f"data.columns.{ours}={theirs}: {table.name} has no such column; its columns are {names(values)}"
             )
+    if not renames:
+        return values
     # A mapped column replaces a column that already has the name.
     others = {name: value for name, value in values.items() if name not in renames.values()}
     return others | {ours: values[theirs] for ours, theirs in renames.items()}
@@ -178,11 +179,18 @@ MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:"
 """Beginning of messages written as text, as JSON or as a Python literal."""
 
 
-def parse_json_cells(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def parse_json_cells(values: Mapping[str, Any], table: Table, row: int) -> Mapping[str, Any]:
     """The columns of a row with lists and messages parsed from text. Raises ConfigError for text that is not JSON."""
+    if not any(_may_be_json(name, value) for name, value in values.items()):
+        return values
+    where = table.where(row)
     return {
         name: _parse_cell(name, value, where) if isinstance(value, str) else value for name, value in values.items()
     }
+
+
+def _may_be_json(name: str, value: Any) -> bool:
+    return isinstance(value, str) and (name in LISTS or name in TURNS) and ("{" in value or "[" in value)
 
 
 def _parse_cell(name: str, value: str, where: str) -> Any:

@@ -33,7 +33,9 @@ from postrain.data.records import convert, encode
 from postrain.data.rendering import Mode
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.settings import DataSettings
+from postrain.data.single_source import prepare_source
 from postrain.data.sources import Rows
+from postrain.data.token_cache import common_columns
 from postrain.errors import ConfigError
 from postrain.types import Batch
 
@@ -107,14 +109,13 @@ class DataModule(DataSettings, LightningDataModule):
             mode = "plain" if running else required if self.template == "auto" else self.template
             return Template(tokenizer, mode=mode, seed=seed, install=not running)
 
-        if self.mix or self.replay or isinstance(self.eval_path, Mapping):
-            prepared = prepare_sources(self, self.spec, make_template, self.benchmarks)
-        else:
-            loaded = self.load_rows()
-            prepared = Preparation(self, self.spec, make_template(loaded.template), self.benchmarks).prepare(loaded)
+        mixed = self.mix or self.replay or isinstance(self.eval_path, Mapping)
+        prepare = prepare_sources if mixed else prepare_source
+        prepared = prepare(self, self.spec, make_template, self.benchmarks)
         self.chat_template, self.audit = prepared.template, prepared.audit
         self.records, self.train, self.eval = prepared.records, prepared.train, prepared.eval
         self.streams, self.held_out = prepared.streams, prepared.held_out
+        self.common_columns = prepared.columns
         return self.audit
 
     def setup(self, stage: str) -> None:
@@ -198,5 +199,4 @@ class DataModule(DataSettings, LightningDataModule):
     @property
     def prompt_columns(self) -> tuple[str, ...]:
         """Columns that all training records have, for rewards."""
-        common = set.intersection(*(set(record.columns) for record in self.records.train))
-        return tuple(name for name in self.records.train[0].columns if name in common)
+        return common_columns(self.records.train) if self.common_columns is None else self.common_columns

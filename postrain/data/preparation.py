@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,11 +17,13 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import apply_filters
 from postrain.data.readers import Table
+from postrain.data.reading_progress import tracked
 from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
 from postrain.data.records import Record, encode, encode_each
 from postrain.data.schedule import DataSpec, Stream
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Loaded
+from postrain.data.token_counts import TokenCounts
 from postrain.errors import ConfigError
 
 
@@ -55,6 +57,12 @@ class Prepared:
     """The sources of a mixture; empty for a single source."""
     held_out: tuple[HeldOutSet, ...] = ()
     """The parts of the held-out rows; empty for rows without parts."""
+    columns: tuple[str, ...] | None = None
+    """The columns that all training records have; None if they are read off the records."""
+
+
+Store = Callable[[Iterable[Encoded]], Sequence[Encoded]]
+"""Keeps many items."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,15 @@ class Preparation:
     """Benchmarks whose prompts must not occur in training rows."""
     offset: int = 0
     """Added to the row numbers of the source."""
+    store: Store = stored
+    """Keeps the training items."""
     counts: RowCounts = field(default_factory=RowCounts)
 
     def prepare(self, loaded: Loaded) -> Prepared:
         """All rows as tokens, audited."""
-        found = self.encoded(loaded, self.split(loaded))
+        parts = self.split(loaded)
+        loaded = loaded.without_values()  # the records hold what is needed
+        found = self.encoded(loaded, parts)
         found.audit.check()
         return found
 
@@ -80,9 +92,23 @@ class Preparation:
         """The records of `parts` as tokens, with their audit; `loaded` are the rows that they were read from."""
         encoder = self.encoder(self._row_length())
         dropped, name = self.counts.dropped, loaded.train.name
-        train = stored(drop_empty(encode_each(self._with_reward_columns(parts.train), encoder), dropped, name))
+        items = encode_each(self._with_reward_columns(tuple(parts.train)), encoder)
+        items = tracked(items, "tokenizing rows", 0 if self.settings.pack else len(parts.train))
+        counts = TokenCounts(self.template)
+        train = self.store(counts.counted(drop_empty(items, dropped, name)))
         held_out = self.encode_held_out(parts, name, encoder)
-        return Prepared(self.template, parts, train, held_out, self._audit(loaded, parts, (train, held_out), encoder))
+        audit = self._audit(loaded, parts, (train, held_out), encoder, counts)
+        return Prepared(self.template, parts, train, held_out, audit)
+
+    def fresh(self) -> Preparation:
+        """The same preparation with all counts 0."""
+        return replace(self, counts=RowCounts())
+
+    def of_this_run(self, cached: Prepared) -> Prepared:
+        """Cached rows with the fields of their audit that do not depend on them."""
+        samples = audits.show(cached.train, self.template, self.settings.show_mask)
+        audit = replace(cached.audit, updates=self.spec.updates, batch_size=self.spec.batch_size, samples=samples)
+        return replace(cached, audit=audit)
 
     def split(self, loaded: Loaded, *, hold_out: bool = True) -> Split:
         """The records of both parts; without `hold_out` all are training records.
@@ -100,7 +126,7 @@ class Preparation:
             held_out = self.records(loaded.held_out)
             parts = drop_overlap(train, held_out, eval_rows=settings.eval_rows, source=loaded.held_out.name)
         dropped.update(parts.dropped)
-        return replace(parts, train=self._filtered(parts.train, name))
+        return replace(parts, train=self._filtered(tuple(parts.train), name))
 
     def records(self, table: Table) -> tuple[Record, ...]:
         """The records of a table. `counts` gets the dropped rows and the unused columns."""
@@ -183,7 +209,12 @@ class Preparation:
         return {one.name: (len(found.get(one.name, ())), one.size) for one in self.benchmarks}
 
     def _audit(
-        self, loaded: Loaded, parts: Split, items: tuple[Sequence[Encoded], Sequence[Encoded]], encoder: Encoder
+        self,
+        loaded: Loaded,
+        parts: Split,
+        items: tuple[Sequence[Encoded], Sequence[Encoded]],
+        encoder: Encoder,
+        counts: TokenCounts,
     ) -> Audit:
         train, held_out = items
         return Audit(
@@ -210,5 +241,6 @@ class Preparation:
                 self.template,
                 gold=[one.columns.get("gold") for one in parts.held_out] if self.settings.gold else [],
                 offset=self.offset,
+                counts=counts,
             ),
         )

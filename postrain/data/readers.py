@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from postrain.data.reading_progress import tracked
 from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
 
@@ -39,7 +40,7 @@ class Cell(str):
     """A cell of a CSV file: text that may stand for a boolean or a number."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a source, before conversion to a record."""
 
@@ -118,11 +119,11 @@ def read_file(path: str) -> Table:
     """All rows of a file, read by its suffix. Raises ConfigError."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ConfigError(f"data.path: there is no file {path}; give the path of a {_suffixes()} file")
+        raise ConfigError(f"data.path: there is no file {path}; give the path of a {SUFFIXES} file")
     suffix = suffix_of(file)
     if suffix not in READERS:
         raise ConfigError(
-            f"{path}: cannot read {file.suffix or 'a file without suffix'}; expected one of {_suffixes()}, as it is or "
+            f"{path}: cannot read {file.suffix or 'a file without suffix'}; expected one of {SUFFIXES}, as it is or "
             f"compressed ({', '.join(COMPRESSED)})"
         )
     raw = _bytes(file)
@@ -133,10 +134,6 @@ def read_file(path: str) -> Table:
     if not table.rows:
         raise ConfigError(f"{path} is empty; expected at least one row")
     return table
-
-
-def _suffixes() -> str:
-    return ", ".join(READERS)
 
 
 def _bytes(file: Path) -> bytes:
@@ -157,12 +154,12 @@ def _bytes(file: Path) -> bytes:
         raise ConfigError(f"{file}: {kind} ({reason})") from None
 
 
-def _text(raw: bytes, name: str) -> str:
-    """Decodes UTF-8 and removes a byte-order mark, which spreadsheets write."""
+def _text(raw: bytes, name: str, first: int = 1) -> str:
+    """Decodes UTF-8 from line `first` on and removes a byte-order mark of the file, which spreadsheets write."""
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if first == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = raw.count(b"\n", 0, error.start) + first
         raise ConfigError(f"{name}, line {line}: not UTF-8 text; save the file as UTF-8") from None
 
 
@@ -171,9 +168,10 @@ Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 def _json_lines(raw: bytes, name: str) -> Numbered:
     # Not splitlines(): a JSON string may contain characters that Python treats as line ends and JSON lines does not.
-    for number, line in enumerate(_text(raw, name).split("\n"), start=1):
-        if line.strip():
-            yield number, _object(_parse(line, name, number), f"{name}, line {number}")
+    for number, line in enumerate(tracked(io.BytesIO(raw), "reading rows", raw.count(b"\n")), start=1):
+        text = _text(line.removesuffix(b"\n"), name, number)
+        if text.strip():
+            yield number, _object(_parse(text, name, number), f"{name}, line {number}")
 
 
 def _parse(text: str, name: str, number: int) -> Any:
@@ -297,3 +295,4 @@ READERS: Mapping[str, Callable[[bytes, str], Numbered]] = {
     ".arrow": _arrow,
     ".txt": _documents,
 }
+SUFFIXES = ", ".join(READERS)

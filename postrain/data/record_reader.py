@@ -106,7 +106,7 @@ def drop_empty(items: Iterable[Encoded], dropped: Counter[str], source: str) -> 
 class Split:
     """Training and held-out records."""
 
-    train: tuple[Record, ...]
+    train: Sequence[Record]
     held_out: tuple[Record, ...]
     dropped: Mapping[str, int]
     """Number of dropped held-out rows by reason."""

@@ -219,6 +219,11 @@ def _takes_parts(source: str, messages: Sequence[Mapping[str, str]], special: Ma
     return all(message["content"] in written for message in messages) and "'text'" not in written
 
 
+def may_repeat_tag(prompt: str, answer: str) -> bool:
+    """Whether the prompt ends with a tag and the answer begins with one: `continued` may change the answer."""
+    return answer.lstrip().startswith("<") and CLOSING_TAG.search(prompt) is not None
+
+
 def continued(prompt: str, bare: str, answer: str) -> str:
     """Removes a leading tag, such as <think>, from an answer if the generation prompt already ends with it.
 
@@ -234,7 +239,7 @@ def continued(prompt: str, bare: str, answer: str) -> str:
 
 def contains(written: str, answer: str) -> bool:
     """True if the rendered text contains the answer, ignoring whitespace."""
-    return "".join(answer.split()) in "".join(written.split())
+    return answer in written or "".join(answer.split()) in "".join(written.split())
 
 
 def turn_end(text: str, ends: Sequence[str]) -> int | None:

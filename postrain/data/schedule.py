@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
+from torch import Tensor
 
 from postrain.data.encode import Encoded, collate
 from postrain.data.interleave import Interleaving
@@ -127,6 +128,12 @@ class TrainBatches:
         if not length:
             return []
         epochs = range(first // count, (first + length - 1) // count + 1)
-        orders = [torch.randperm(count, generator=generator(self.seed, "epoch", epoch, *source)) for epoch in epochs]
+        orders = [epoch_order(count, self.seed, epoch, *source) for epoch in epochs]
         offset = first - epochs.start * count
         return torch.cat(orders)[offset : offset + length].tolist()
+
+
+@lru_cache(maxsize=16)
+def epoch_order(count: int, seed: int, epoch: int, *source: int) -> Tensor:
+    """The order of the items in an epoch; kept, because each update takes a few of many items."""
+    return torch.randperm(count, generator=generator(seed, "epoch", epoch, *source))

@@ -85,6 +85,9 @@ class DataSettings:
     gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)] = None
     """Dotted path of the gold scorer, a function with the true score of a completion; used for evaluation only:
     gold(prompt, completion, columns["gold"])."""
+    cache: bool = True
+    """Keep the tokens of files of more than 4 MB in $POSTRAIN_CACHE (~/.cache/postrain), so that the next start takes
+    seconds; false tokenizes the rows at every start."""
     show_mask: CountOrZero = 0
     """Number of rows to print with the tokens in the loss in green; 0 prints none."""
 

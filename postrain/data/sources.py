@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from postrain.config.schema import abbreviate
@@ -25,6 +25,14 @@ class Loaded:
     """None if the source has no held-out rows; then a fraction of the training prompts is held out."""
     template: Mode = "auto"
     """The chat template that the rows require; auto for any."""
+
+    def without_values(self) -> Loaded:
+        """As many rows, without keeping their values in memory."""
+        train, held_out = (
+            table and replace(table, rows=table.rows[:1] * len(table.rows)) for table in (self.train, self.held_out)
+        )
+        assert train is not None
+        return Loaded(train, held_out, self.template)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class TokenCounts:
         self.digest = hashlib.sha256()
         """Of the signatures of the counted items."""
 
-    def add(self, items: Iterable[Encoded]) -> None:
-        """Counts training items."""
+    def counted(self, items: Iterable[Encoded]) -> Iterator[Encoded]:
+        """The items, counted as training items."""
         for item in items:
             self.items += 1
             self.digest.update(item.signature())
@@ -43,6 +43,7 @@ class TokenCounts:
             if labels:
                 self.labels, self.true_labels = self.labels + len(labels), self.true_labels + sum(labels)
                 self.label_names = item.label_names
+            yield item
 
     def fields(self) -> dict[str, Any]:
         """The counts as fields of an audit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def share_gpt(*turns: tuple[str, str]) -> list[dict[str, str]]:
 def test_openai_rows_with_tools_as_objects_or_text(tools, call):
     answer = {"role": "assistant", "tool_calls": [call]}
     row = {
-        "messages": [USER, answer, {"role": "tool", "tool_call_id": "c1", "content": "2"}, LAST.__dict__],
+        "messages": [USER, answer, {"role": "tool", "tool_call_id": "c1", "content": "2"}, asdict(LAST)],
         "tools": tools,
     }
     row["messages"][-1] = {"role": "assistant", "content": "b"}

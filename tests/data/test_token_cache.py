@@ -1,0 +1,190 @@
+"""The cache of tokens: the same rows as without it, and never the rows of other files, settings or code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from postrain.data import cache_key, item_store, single_source, token_cache
+from postrain.data.kinds import KINDS
+from postrain.data.module import DataModule
+from tests.data.helpers import write_lines
+from tests.data.modules import NANO
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "Demonstration": [
+        {"prompt": f"Question {n}?", "completion": f"Answer {n % 7} " * (n % 5), "tag": n} for n in range(40)
+    ],
+    "Preference": [
+        {"prompt": f"Question {n}?", "chosen": f"Yes {n}", "rejected": f"No {n % 3}", "margin": n / 3}
+        for n in range(40)
+    ],
+    "UnpairedPreference": [
+        {"prompt": f"Question {n}?", "completion": f"Answer {n % 7}", "label": n % 3 == 0} for n in range(40)
+    ],
+    "Steps": [
+        {"prompt": f"Question {n}?", "steps": [f"step {n}", "then", "done"], "labels": [True, n % 2 == 0, False]}
+        for n in range(40)
+    ],
+    "Prompt": [{"prompt": [{"role": "user", "content": f"Question {n}?"}], "answer": n / 7} for n in range(40)],
+    "Text": [{"text": f"Text number {n}. " * (1 + n % 9)} for n in range(40)],
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(single_source, "MIN_BYTES", 1)
+    monkeypatch.setattr(item_store, "BATCH", 7)
+
+
+def data(path: Path, kind: str = "Demonstration", *, seed: int = 0, updates: int = 5, **settings: Any) -> DataModule:
+    module = DataModule(str(path), **{"eval_rows": 6, **settings})
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    module.prepare(kind=kind, tokenizer=tokenizer, context=96, batch_size=4, updates=updates, seed=seed)
+    return module
+
+
+def caches(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").glob("tokens-*[!k]"))
+
+
+def assert_equal(one: DataModule, other: DataModule) -> None:
+    assert one.audit == other.audit
+    assert one.audit.render() == other.audit.render()
+    assert list(one.records.held_out) == list(other.records.held_out)
+    assert repr(one.records.held_out) == repr(other.records.held_out)
+    assert list(one.records.train) == list(other.records.train)
+    assert one.prompt_columns == other.prompt_columns
+    assert one.token_ids() == other.token_ids()
+    assert one.chat_template.notes == other.chat_template.notes
+    for batches in ("train_dataloader", "val_dataloader"):
+        pairs = zip(getattr(one, batches)(), getattr(other, batches)(), strict=True)
+        assert all(repr(vars(a)) == repr(vars(b)) for a, b in pairs)
+    assert [i.signature() for i in one.train] == [i.signature() for i in other.train]
+    if one.spec.kind != "Steps":
+        assert all(map(torch.equal, one.eval_prompts(4).ids, other.eval_prompts(4).ids))
+
+
+SETTINGS: dict[str, Any] = {"template": "random", "loss_on": "assistant"}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["default", "random template, all answers"])
+def test_rows_from_the_cache_equal_the_rows_without_it(kind, settings, tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS[kind])
+    without, built = data(path, kind, cache=False, **settings), data(path, kind, **settings)
+    assert len(caches(tmp_path)) == 1
+    monkeypatch.setattr(KINDS[kind], "encode_all", None)  # a second start tokenizes nothing
+    read = data(path, kind, **settings)
+    monkeypatch.undo()
+    assert isinstance(read.train, item_store.StoredItems)
+    assert_equal(without, built)
+    assert_equal(without, read)
+
+
+def test_every_changed_input_gets_its_own_cache(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"])
+    found = [data(path).audit.fingerprint]
+
+    def changed(expected: int, **changes: Any) -> None:
+        found.append(data(path, **changes).audit.fingerprint)
+        assert len(caches(tmp_path)) == expected
+
+    changed(1, updates=9)  # the number of updates changes no row
+    changed(2, seed=1)
+    changed(3, max_length=16)
+    changed(4, template="alpaca")
+    other = write_lines(tmp_path / "other.jsonl", [{"prompt": "Other?", "completion": "yes"}])
+    changed(5, eval_path=str(other))
+    write_lines(other, [{"prompt": "Another?", "completion": "no"}])
+    changed(6, eval_path=str(other))
+    changed(7, decontaminate=None, quality=type(data(path).quality)(dedupe=True))
+    write_lines(path, ROWS["Demonstration"][1:])
+    changed(8)
+    monkeypatch.setattr(cache_key, "code_digest", lambda: "newer code")
+    changed(9)
+    assert found[0] == found[1]
+
+
+def damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    file.unlink()  # the old content is memory-mapped
+    file.write_bytes({"cut": content[:-9], "changed": content[:300] + b"\1" + content[301:], "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "empty"])
+@pytest.mark.parametrize("name", [token_cache.TRAIN, token_cache.HELD_OUT, token_cache.ABOUT])
+def test_a_damaged_cache_is_built_again(name, how, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"])
+    first = data(path)
+    if (name, how) == (token_cache.ABOUT, "changed"):
+        pytest.skip("a changed letter of a row is found by the checksums of the other files only")
+    damage(caches(tmp_path)[0] / name, how)
+    assert_equal(first, data(path, cache=False))
+    again = data(path)
+    assert_equal(again, data(path, cache=False))
+    assert_equal(again, data(path))
+
+
+def test_a_half_written_cache_is_not_read_and_removed(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"])
+    data(path)
+    (whole,) = caches(tmp_path)
+    half = whole.with_name(f".{whole.name}-killed")
+    whole.rename(half)
+    (half / token_cache.ABOUT).unlink()
+    assert data(path).audit.items == 28
+    assert not half.exists()
+    assert caches(tmp_path) == [whole]
+
+
+@pytest.mark.parametrize("problem", ["full", "no space", "unwritable"])
+def test_without_a_writable_cache_the_rows_are_the_same_and_a_line_tells(problem, tmp_path, monkeypatch, capsys):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS["Preference"])
+    without = data(path, "Preference", cache=False)
+    if problem == "full":
+
+        def write(file: Path, items: Any) -> None:
+            next(iter(items))
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(item_store, "write", write)
+    elif problem == "no space":
+        monkeypatch.setattr(token_cache, "SPACE", 10**12)
+    else:
+        (tmp_path / "cache").write_text("a file")
+    capsys.readouterr()
+    found = data(path, "Preference")
+    note = capsys.readouterr().out.splitlines()
+    assert len(note) == 1
+    assert note[0].startswith("note: the tokens are not cached, so the next start tokenizes the rows again: ")
+    assert note[0].endswith("; set POSTRAIN_CACHE to another folder")
+    assert_equal(without, found)
+    assert not caches(tmp_path)
+
+
+def test_small_files_need_no_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(single_source, "MIN_BYTES", 4_000_000)
+    data(write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"]))
+    assert not caches(tmp_path)
+
+
+def test_two_processes_build_a_cache_once(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"])
+    child = os.fork()
+    if child == 0:
+        try:
+            data(path)
+        finally:
+            os._exit(0)
+    data(path)
+    os.waitpid(child, 0)
+    assert len(caches(tmp_path)) == 1
+    assert json.loads((caches(tmp_path)[0] / token_cache.ABOUT).read_text())["rows"] == 28
