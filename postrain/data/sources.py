@@ -130,7 +130,7 @@ class Hub(Source):
     subset: str | None = None
     """Subset (configuration) of the data set; null for a data set without subsets."""
     train_split: str = "train"
-    """Training split."""
+    """Training split, or a part of it in the syntax of `datasets`: "train[:10000]" reads these rows only."""
     eval_split: str | None = None
     """Held-out split; null holds out a fraction of the training prompts (data.eval_fraction)."""
     data_files: Mapping[str, str] | None = None
@@ -148,8 +148,9 @@ class Hub(Source):
         return Loaded(train, self._split(self.eval_split))
 
     def _split(self, split: str) -> Table:
-        if self.data_files is not None and split not in self.data_files:
-            raise ConfigError(f"data.source.data_files: no files for the split {split}; add {split}: GLOB")
+        name = split.partition("[")[0]
+        if self.data_files is not None and name not in self.data_files:
+            raise ConfigError(f"data.source.data_files: no files for the split {name}; add {name}: GLOB")
         return load_split(self.repo, self.subset, split, self.revision, self.data_files)
 
 

@@ -119,6 +119,11 @@ def test_hh_rlhf_reads_the_preference_files_of_its_folders_only(stored):
     assert (data.audit.rows_read, data.audit.rows_train) == (3 * ROWS, 2 * ROWS)
 
 
+def test_part_of_a_split_reads_these_rows_only(stored):
+    data = prepared("openmathinstruct", stored("openmathinstruct"), "data.source.train_split='train_1M[:5]'")
+    assert data.audit.rows_read == 5
+
+
 def test_files_are_needed_for_every_split_that_is_read(stored):
     with pytest.raises(ConfigError, match=r"data\.source\.data_files: no files for the split train; add train: GLOB"):
         prepared("openmathinstruct", stored("openmathinstruct"), "data.source.train_split=train")
