@@ -213,7 +213,8 @@ class Fields:
     def check_unused(self) -> None:
         """Raises Malformed for an unused column that would change the meaning of the row."""
         for name, value in self.rest().items():
-            if name in REFUSED_COLUMNS and not empty(value) and value not in EMPTY_JSON:
+            expected_calls = name == "tool_calls" and self.layout.parts["tools"]  # for rewards
+            if name in REFUSED_COLUMNS and not expected_calls and not empty(value) and value not in EMPTY_JSON:
                 raise Malformed(f"has the column {name}: {REFUSED_COLUMNS[name]}; remove the column or the row")
 
 

@@ -158,6 +158,21 @@ def as_mapping(turn: Message) -> dict[str, Any]:
     return {"role": turn.role, "content": turn.content, **{key: value for key, value in further.items() if value}}
 
 
+def from_mapping(turn: Mapping[str, Any]) -> Message:
+    """The message of `as_mapping`."""
+    calls = (
+        {**call["function"], **({"id": call["id"]} if "id" in call else {})} for call in turn.get("tool_calls", ())
+    )
+    return Message(
+        turn["role"],
+        turn["content"],
+        tool_calls=tuple(calls),
+        reasoning=turn.get("reasoning_content", ""),
+        tool_call_id=turn.get("tool_call_id", ""),
+        name=turn.get("name", ""),
+    )
+
+
 def render(
     source: str,
     messages: Sequence[Mapping[str, Any]],

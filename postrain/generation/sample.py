@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.data.conversation import Message, Messages, with_prefill
+from postrain.data.conversation import DECLARATION, Message, Messages, user, with_prefill
 from postrain.data.kinds.prompt import EncodedPrompt, Prompts
 from postrain.data.module import DataModule
+from postrain.data.rendering import from_mapping
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import gold_scores
 from postrain.generation.selection import PromptCompletions
@@ -177,8 +178,12 @@ def _prompt(value: Any) -> str | Messages:
 
 
 def _conversation(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
-    """A prompt as a conversation, if it has several turns."""
-    return _prompt(columns.get("messages", prompt))
+    """A prompt as a conversation, if it has several turns or tools."""
+    if "messages" not in columns and "tools" not in columns:
+        return prompt
+    declared = (Message(DECLARATION, json.dumps(columns["tools"], ensure_ascii=False)),) if "tools" in columns else ()
+    turns = map(from_mapping, columns["messages"]) if "messages" in columns else user(prompt)
+    return with_prefill((*declared, *turns))
 
 
 def _as_read_from_file(columns: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from postrain.data.chat import Template
-from postrain.data.conversation import Message, Messages, is_transcript, transcript, user
+from postrain.data.conversation import Message, Messages, is_transcript, transcript, user, without_tools
 from postrain.data.rendering import as_mapping
 from postrain.errors import ConfigError
 from postrain.models.directory import context_length
@@ -94,7 +94,9 @@ def preferences(revisions: Sequence[Revision], columns: Sequence[Mapping[str, An
     return [
         {
             **others,
-            "prompt": item.prompt if isinstance(item.prompt, str) else [as_mapping(turn) for turn in item.prompt],
+            "prompt": item.prompt
+            if isinstance(item.prompt, str)
+            else [as_mapping(turn) for turn in without_tools(item.prompt)],
             "chosen": item.revised,
             "rejected": item.original,
             "critique": item.critique,

@@ -17,6 +17,7 @@ from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.records import Record, convert, encode
+from postrain.data.rendering import as_mapping, from_mapping
 from postrain.errors import ConfigError
 from tests.data.helpers import UNMARKED, byte_tokenizer, decoded, table
 
@@ -133,6 +134,20 @@ def test_xlam_row_has_its_calls_as_answer_and_its_parameters_become_a_schema():
         "properties": {"x": {"type": "integer"}, "y": {"type": "array"}},
         "required": ["x"],
     }
+
+
+def test_expected_calls_beside_a_completion_stay_for_rewards():
+    record = parse_one({"prompt": "a", "completion": "b", "tools": [TOOL], "tool_calls": [CALL]})
+    assert record == Demonstration(
+        row=1, messages=(DECLARED, Message("user", "a"), LAST), columns={"tool_calls": [CALL]}
+    )
+
+
+@pytest.mark.parametrize(
+    "turn", [LAST, Message("assistant", "b", tool_calls=({**CALL, "id": "c1"},), reasoning="hm"), Message("tool", "2")]
+)
+def test_message_as_a_mapping_and_back(turn):
+    assert from_mapping(as_mapping(turn)) == turn
 
 
 def test_prompt_of_a_call_has_tools_and_the_expected_call_as_reward_columns():

@@ -103,13 +103,14 @@ def parse_conversation(row: int, fields: Fields) -> Demonstration:
     return Demonstration(row=row, messages=turns)
 
 
-@row_format("call", needs=("prompt", "tools", "tool_calls"), rank=25)
+@row_format("call", needs=("prompt", "tools", "tool_calls"), rank=35)
 def parse_call(row: int, fields: Fields) -> Demonstration:
-    """A demonstration from a prompt, tools and a column with the calls of the answer, as in xLAM."""
+    """A demonstration from a prompt, tools and a column with the calls of the answer, as in xLAM.
+
+    Beside a completion, the column is for rewards.
+    """
     name, value = fields.needed("tool_calls")
-    found = fields.optional("completion")
-    content = found[1] if found and isinstance(found[1], str) else ""
-    answer = Message("assistant", content, tool_calls=calls(value, name) if not empty(value) else ())
+    answer = Message("assistant", "", tool_calls=calls(value, name) if not empty(value) else ())
     return Demonstration(row=row, messages=add_context(fields, (*read_prompt(fields), answer)))
 
 
