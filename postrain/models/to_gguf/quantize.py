@@ -74,9 +74,14 @@ def quantize_with_llama_cpp(source: Path, target: Path, kind: str) -> None:
     else:
         import llama_cpp  # noqa: PLC0415  # pyright: ignore[reportMissingImports] - optional
 
+        # A line for each tensor.
+        silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(silent, None)
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype = FILE_TYPES[kind]
         code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), settings)
+        # The default again: the callback is freed with this function.
+        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)
         reason = "llama_model_quantize failed"
     if code or not target.is_file():
         raise ConfigError(f"--gguf {kind}: llama.cpp could not quantize {source.name} ({reason}); write q8_0 instead")
