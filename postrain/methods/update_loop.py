@@ -118,7 +118,7 @@ class UpdateLoop(LightningHooks):
             metrics = {"loss": Mean(loss.total.detach(), self.denominator(part), loss.rows), **loss.metrics}
             for name, value in metrics.items():
                 if isinstance(value, Mean) and value.rows is not None:
-                    rows[name].append(torch.stack(value.rows).double().cpu())
+                    rows[name].append(torch.stack(value.rows).float().cpu())
             add_metrics(found, metrics)
         order = torch.tensor([index for group in groups for index in group]).argsort()
         for name, parts in rows.items():

@@ -41,7 +41,7 @@ def test_every_key_has_a_description(known: list[tuple[str, Entry]]) -> None:
         ("data.columns.prompt", ["data.columns.prompt: text or null"]),
         ("data.source.noise", ["  default 0.1 with data=world_demonstrations"]),
         ("early_stop.kl_above", ["early_stop.kl_above: a number > 0 or null"]),
-        ("adapter", ["adapter: An adapter (LoRA, QLoRA) on the model;", "  lora   LoRA: trains low-rank"]),
+        ("adapter", ["adapter: An adapter (LoRA, QLoRA) on the model;", "  lora       LoRA: trains low-rank"]),
         ("optim=muon", ["optim=muon\n  optim.momentum=0.95", "adjust_lr_fn=match_rms_adamw"]),
         ("sweep=kl_coef", ["sweep=kl_coef\n  question: ", "method.kl_coef:"]),
         ("sweep", ["  kl_coef "]),
