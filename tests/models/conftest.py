@@ -1,6 +1,7 @@
 """Tiny models of common architectures, with a byte-level tokenizer."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ architectures = pytest.mark.parametrize("architecture", list(CONFIGS))
 def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
     """A model with random weights and biases, so that a missing bias is detected."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    # A copy: a test may resize the model, which changes its config.
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture]))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
