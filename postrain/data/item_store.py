@@ -6,6 +6,7 @@ A row of 100 tokens takes 4 kB as tensors and 0.6 kB here. Items become tensors 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,24 @@ def _in_memory(items: tuple[Encoded, ...]) -> Sequence[Encoded]:
         return items
 
 
-class StoredItems(Sequence[Encoded]):
+class Items(Sequence[Encoded]):
+    """A sequence of items that are made when they are read."""
+
+    @abstractmethod
+    def item(self, at: int) -> Encoded:
+        """The item at a position, which is not negative."""
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Encoded, ...]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | tuple[Encoded, ...]:
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(len(self))))
+        return self.item(range(len(self))[index])
+
+
+class StoredItems(Items):
     """The items of several tables."""
 
     def __init__(self, parts: Sequence[Sequence[Encoded]]) -> None:
@@ -91,14 +109,7 @@ class StoredItems(Sequence[Encoded]):
         for part in self.parts:
             yield from part
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Encoded, ...]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | tuple[Encoded, ...]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(len(self))))
-        at = range(len(self))[index]
+    def item(self, at: int) -> Encoded:
         part = bisect(self.ends, at)
         return self.parts[part][at - (self.ends[part - 1] if part else 0)]
 
@@ -177,7 +188,7 @@ def _columns(items: Sequence[Encoded], layout: Layout, prefix: str = "") -> Iter
             raise Unstorable(f"{name} of different types")
 
 
-class ItemTable(Sequence[Encoded]):
+class ItemTable(Items):
     """The items of one record batch."""
 
     def __init__(self, batch: Any, layout: Layout) -> None:
@@ -187,15 +198,9 @@ class ItemTable(Sequence[Encoded]):
     def __len__(self) -> int:
         return self.batch.num_rows
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Encoded, ...]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | tuple[Encoded, ...]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(len(self))))
+    def item(self, at: int) -> Encoded:
         self._build = self._build or self._builder(self.layout)
-        return self._build(range(len(self))[index])
+        return self._build(at)
 
     def _builder(self, layout: Layout, prefix: str = "") -> Callable[[int], Encoded]:
         """A function that returns the item at an index."""

@@ -77,33 +77,23 @@ llama-cli -m {file} --jinja
 ```"""
     if kind == "adapter":
         peft = auto.replace("Auto", "AutoPeft")
-        lines = f"""\
-`DIR` is this folder; the base model {f"`{base}` " if base else ""}is loaded with it.
-
-```python
-from peft import {peft}
-from transformers import AutoTokenizer
-
-model = {peft}.from_pretrained("DIR"{", num_labels=1" if scalar else ""})
-tokenizer = AutoTokenizer.from_pretrained("DIR")
-```
-"""
-        if scalar:
-            return lines
-        return f"""{lines}
-```bash
-postrain chat DIR
-vllm serve {base or "BASE"} --enable-lora --lora-modules tuned=DIR
-postrain merge DIR                # complete weights, for transformers alone
-postrain export DIR --gguf q8_0   # for Ollama and llama.cpp
-```"""
+        imports = f"from peft import {peft}\nfrom transformers import AutoTokenizer"
+        load = f'{peft}.from_pretrained("DIR"{", num_labels=1" if scalar else ""})'
+        folder = f"this folder; the base model {f'`{base}` ' if base else ''}is loaded with it."
+        serve = (
+            f"vllm serve {base or 'BASE'} --enable-lora --lora-modules tuned=DIR\n"
+            "postrain merge DIR                # complete weights, for transformers alone"
+        )
+    else:
+        imports, load = f"from transformers import {auto}, AutoTokenizer", f'{auto}.from_pretrained("DIR")'
+        folder, serve = "this folder.", "vllm serve DIR"
     lines = f"""\
-`DIR` is this folder.
+`DIR` is {folder}
 
 ```python
-from transformers import {auto}, AutoTokenizer
+{imports}
 
-model = {auto}.from_pretrained("DIR")
+model = {load}
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 """
@@ -112,6 +102,6 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
     return f"""{lines}
 ```bash
 postrain chat DIR
-vllm serve DIR
+{serve}
 postrain export DIR --gguf q8_0   # for Ollama and llama.cpp
 ```"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,17 @@ def damage(file: Path, how: str) -> None:
     file.write_bytes({"cut": content[:-9], "changed": content[:300] + b"\1" + content[301:], "empty": b""}[how])
 
 
-@pytest.mark.parametrize("how", ["cut", "changed", "empty"])
-@pytest.mark.parametrize("name", [token_cache.TRAIN, token_cache.HELD_OUT, token_cache.ABOUT])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *product((token_cache.TRAIN, token_cache.HELD_OUT), ("cut", "changed", "empty")),
+        # A changed letter of this file may be in its copy of a row, which no checksum covers.
+        *product((token_cache.ABOUT,), ("cut", "empty")),
+    ],
+)
 def test_a_damaged_cache_is_built_again(name, how, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"])
     first = data(path)
-    if (name, how) == (token_cache.ABOUT, "changed"):
-        pytest.skip("a changed letter of a row is found by the checksums of the other files only")
     damage(caches(tmp_path)[0] / name, how)
     assert_equal(first, data(path, cache=False))
     again = data(path)
