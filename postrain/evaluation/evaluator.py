@@ -16,6 +16,7 @@ from postrain.config.schema import Deferred
 from postrain.data.module import DataModule
 from postrain.data.repetition import DISTINCT, ONE_WORD, distinct_n, distinct_text_share, one_word_share
 from postrain.evaluation.completions import compare_to_reference, complete, gold_scores, means
+from postrain.evaluation.differences import shares
 from postrain.evaluation.parts import rows_by_part, with_parts
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.methods.base import Method
@@ -53,7 +54,7 @@ class TrainingEvalResult:
     notes: Mapping[str, tuple[str, ...]]
     """The notes of each task."""
     rows: Mapping[str, PerRow] = field(default_factory=dict)
-    """Total and count of each held-out row, by metric, in the order of the data."""
+    """Total and count of each held-out row, and of each item of the tasks, by metric, in the order of the data."""
 
 
 @torch.no_grad()
@@ -73,6 +74,7 @@ def evaluate(
         metrics |= {name: value.value() for name, value in sampled.items()}
     results = {name: with_parts(task.value(eval_model), data) for name, task in settings.tasks.items()}
     metrics |= {f"eval/{task}/{name}": value for task, name, value in metric_values(results)}
+    rows |= task_rows(results)
     return TrainingEvalResult(metrics, rollouts, gold, {name: result.notes for name, result in results.items()}, rows)
 
 
@@ -93,6 +95,17 @@ def held_out_metrics(method: Method, data: DataModule) -> tuple[dict[str, float]
     rows = {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in parts.items()}
     combined = [(prefix, method.combined(measured)) for prefix, measured in found.items() if measured]
     return {f"eval/{prefix}{name}": value for prefix, each in combined for name, value in each.items()}, rows
+
+
+def task_rows(results: Mapping[str, EvalResult]) -> dict[str, PerRow]:
+    """Total and count of each item of every task's metrics that are means over their items, as TASK/METRIC."""
+    found = {}
+    for task, result in results.items():
+        for metric in result.metrics:
+            if items := shares(result, metric):
+                value_B, weight_B = torch.tensor([*items.values()], dtype=torch.float64).unbind(1)
+                found[f"{task}/{metric}"] = value_B * weight_B, weight_B
+    return found
 
 
 def metric_values(results: Mapping[str, EvalResult]) -> list[tuple[str, str, float]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
+from math import exp, isclose
 
 from postrain.evaluation.estimate import ROUNDING, Estimate, Interval, newcombe, wilson
 from postrain.formatting import figure, short
@@ -18,6 +18,7 @@ from postrain.jsonl import number
 from postrain.metrics import metric
 from postrain.report import blocks
 from postrain.report.folders import Run
+from postrain.report.held_out import HeldOutRows
 from postrain.report.panels import HEADLINES, totals_first
 from postrain.report.samples import MIN_SAMPLES, Sample, first_and_last, interval
 from postrain.report.values import mapping
@@ -91,12 +92,23 @@ def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
 
 def _of_rows(run: Run, name: str, before: float) -> tuple[Estimate, str] | None:
     """The change of a metric whose rows are saved."""
+    if saved := _log_perplexity(run, name):
+        return saved.change_of_perplexity(before), ""
+    known = _rows_of(run, name)
+    return None if known is None else (known.change(), "")
+
+
+def _rows_of(run: Run, name: str) -> HeldOutRows | None:
+    """The saved rows of a metric, if they are enough for an interval."""
+    known = run.held_out.get(name.removeprefix("eval/"))
+    return None if known is None or len(known.counts) < MIN_SAMPLES else known
+
+
+def _log_perplexity(run: Run, name: str) -> HeldOutRows | None:
+    """The saved rows of the loss whose exponential a perplexity is; None for other metrics."""
     base = name.removeprefix("eval/")
     part = base.removesuffix("perplexity")
-    if base == f"{part}perplexity" and (saved := run.held_out.get(f"{part}nll") or run.held_out.get(f"{part}loss")):
-        return saved.change_of_perplexity(before), ""
-    known = run.held_out.get(base)
-    return None if known is None or len(known.counts) < MIN_SAMPLES else (known.change(), "")
+    return run.held_out.get(f"{part}nll") or run.held_out.get(f"{part}loss") if base == f"{part}perplexity" else None
 
 
 def _gap(
@@ -142,6 +154,12 @@ def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Inte
     after = run.after(name)
     if after is None:
         return None
+    if saved := _log_perplexity(run, name):
+        loss = saved.last()
+        return Interval(after, after * exp(loss.low - loss.value), after * exp(loss.high - loss.value)), loss.n
+    if rows := _rows_of(run, name):
+        known = rows.last()
+        return Interval(after, known.low, known.high), known.n
     n = _share_of(run, name, samples)
     return (wilson(after * n, n), n) if n and 0 <= after <= 1 else interval(samples, name, after)
 

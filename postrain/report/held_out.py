@@ -1,4 +1,4 @@
-"""Losses and accuracies of single held-out rows, from held_out.jsonl: intervals of their changes."""
+"""Metrics of single held-out rows, from held_out.jsonl: intervals of their last values and of their changes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ class HeldOutRows:
     after: Sequence[float]
     counts: Sequence[float]
     """What the totals are sums over: the tokens of a row in the loss, or 1."""
+
+    def last(self) -> Estimate:
+        """The metric in the last evaluation."""
+        if set(self.counts) == {1}:
+            return Estimate.of(self.after)
+        return Estimate.ratio(self.after, self.counts)
 
     def change(self) -> Estimate:
         """After minus before, over the same rows."""

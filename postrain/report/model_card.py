@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from postrain.evaluation.estimate import Interval
 from postrain.formatting import figure
 from postrain.jsonl import atomic_write_text, number
-from postrain.report.changes import Change, changes, signed
+from postrain.report.changes import Change, changes, interval_after, signed
 from postrain.report.folders import Run, read_run
+from postrain.report.samples import last
 
 HEADING = "Held-out results"
 
@@ -25,13 +27,17 @@ def complete_card(path: Path) -> None:
 
 
 def held_out_table(run: Run, found: list[Change]) -> str:
-    """The metrics before and after training, with the 95 % interval of each change."""
-    rows = [
-        f"| {one.name} | {figure(one.before)} | {figure(one.after)} | {signed(one.after - one.before)} | "
-        f"{one.interval} | {one.gap.n if one.gap else '–'} |"
-        for one in found
-    ]
+    """The metrics before and after training, with the 95 % intervals of the value after it and of the change."""
+    samples = last(run.samples)
+    rows = "\n".join(f"| {' | '.join(_cells(one, interval_after(run, samples, one.name)))} |" for one in found)
     held_out = number(run.data.get("rows_eval"))
     note = f"{held_out:.0f} held-out rows; n is the number of prompts or rows of an interval.\n\n" if held_out else ""
-    head = "| metric | before | after | change | 95 % interval | n |\n|---|---:|---:|---:|---|---:|\n"
-    return note + head + "\n".join(rows)
+    head = "| metric | before | after | 95 % interval | change | 95 % interval | n |"
+    return f"{note}{head}\n|---|---:|---:|---|---:|---|---:|\n{rows}"
+
+
+def _cells(one: Change, after: tuple[Interval, int] | None) -> list[str]:
+    around = f"{figure(after[0].low)} … {figure(after[0].high)}" if after else "–"
+    n = one.gap.n if one.gap else after[1] if after else "–"
+    change = signed(one.after - one.before)
+    return [one.name, figure(one.before), figure(one.after), around, change, one.interval, str(n)]

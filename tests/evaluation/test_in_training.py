@@ -23,5 +23,13 @@ def test_task_metrics_are_logged_at_every_evaluation(tmp_path: Path, capsys: pyt
     for record in (first, last):
         assert record["eval/perplexity/loss"] == pytest.approx(record["eval/loss"], rel=1e-5)
     assert first["eval/perplexity/loss"] != last["eval/perplexity/loss"]
+    # The card and the report take the interval of the task's metrics from these rows.
+    rows = {(one["update"], one["metric"]): (one["totals"], one["counts"]) for one in folder.held_out.read()}
+    totals, counts = rows[1, "perplexity/loss"]
+    assert sum(totals) / sum(counts) == pytest.approx(last["eval/perplexity/loss"], rel=1e-5)
+    assert counts == rows[0, "perplexity/loss"][1]
+    card = folder.model.joinpath("README.md").read_text()
+    (line,) = (line for line in card.splitlines() if line.startswith("| eval/perplexity/perplexity |"))
+    assert f"| {len(counts)} |" in line
     assert not folder.samples.path.exists() or not folder.samples.read()
     assert capsys.readouterr().out.count("evaluation.tasks.preference: needs preference pairs") == 1

@@ -6,7 +6,7 @@ from math import exp, sqrt
 
 import pytest
 
-from postrain.evaluation.estimate import student
+from postrain.evaluation.estimate import Estimate, student
 from postrain.report.held_out import HeldOutRows, read_held_out
 
 
@@ -34,6 +34,12 @@ def test_loss_per_token_weighs_rows_by_their_tokens() -> None:
     perplexity = saved["loss"].change_of_perplexity(exp(1.5))
     assert perplexity.value == pytest.approx(exp(1.5 - 0.4) - exp(1.5))
     assert perplexity.low == pytest.approx(exp(1.5 + change.low) - exp(1.5))
+
+
+def test_last_value_has_the_interval_of_its_own_rows() -> None:
+    saved = read_held_out(records(loss=([2.0, 9.0], [1.0, 6.0], [1, 4]), parsed=([0, 0, 0], [1, 0, 1], [1, 1, 1])))
+    assert saved["loss"].last() == Estimate.ratio([1.0, 6.0], [1, 4])
+    assert saved["parsed"].last() == Estimate.share([1, 0, 1])
 
 
 def test_accuracy_counts_the_rows_that_changed() -> None:
