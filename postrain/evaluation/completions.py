@@ -72,7 +72,7 @@ def compare_to_reference(eval_model: EvalModel, rollouts: Rollouts) -> Reference
     reference = eval_model.reference
     assert reference is not None
     temperature = eval_model.engine.sampling.temperature or 1.0
-    with reference.scoring():
+    with reference.resident():
         return in_micro_batches(
             lambda rows: score_with_reference(eval_model.model, reference, rows, temperature=temperature),
             rollouts.rows,

@@ -65,9 +65,9 @@ class Reference:
     def scoring(self) -> Iterator[nn.Module]:
         """The reference model in eval mode, without gradients; restores the policy's state afterwards.
 
-        A model that is loaded stays until the outermost block ends, so a loop over batches belongs in one block.
+        Inside the block the adapter of the policy is disabled, so the policy cannot be scored there: see `resident`.
         """
-        with torch.no_grad(), self._resident() as frozen:
+        with torch.no_grad(), self.resident() as frozen:
             if frozen is None:
                 with in_eval_mode(self._policy), adapter_disabled(self._policy):
                     yield self._policy
@@ -76,7 +76,11 @@ class Reference:
                 yield frozen.to(next(self._policy.parameters()).device)
 
     @contextmanager
-    def _resident(self) -> Iterator[nn.Module | None]:
+    def resident(self) -> Iterator[nn.Module | None]:
+        """Keeps a model that is loaded until the outermost block ends: a loop over batches belongs in one block.
+
+        Gives the frozen model; None if the reference is the policy with its adapter disabled.
+        """
         if self._frozen is not None or self._load is None:
             yield self._frozen
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from postrain.types import RewardBatch, Sampling
 from postrain.world.facts import all_facts
 from tests.evaluation.fake_eval_model import eval_model, gold, make_prompts
 from tests.methods.builders import float64_model, pairs, plain_logps
+from tests.models.test_adapters import lora, moved
 
 
 class ColumnReward:
@@ -180,6 +182,18 @@ def test_kl_is_zero_to_the_same_model_and_positive_to_another() -> None:
     assert set(differences(found, found)) == {"per_token", "per_completion", "reference_logp"}
     # Untrained weights are near uniform: the mean log-probability is about -ln V nats/token, and at most 0.
     assert -2 * math.log(given.model.config.vocab_size) < found.metrics["reference_logp"].value < 0
+
+
+def test_kl_of_an_adapter_is_that_of_its_merged_weights_to_the_base() -> None:
+    adapted = moved(lora().wrap(float64_model(), head="causal")).eval()
+    merged: Any = deepcopy(adapted)
+    merged = merged.merge_and_unload()
+    found, expected = (
+        KLDivergence(prompts=2)(eval_model(model=model, reference=reference)).metrics["per_token"].value
+        for model, reference in ((adapted, Reference(adapted)), (merged, Reference(merged, float64_model())))
+    )
+    assert found == pytest.approx(expected)
+    assert found > 0
 
 
 def test_distinct_n_jackknife_matches_recounting() -> None:
