@@ -1,5 +1,7 @@
 """Rows to learn tool calls from: eight functions, and requests that need one call, two calls, an answer, or none.
 
+A request without a fitting function is a question about something else, or needs a function that is not declared.
+
     python examples/make_tool_rows.py FOLDER
 
 writes FOLDER/train.jsonl (500 rows) and FOLDER/eval.jsonl (100 rows). The values of held-out requests (places, names,
@@ -21,7 +23,11 @@ COMPANIES = ["Acorn", "Bluefin", "Corvid", "Dynamo", "Ember", "Foxglove", "Grani
 TEXTS = ["I will be late", "see you at noon", "the keys are inside", "call me back", "dinner is ready", "thanks a lot"]
 TITLES = ["dentist", "team lunch", "piano lesson", "book club", "budget review", "yoga class", "car service", "picnic"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-OTHER = ["Write a poem about rain.", "What is the capital of Peru?", "Tell me a joke.", "How do magnets work?"]
+OTHER = [
+    "Write a poem about rain.", "What is the capital of Peru?", "Tell me a joke.", "How do magnets work?",
+    "Who wrote Hamlet?", "Explain what a noun is.", "Why is the sky blue?", "Give me three names for a cat.",
+    "Summarize the plot of Moby Dick.", "What is 12 times 7?", "Write a haiku about snow.", "How old is the universe?",
+]  # fmt: skip
 REFUSAL = "None of my functions can do that."
 
 VALUES: Mapping[str, Sequence[Any]] = {
@@ -101,15 +107,18 @@ def schema(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
+def of_split(values: Sequence[Any], split: str) -> list[Any]:
+    """The first two thirds for training, the others for held-out rows."""
+    cut = len(values) * 2 // 3
+    return list(values[:cut] if split == "train" else values[cut:])
+
+
 def request(name: str, rng: random.Random, split: str) -> tuple[str, dict[str, Any]]:
     """A request for a function, and the call in the form of OpenAI, with its arguments as JSON text."""
     _, keys, phrases = FUNCTIONS[name]
     arguments: dict[str, Any] = {}
     for key in keys:
-        values = list(VALUES[key])
-        if key not in SHARED:
-            cut = len(values) * 2 // 3
-            values = values[:cut] if split == "train" else values[cut:]
+        values = list(VALUES[key]) if key in SHARED else of_split(VALUES[key], split)
         arguments[key] = rng.choice([value for value in values if value not in arguments.values()])
     call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
     return rng.choice(phrases).format(**arguments), call
@@ -117,12 +126,13 @@ def request(name: str, rng: random.Random, split: str) -> tuple[str, dict[str, A
 
 def make_row(rng: random.Random, split: str) -> dict[str, Any]:
     """A conversation with two or three declared functions."""
-    one, other, third = rng.sample(sorted(FUNCTIONS), 3)
-    kind = rng.choices(("call", "two calls", "result", "none"), (70, 10, 10, 10))[0]
+    one, other, third, undeclared = rng.sample(sorted(FUNCTIONS), 4)
+    kind = rng.choices(("call", "two calls", "result", "none"), (60, 10, 10, 20))[0]
     declared = [one, other, third][: rng.randint(2, 3)]
     text, call = request(one, rng, split)
     if kind == "none":
-        turns = [{"role": "user", "content": rng.choice(OTHER)}, {"role": "assistant", "content": REFUSAL}]
+        unfit = rng.choice([rng.choice(of_split(OTHER, split)), request(undeclared, rng, split)[0]])
+        turns = [{"role": "user", "content": unfit}, {"role": "assistant", "content": REFUSAL}]
     elif kind == "two calls":
         more, second = request(other, rng, split)
         turns = [{"role": "user", "content": f"{text} {more}"}, {"role": "assistant", "tool_calls": [call, second]}]
