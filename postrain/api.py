@@ -9,7 +9,7 @@ Methods, losses, DataModule and the rest of the public names are in postrain/__i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from postrain.config.check import check_objects
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, with_prefill
+from postrain.data.layouts import Malformed
+from postrain.data.messages import messages
+from postrain.data.tool_calls import declare
 from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.by_name import source_of
@@ -26,11 +29,12 @@ from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.provenance import Provenance, provenance_of, record_provenance
 from postrain.models.scoring import in_micro_batches
 from postrain.models.scoring import score as scores_of
+from postrain.rewards.tool_calls import find_calls
 from postrain.rollout.local import LocalEngine
 from postrain.seeds import derive_seed
 from postrain.types import Rows, Stop
 
-Text = str | Sequence[Mapping[str, str]] | Sequence[int] | Tensor
+Text = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
 """A text, the messages of a conversation ({"role": ..., "content": ...}), or token ids."""
 
 
@@ -82,6 +86,11 @@ class Generated:
     prompt_ids: list[int]
     """Token ids of the prompt."""
 
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls in the text, {"name": ..., "arguments": {...}} each; [] without any."""
+        return [dict(call) for call in find_calls(self.text).calls]
+
 
 def generate(
     model: nn.Module,
@@ -97,12 +106,15 @@ def generate(
     min_p: float = 0.0,
     stop: Sequence[str] = (),
     template: str = "auto",
+    tools: Sequence[Mapping[str, Any] | Callable[..., Any]] = (),
 ) -> list[Generated]:
     """Samples completions of prompts, prompt-major: completion g of prompt p is `found[p * num_generations + g]`.
 
     A completion depends on the index of its prompt, on g and on `seed`, not on the batch. Temperature 0 is greedy.
     `template` converts texts to tokens (see data.template); a tokenizer is required unless the model comes from
-    `load_model`. Raises ConfigError for a prompt that fills the model's context.
+    `load_model`. `tools` are JSON schemas or functions, as in `apply_chat_template`; they are written as text
+    (template="tools") if the tokenizer's template has none. Raises ConfigError for a prompt that fills the model's
+    context.
 
         >>> import postrain as pt
         >>> model, tokenizer = pt.load_model("nano")
@@ -117,8 +129,9 @@ def generate(
     if isinstance(prompts, str) or num_generations < 1:
         wrong = f"prompts: expected a list, got {prompts!r:.60}" if isinstance(prompts, str) else ""
         raise ConfigError(wrong or f"num_generations: expected an integer >= 1, got {num_generations}")
-    chat = Template(_tokenizer(model, tokenizer), mode=template, install=False)
-    ids = [_prompt_ids(prompt, chat) for prompt in prompts]
+    mode = "tools" if tools and template == "auto" else template
+    chat, declared = Template(_tokenizer(model, tokenizer), mode=mode, install=False), declare(tools)
+    ids = [_prompt_ids(prompt, chat, declared) for prompt in prompts]
     indices = [(prompt, number) for prompt in range(len(ids)) for number in range(num_generations)]
     found = engine.generate(
         model,
@@ -215,20 +228,18 @@ def _pair_ids(prompt: Any, completion: Any, template: Template | None) -> tuple[
     return pair
 
 
-def _prompt_ids(prompt: Any, template: Template) -> Tensor:
+def _prompt_ids(prompt: Any, template: Template, declared: Messages = ()) -> Tensor:
     is_text = isinstance(prompt, str) or (isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping))
-    return template.encode_prompt(_messages(prompt)) if is_text else _ids(prompt)
+    return template.encode_prompt(declared + _messages(prompt)) if is_text else _ids(prompt)
 
 
 def _messages(prompt: Any) -> Messages:
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     try:
-        return with_prefill(tuple(Message(turn["role"], turn["content"]) for turn in prompt))
-    except (TypeError, KeyError):
-        raise ConfigError(
-            f'prompt: expected a text or messages such as {{"role": "user", "content": ...}}, got {prompt!r:.60}'
-        ) from None
+        return with_prefill(messages(set(), prompt, "prompt", or_text="a text or ", is_prompt=True))
+    except Malformed as error:
+        raise ConfigError(str(error)) from None
 
 
 def _ids(tokens: Any) -> Tensor:

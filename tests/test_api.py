@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from transformers.utils.chat_template_utils import get_json_schema
 
 import postrain as pt
 from postrain import api
+from postrain.data.chat import Template
 from postrain.models.provenance import unchanged
 from tests.training_runs import CONF, METHODS, composed
 
@@ -74,6 +79,36 @@ def test_scores_equal_sampled_log_probabilities_independent_of_the_batch(nano):
     assert logps.entropy.shape == logps.shape
 
 
+def get_weather(city: str) -> str:
+    """Weather of a city.
+
+    Args:
+        city: Name of the city.
+    """
+    return city
+
+
+def test_generate_renders_tools_calls_and_results_as_the_chat_template_does(nano):
+    model, tokenizer = nano
+    tokenizer = deepcopy(tokenizer)
+    Template(tokenizer, mode="tools")  # as data.template=tools leaves it in an exported model
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+    turns = [
+        {"role": "user", "content": "Is it cold in Oslo?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "-3"},
+    ]
+    (found,) = pt.generate(model, [turns], tokenizer=tokenizer, tools=[get_weather], max_new_tokens=1)
+    assert found.prompt_ids == tokenizer.apply_chat_template(
+        turns, tools=[get_weather], add_generation_prompt=True, return_dict=False
+    )
+    # A template without tools gets them as text.
+    (same,) = pt.generate(model, [turns], tools=[get_json_schema(get_weather)], max_new_tokens=1)
+    assert same.prompt_ids == found.prompt_ids
+    written = replace(found, text=f"<tool_call>{json.dumps(call['function'])}</tool_call>")
+    assert written.tool_calls == [call["function"]]
+
+
 def test_generate_stays_the_function_after_import_of_the_command_module(nano):
     import_module("postrain.generate")
     (found,) = pt.generate(nano[0], ["Tom found"], max_new_tokens=1)
@@ -94,6 +129,10 @@ def test_generate_stays_the_function_after_import_of_the_command_module(nano):
         (lambda model, _: pt.generate(model, ["a"], num_generations=0),
          ["num_generations: expected an integer >= 1, got 0"]),
         (lambda model, _: pt.generate(model, "abc"), ["prompts: expected a list, got 'abc'"]),
+        (lambda model, _: pt.generate(model, ["a"], tools=[{"description": "b"}]),
+         ["tools: has to hold function schemas with a name, got {'description': 'b'}"]),
+        (lambda model, _: pt.generate(model, ["a"], tools=[lambda x: x]),
+         ["tools: Cannot generate JSON schema for <lambda> because it has no docstring!"]),
         (lambda model, _: pt.generate(torch.nn.Identity(), ["a"]),
          ["tokenizer: pass tokenizer=...; only models from load_model have one"]),
         (lambda model, _: pt.score(torch.nn.Identity(), [("a", "b")]),

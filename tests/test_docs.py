@@ -220,7 +220,9 @@ def test_yaml_blocks_are_options_that_compose():
     assert run("pipeline=mine") == 0
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=lambda b: b.title)
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language == "json" and not b.title.endswith(".json")], ids=lambda b: b.title
+)
 def test_json_rows_have_a_known_layout(block):
     rows = [json.loads(line) for line in block.text.splitlines()]
     columns = set().union(*rows)

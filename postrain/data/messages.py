@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postrain.data.conversation import Message, Messages, is_transcript, transcript, with_prefill
-from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, Fields, Malformed, empty, is_list, names, text
+from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, Malformed, empty, is_list, names, text
 from postrain.data.tool_calls import calls, declaration
 
 ROLES = {
@@ -67,9 +67,10 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 REMEDY = "remove the field or the row"
 
 
-def messages(fields: Fields, value: Any, name: str, *, or_text: str = "", is_prompt: bool = False) -> Messages:
+def messages(unused: set[str], value: Any, name: str, *, or_text: str = "", is_prompt: bool = False) -> Messages:
     """Parses a list of messages, or a single message, of the column `name`. Raises Malformed.
 
+    `unused` collects the names of fields that are not used, such as messages.id.
     `or_text` is a part of the error message. With `is_prompt` an assistant message at the end may be marked as a
     prefill.
     """
@@ -78,7 +79,7 @@ def messages(fields: Fields, value: Any, name: str, *, or_text: str = "", is_pro
         raise Malformed(f"{name} has to be {or_text}a list of messages with role and content, got {value!r:.60}")
     last = len(listed) - 1
     return tuple(
-        _message(fields, item, name, may_be_prefill=is_prompt and at == last) for at, item in enumerate(listed)
+        _message(unused, item, name, may_be_prefill=is_prompt and at == last) for at, item in enumerate(listed)
     )
 
 
@@ -102,7 +103,7 @@ def awaits_answer(value: Any) -> bool:
     return asks or any(last.get(field) for field in PREFIXES)
 
 
-def parse_prompt(fields: Fields, value: Any, name: str) -> Messages:
+def parse_prompt(unused: set[str], value: Any, name: str) -> Messages:
     """Parses a prompt from text, a transcript, messages, or an object with the keys `messages` and `tools`.
 
     An assistant message at the end is a prefill.
@@ -111,18 +112,18 @@ def parse_prompt(fields: Fields, value: Any, name: str) -> Messages:
         return transcript(value) if is_transcript(value) else (Message("user", str(value)),)
     declared: Messages = ()
     if isinstance(value, Mapping) and "messages" in value:
-        _check_fields(fields, value, name, ("messages", "tools"))
+        _check_fields(unused, value, name, ("messages", "tools"))
         declared = declaration(value.get("tools"), f"{name}.tools")
         value = value["messages"]
-    return declared + with_prefill(messages(fields, value, name, or_text="text or ", is_prompt=True))
+    return declared + with_prefill(messages(unused, value, name, or_text="text or ", is_prompt=True))
 
 
-def history(fields: Fields, value: Any, name: str) -> Messages:
+def history(unused: set[str], value: Any, name: str) -> Messages:
     """Parses earlier turns from messages or from [user, assistant] pairs of texts."""
     if not is_list(value):
         raise Malformed(f"{name} has to be a list of [user, assistant] pairs, got {value!r:.60}")
     if all(isinstance(item, Mapping) for item in value):
-        return messages(fields, value, name)
+        return messages(unused, value, name)
     turns: list[Message] = []
     for pair in value:
         if not is_list(pair) or len(pair) != 2 or not all(isinstance(turn, str) for turn in pair):
@@ -131,29 +132,29 @@ def history(fields: Fields, value: Any, name: str) -> Messages:
     return tuple(turns)
 
 
-def _message(fields: Fields, item: Any, name: str, *, may_be_prefill: bool) -> Message:
+def _message(unused: set[str], item: Any, name: str, *, may_be_prefill: bool) -> Message:
     """Parses one message. With `may_be_prefill` an assistant message may have a field of PREFIXES."""
     if not isinstance(item, Mapping):
         raise Malformed(f"{name} has to hold messages with role and content, got {item!r:.60}")
     role_field, role = _field_of(item, ("role", "from"), name, same=ROLES)
     role = role.lower() if isinstance(role, str) else role
     if isinstance(role, str) and role in RESULT_ROLES:
-        return _result(fields, item, name, role_field)
+        return _result(unused, item, name, role_field)
     if isinstance(role, str) and role in CALL_ROLES:
         content_field, content = _field_of(item, ("content", "value"), name)
-        _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS))
+        _check_fields(unused, item, name, (role_field, content_field, *WEIGHTS))
         return Message("assistant", "", _in_loss(item, "assistant", name), tool_calls=calls(content, name))
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted((*ROLES, *RESULT_ROLES, *CALL_ROLES)))
         raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {known}")
     if ROLES[role] == "assistant":
-        return _answer(fields, item, name, role_field, may_be_prefill=may_be_prefill)
+        return _answer(unused, item, name, role_field, may_be_prefill=may_be_prefill)
     content_field, content = _field_of(item, ("content", "value"), name)
-    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS))
-    return Message(ROLES[role], _content(fields, content, name), _in_loss(item, ROLES[role], name))
+    _check_fields(unused, item, name, (role_field, content_field, *WEIGHTS))
+    return Message(ROLES[role], _content(unused, content, name), _in_loss(item, ROLES[role], name))
 
 
-def _answer(fields: Fields, item: Mapping[str, Any], name: str, role_field: str, *, may_be_prefill: bool) -> Message:
+def _answer(unused: set[str], item: Mapping[str, Any], name: str, role_field: str, *, may_be_prefill: bool) -> Message:
     """An assistant message; its content may be absent beside calls."""
     called, thought = (
         [field for field in spellings if not (empty(item.get(field)) or item[field] is False)]
@@ -165,26 +166,26 @@ def _answer(fields: Fields, item: Mapping[str, Any], name: str, role_field: str,
     has_content = not called or any(item.get(field) is not None for field in ("content", "value"))
     content_field, content = _field_of(item, ("content", "value"), name) if has_content else ("content", "")
     prefixes = PREFIXES if may_be_prefill else ()
-    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, *prefixes, *called, *thought))
+    _check_fields(unused, item, name, (role_field, content_field, *WEIGHTS, *prefixes, *called, *thought))
     return Message(
         "assistant",
-        _content(fields, content, name),
+        _content(unused, content, name),
         _in_loss(item, "assistant", name),
         tool_calls=calls(item[called[0]], f"{name}.{called[0]}") if called else (),
         reasoning=text(item[thought[0]], f"{name}.{thought[0]}") if thought else "",
     )
 
 
-def _result(fields: Fields, item: Mapping[str, Any], name: str, role_field: str) -> Message:
+def _result(unused: set[str], item: Mapping[str, Any], name: str, role_field: str) -> Message:
     """The result of a call; an object or a number becomes JSON text."""
     content_field, content = _field_of(item, ("content", "value"), name)
-    _check_fields(fields, item, name, (role_field, content_field, *WEIGHTS, "tool_call_id", "name"))
+    _check_fields(unused, item, name, (role_field, content_field, *WEIGHTS, "tool_call_id", "name"))
     if isinstance(content, Mapping | int | float):
         content = json.dumps(content, ensure_ascii=False)
     identity, function = (item.get(field) for field in ("tool_call_id", "name"))
     return Message(
         "tool",
-        _content(fields, "" if content is None else content, name),
+        _content(unused, "" if content is None else content, name),
         _in_loss(item, "tool", name),
         tool_call_id=identity if isinstance(identity, str) else "",
         name=function if isinstance(function, str) else "",
@@ -208,7 +209,7 @@ def _field_of(
     return chosen, item.get(chosen)
 
 
-def _check_fields(fields: Fields, item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
+def _check_fields(unused: set[str], item: Mapping[str, Any], name: str, used: Sequence[str]) -> None:
     """Raises Malformed for fields that change the meaning of a message; records all other unused fields."""
     for field, value in item.items():
         if field in used or empty(value):
@@ -219,7 +220,7 @@ def _check_fields(fields: Fields, item: Mapping[str, Any], name: str, used: Sequ
         if reason and (value is not False or field in ("label", "kto_tag")):
             raise Malformed(f"{name} has {field}: {reason}; {REMEDY}")
         if not reason:
-            fields.unused.add(f"{name}.{field}")
+            unused.add(f"{name}.{field}")
 
 
 def _refused_word(name: str) -> str | None:
@@ -227,23 +228,23 @@ def _refused_word(name: str) -> str | None:
     return next((REFUSED_WORDS[word] for word in words if word in REFUSED_WORDS), None)
 
 
-def _content(fields: Fields, value: Any, name: str) -> str:
+def _content(unused: set[str], value: Any, name: str) -> str:
     """The content as text; joins a list of text parts."""
     if not is_list(value):
         if not isinstance(value, str):
             raise Malformed(f"{name} has a message whose content is not text: {value!r:.60}")
         return str(value)
-    return "".join(_part(fields, part, name) for part in value)
+    return "".join(_part(unused, part, name) for part in value)
 
 
-def _part(fields: Fields, part: Any, name: str) -> str:
+def _part(unused: set[str], part: Any, name: str) -> str:
     if isinstance(part, str):
         return str(part)
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     if not isinstance(part, Mapping) or kind not in TEXT_PARTS:
         reason = (REFUSED.get(kind) or _refused_word(kind) or MEDIA) if isinstance(kind, str) else MEDIA
         raise Malformed(f"{name} has a content part of the type {kind!r:.40}: {reason}; remove the row")
-    _check_fields(fields, part, f"{name}.content", ("type", "text"))
+    _check_fields(unused, part, f"{name}.content", ("type", "text"))
     return text(part.get("text"), f"the text of a content part in {name}")
 
 

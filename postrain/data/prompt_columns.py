@@ -41,7 +41,7 @@ def read_prompt(fields: Fields) -> Messages:
         # The prompt may contain the context already.
         if context[1].strip() not in value:
             value = "\n\n".join(part for part in (str(value), str(context[1])) if part)
-    return parse_prompt(fields, value, name)
+    return parse_prompt(fields.unused, value, name)
 
 
 def add_context(fields: Fields, turns: Messages) -> Messages:
@@ -70,7 +70,7 @@ def _declared_tools(fields: Fields, turns: Messages) -> tuple[Messages, Messages
 
 def _add_system_and_history(fields: Fields, turns: Messages) -> Messages:
     earlier = fields.optional("history")
-    past = history(fields, earlier[1], earlier[0]) if earlier else ()
+    past = history(fields.unused, earlier[1], earlier[0]) if earlier else ()
     opening = tuple(turn for turn in turns[:1] if turn.role == "system")
     rest = turns[len(opening) :]
     rest = rest if rest[: len(past)] == past else past + rest
@@ -102,7 +102,7 @@ def messages_repeated(some: Sequence[Message], turns: Sequence[Message]) -> bool
 def read_conversation(fields: Fields) -> Messages:
     """The turns of the column `messages`. Raises Malformed if they lack a prompt or completion column."""
     name, value = fields.needed("messages")
-    turns = messages(fields, value, name)
+    turns = messages(fields.unused, value, name)
     if "messages" in fields.layout.mapped:
         return turns
     for part in ("prompt", "completion"):

@@ -9,9 +9,15 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+from transformers.utils.chat_template_utils import (
+    DocstringParsingException,
+    TypeHintParsingException,
+    get_json_schema,
+)
 
 from postrain.data.conversation import DECLARATION, Message, Messages, tools_of
 from postrain.data.layouts import Malformed, Unusable, empty, is_list
@@ -43,6 +49,17 @@ def declaration(value: Any, name: str) -> Messages:
     found = _parsed(value, name)
     tools = [_tool(tool, name) for tool in (found if is_list(found) else [found])] if not empty(found) else []
     return (Message(DECLARATION, json.dumps(tools, ensure_ascii=False)),) if tools else ()
+
+
+def declare(tools: Iterable[Any]) -> Messages:
+    """The message that declares tools given as JSON schemas or as Python functions with type hints and a docstring, as
+    `apply_chat_template(tools=...)` takes them. Raises ConfigError."""
+    if isinstance(tools, str | Mapping):
+        raise ConfigError(f"tools: expected a list of JSON schemas or functions, got {tools!r:.60}")
+    try:
+        return declaration([get_json_schema(tool) if callable(tool) else tool for tool in tools], "tools")
+    except (Malformed, DocstringParsingException, TypeHintParsingException) as error:
+        raise ConfigError(" ".join(f"tools: {str(error).removeprefix('tools ')}".split())) from None
 
 
 def calls(value: Any, name: str) -> tuple[Call, ...]:

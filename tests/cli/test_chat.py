@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 
 from postrain.cli.chat.__main__ import main
-from postrain.cli.chat.conversation import Conversation, TruncatedConversation
+from postrain.cli.chat.conversation import Conversation, TruncatedConversation, truncate
 from postrain.cli.chat.model import Answer, AnswerStreamer, ChatModel, ChatOptions, Show
 from postrain.cli.chat.terminal import Terminal
 from postrain.data.chat import Template
+from postrain.data.tool_calls import declare
 from postrain.models.by_name import resolve_by_name
 from tests.data.modules import NANO
 
@@ -101,6 +102,36 @@ def test_terminal_runs_messages_and_commands():
     assert terminal.conversation.turns[-1].content == "S|d at 0.5"
 
 
+CALL = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+
+
+def test_results_of_calls_are_given_one_by_one_before_the_next_answer():
+    """The fake model repeats the calls of the message."""
+    out, notes = io.StringIO(), io.StringIO()
+    chat = Conversation(tools=declare([{"name": "add"}]))
+    terminal = Terminal(cast("ChatModel", Echo()), OPTIONS, chat, Console(file=out), Console(file=notes))
+    lines = iter([CALL * 2, "/result 3", "/result 4", "/undo", "/reset", "/result 5"])
+    roles = []
+
+    def read() -> str:
+        roles.append([turn.role for turn in terminal.conversation.turns])
+        return next(lines)
+
+    with pytest.raises(StopIteration):
+        terminal.run(read)
+    asked = ["user", "assistant"]
+    assert roles == [[], asked, [*asked, "tool"], [*asked, "tool", "tool", "assistant"], asked, [], []]
+    assert "1 more calls wait for a result" in notes.getvalue()
+    assert "/result: no call waits for a result" in notes.getvalue()
+
+
+def test_truncation_keeps_calls_with_their_results():
+    chat = Conversation(tools=declare([{"name": "add"}])).ask("a").answer(CALL).result("3").answer("b").ask("c")
+    kept = truncate(chat, lambda messages: torch.arange(len(messages)), 2)
+    # The declaration and the last question are left.
+    assert (len(kept.ids), kept.dropped, kept.cut) == (2, 1, False)
+
+
 def test_once_and_a_pipe_print_only_answers(capsys, monkeypatch):
     words = ["nano", "--temperature", "0", "--max-new-tokens", "5"]
     assert main([*words, "--once", "What is 3 + 4?"]) == 0
@@ -115,6 +146,7 @@ def test_once_and_a_pipe_print_only_answers(capsys, monkeypatch):
     ("words", "expected"),
     [
         (["nano", "--top-p", "2"], "top-p 2.0: expected a share above 0"),
+        (["nano", "--tools", "absent.json"], "--tools absent.json: expected a JSON file with a list of function"),
         (["nano", "--max-new-tokens", "0"], "max-new-tokens 0: expected 1 or more"),
         (["nano", "--temprature", "1"], "unrecognized arguments: --temprature 1"),
         (["nowhere/at/all"], "give a run folder, a model directory, a Hub name, or one of gemma-3-270m"),

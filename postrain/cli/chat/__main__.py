@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 # Before torch is imported, as in train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from postrain.cli.chat.commands import overview
 from postrain.config.paths import command
+from postrain.data.conversation import Messages
 from postrain.errors import ConfigError, Parser
 
 
@@ -41,6 +44,7 @@ def parser() -> Parser:
     found.add_argument("model", help="a run folder, a directory (adapters too), a Hub name, or nano, smollm2, ...")
     found.add_argument("--once", metavar="TEXT", help="print the answer to TEXT and exit")
     found.add_argument("--system", metavar="TEXT", default="", help="the system message")
+    found.add_argument("--tools", metavar="FILE", type=Path, help="a JSON file with a list of function schemas")
     found.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default %(default)s")
     found.add_argument("--top-p", type=float, default=0.95, help="default %(default)s")
     found.add_argument("--max-new-tokens", type=int, default=256, help="token limit of an answer; default %(default)s")
@@ -60,9 +64,11 @@ def chat(chosen: argparse.Namespace) -> None:
     options = ChatOptions(**settings)
     # Also accepts the form of the other commands: model=nano, model.path=runs/...
     name = chosen.model.removeprefix("model=").removeprefix("model.path=")
-    model = ChatModel(resolve_by_name("model", name, "a run folder, a model directory, a Hub name"))
+    tools = read_tools(chosen.tools) if chosen.tools else ()
+    resolved = resolve_by_name("model", name, "a run folder, a model directory, a Hub name")
+    model = ChatModel(resolved, "tools" if tools else "auto")
     console, notes = Console(highlight=False), Console(highlight=False, stderr=True)
-    terminal = Terminal(model, options, Conversation(system=chosen.system), console, notes)
+    terminal = Terminal(model, options, Conversation(system=chosen.system, tools=tools), console, notes)
     if chosen.once is not None:
         terminal.reply(chosen.once)
         return
@@ -74,6 +80,17 @@ def chat(chosen: argparse.Namespace) -> None:
         terminal.run(lambda: input("\n> "))
         return
     terminal.run(_piped)
+
+
+def read_tools(path: Path) -> Messages:
+    """The declaration of the tools in a JSON file. Raises ConfigError."""
+    from postrain.data.tool_calls import declare  # noqa: PLC0415 - start-up time
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tools {path}: expected a JSON file with a list of function schemas ({error})") from None
+    return declare([found] if isinstance(found, dict) else found)
 
 
 def _piped() -> str:

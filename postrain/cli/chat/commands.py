@@ -12,6 +12,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reset": ("", "clear the conversation"),
     "undo": ("", "remove the last question and its answer"),
     "system": ("TEXT", "set the system message; without TEXT remove it"),
+    "result": ("TEXT", "the result of a call of the last answer, for a chat with --tools"),
     "temperature": ("NUMBER", "sampling temperature; 0 is greedy"),
     "help": ("", "this list"),
     "quit": ("", "or Ctrl-D, or Ctrl-C"),

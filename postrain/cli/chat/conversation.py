@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from postrain.data.conversation import Message, Messages
+from postrain.errors import ConfigError
+from postrain.rewards.tool_calls import find_calls
 
 Encode = Callable[[Messages], Tensor]
 """Token ids of a conversation up to the beginning of the next answer, [L]."""
@@ -20,24 +22,51 @@ class Conversation:
     system: str = ""
     """The system message; empty for none."""
     turns: Messages = ()
-    """Messages of user and assistant, alternating."""
+    """Messages of user and assistant in turn; after calls, their results are in place of the user message."""
+    tools: Messages = ()
+    """The message that declares the tools; () for none."""
 
     @property
     def messages(self) -> Messages:
-        """All messages, including the system message."""
-        return ((Message("system", self.system), *self.turns)) if self.system else self.turns
+        """All messages, including the declaration of tools and the system message."""
+        return (*self.tools, *((Message("system", self.system),) if self.system else ()), *self.turns)
+
+    @property
+    def open_calls(self) -> int:
+        """The number of calls in the last answer that have no result yet."""
+        answer = next((at for at, turn in reversed([*enumerate(self.turns)]) if turn.role == "assistant"), None)
+        if not self.tools or answer is None:
+            return 0
+        return len(find_calls(self.turns[answer].content).calls) - len(self.turns[answer + 1 :])
 
     def ask(self, text: str) -> Conversation:
         """The conversation with a further user message."""
         return replace(self, turns=(*self.turns, Message("user", text)))
+
+    def result(self, text: str) -> Conversation:
+        """The conversation with the result of a call. Raises ConfigError if no call waits for one."""
+        if self.open_calls < 1:
+            reason = "no call waits for a result" if self.tools else "there are no tools; start the chat with --tools"
+            raise ConfigError(f"/result: {reason}")
+        return replace(self, turns=(*self.turns, Message("tool", text)))
 
     def answer(self, text: str) -> Conversation:
         """The conversation with a further assistant message."""
         return replace(self, turns=(*self.turns, Message("assistant", text)))
 
     def undo(self) -> Conversation:
-        """The conversation without the last user message and its answer."""
-        return replace(self, turns=self.turns[: (len(self.turns) - 1) // 2 * 2])
+        """The conversation without the last answer and the messages that it answers."""
+        turns = list(self.turns)
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        while turns and turns[-1].role != "assistant":
+            turns.pop()
+        return replace(self, turns=tuple(turns))
+
+    def without_oldest(self) -> Conversation | None:
+        """The conversation from its second user message on; None without a second one."""
+        second = next((at for at, turn in enumerate(self.turns) if at and turn.role == "user"), None)
+        return None if second is None else replace(self, turns=self.turns[second:])
 
 
 @dataclass(frozen=True)
@@ -54,10 +83,9 @@ class TruncatedConversation:
 
 def truncate(conversation: Conversation, encode: Encode, limit: int) -> TruncatedConversation:
     """Truncates to at most `limit` tokens: drops the oldest whole exchanges first, then the first tokens."""
-    kept = conversation
-    while len(ids := encode(kept.messages)) > limit and len(kept.turns) > 2:
-        kept = replace(kept, turns=kept.turns[2:])
-    dropped = (len(conversation.turns) - len(kept.turns)) // 2
+    kept, dropped = conversation, 0
+    while len(ids := encode(kept.messages)) > limit and (shorter := kept.without_oldest()) is not None:
+        kept, dropped = shorter, dropped + 1
     return TruncatedConversation(ids[-limit:], dropped, len(ids) > limit)
 
 

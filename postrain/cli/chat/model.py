@@ -61,12 +61,12 @@ class Answer:
 class ChatModel:
     """Answers a conversation."""
 
-    def __init__(self, resolved: ResolvedModel) -> None:
-        """Raises ConfigError if the model is not a language model."""
+    def __init__(self, resolved: ResolvedModel, template: str = "auto") -> None:
+        """`template` is that of data.template. Raises ConfigError if the model is not a language model."""
         device = "cuda" if torch.cuda.is_available() else "cpu" if mps.missing_reason() else "mps"
         tokenizer = load_tokenizer(resolved)
         self.name, self.context = resolved.name, resolved.context
-        self.template = Template(tokenizer)
+        self.template = Template(tokenizer, mode=template)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.model: Any = load_causal(resolved, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
         # That of generation_config.json may be anything: nothing checks its type, and `generate` needs a number.

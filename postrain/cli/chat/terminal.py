@@ -51,7 +51,10 @@ class Terminal:
 
     def reply(self, text: str) -> None:
         """Samples and prints the answer to a message, and adds both to the conversation."""
-        conversation = self.conversation.ask(text)
+        self.respond(self.conversation.ask(text))
+
+    def respond(self, conversation: Conversation) -> None:
+        """Samples and prints the answer to the last message, and adds it to the conversation."""
         read = self.model.fit(conversation, self.options)
         if read.cut:
             self.note("your message exceeds the model's context: its beginning was dropped", "yellow")
@@ -72,7 +75,7 @@ class Terminal:
         """Executes a command other than /quit."""
         match command.name:
             case "reset":
-                self.conversation = Conversation(system=self.conversation.system)
+                self.conversation = replace(self.conversation, turns=())
                 self.note("conversation cleared", "dim")
             case "undo":
                 self.note("removed the last question" if self.conversation.turns else "nothing to undo", "dim")
@@ -80,6 +83,13 @@ class Terminal:
             case "system":
                 self.conversation = replace(self.conversation, system=command.argument)
                 self.note("system message set" if command.argument else "system message removed", "dim")
+            case "result":
+                answered = self.conversation.result(command.argument)
+                if answered.open_calls:
+                    self.conversation = answered
+                    self.note(f"{answered.open_calls} more calls wait for a result", "dim")
+                else:
+                    self.respond(answered)
             case "temperature":
                 self.options = replace(self.options, temperature=temperature(command.argument))
             case _:

@@ -125,7 +125,7 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
         (completion,) = strip_repeated_prompt(fields, (str(value),))
         turns = (*prompt, Message("assistant", completion))
     else:
-        found = messages(fields, value, name, or_text="text or ")
+        found = messages(fields.unused, value, name, or_text="text or ")
         repeats_prompt = len(found) > len(prompt) > 0 and messages_repeated(prompt, found[: len(prompt)])
         turns = found if repeats_prompt else prompt + found
         if turns[-1].role != "assistant":

@@ -105,7 +105,7 @@ def _pair_prompt(fields: Fields) -> Messages:
     found = fields.peek("messages")
     if found is None or empty(found[1]):
         return prompt
-    turns = messages(fields, found[1], found[0])
+    turns = messages(fields.unused, found[1], found[0])
     # Messages that end with an answer repeat one of the sides.
     if turns[-1].role == "assistant":
         return prompt
@@ -126,7 +126,7 @@ def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, Answer, Answer]:
             f"{first} and {second} have to be two texts or two message lists, got {chosen!r:.40} and {rejected!r:.40}"
         )
     one, other = (
-        messages(fields, side, name, or_text="text or ") for side, name in ((chosen, first), (rejected, second))
+        messages(fields.unused, side, name, or_text="text or ") for side, name in ((chosen, first), (rejected, second))
     )
     if one[:-1] != other[:-1]:
         raise Unusable(UNSHARED)
