@@ -26,6 +26,11 @@ from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
 
+JOINED = (
+    "the plain template writes answers directly after their prompts, with nothing in between; for instructions set "
+    "data.template=alpaca, for text to continue put a space or line break at the end of the prompts"
+)
+
 
 class Template:
     """Converts messages to token ids and back.
@@ -194,10 +199,13 @@ class Template:
         return RenderedAnswer(text + tail[: end or 0], ended=end is not None, verbatim=verbatim)
 
     def _final_answer(self, prompt: Sequence[Message], before: str, completion: Answer, row: int) -> RenderedAnswer:
-        """The last answer of a row; adds the note on answers used as given."""
+        """The last answer of a row; adds the notes on answers used as given, and on answers that follow unseparated."""
         answer = self._render_answer(prompt, before, completion, row)
         if answer.verbatim:
             self.notes[VERBATIM] = None
+        question = prompt[-1].content if prompt and not prompt[-1].prefill else ""
+        if self.name == "plain" and question and not (before[-1:].isspace() or answer.text[:1].isspace()):
+            self.notes[JOINED] = None
         return answer
 
     def _with_end(self, answer: RenderedAnswer, ids: list[int]) -> list[int]:

@@ -104,6 +104,16 @@ def test_supervised_answer_matches_what_the_model_samples(source, answer, superv
     assert decoded(template, ids[is_assistant]) == supervised_text + "<|stop|>"
 
 
+@pytest.mark.parametrize(
+    ("mode", "prompt", "answer", "joined"),
+    [("plain", "a", "b", True), ("plain", "a\n", "b", False), ("plain", "a", " b", False), ("alpaca", "a", "b", False)],
+)
+def test_answer_directly_after_a_plain_prompt_is_noted(mode, prompt, answer, joined):
+    template = Template(byte_tokenizer(), mode=mode)
+    template.encode_completion(chat(prompt), answer)
+    assert any("directly after" in note for note in template.notes) == joined
+
+
 def test_earlier_answers_rewritten_by_the_template_are_unsupervised():
     template = Template(byte_tokenizer(template=STRIPPING))
     ids, is_assistant, _ = template.encode(chat("a", REASONING, "b", "c", "d", "e"))
