@@ -31,11 +31,14 @@ SmallRun = Callable[..., "Recorder"]
 
 # Divisors of the default updates, for methods that reach their required change in less than a third of them.
 UPDATES_DIVISOR = {
-    "sft": 5,
-    "dpo": 9,
-    "ipo": 9,
-    "kto": 8,
-    "reward": 9,
+    "sft": 9,
+    "dpo": 18,
+    "ipo": 18,
+    "kto": 16,
+    "reward": 18,
+    "pretrain": 9,
+    "prm": 5,
+    "ppo": 4,
     "nash_md": 8,
     "online_dpo": 5,
     "grpo": 4,
@@ -128,7 +131,7 @@ def one_update(method: str, tmp_path_factory: pytest.TempPathFactory) -> OneUpda
 
     @cache
     def run(tokens: int) -> Recorder:
-        words = (f"method={method}", "method.updates=1", f"method.micro_batch_tokens={tokens}")
+        words = (f"method={method}", "method.updates=1", "method.batch_size=4", f"method.micro_batch_tokens={tokens}")
         # Evaluation and checkpoints do not affect the gradient.
         words += ("evaluation.completions=0", "data.eval_rows=2", "trainer.checkpoint_every=100")
         words += ("method.gradient_checkpointing=true",) if tokens == 100 else ()

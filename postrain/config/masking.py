@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +35,7 @@ PAIR = re.compile(r"(?P<quote>['\"]?)(?P<key>[A-Za-z_][\w.\-/@]*)(?P=quote)\s*(?
 CLOSES = {"{": "}", "[": "]", "(": ")"}
 
 
+@lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
     """Whether a dotted key or an environment variable holds a secret, by the words in its name."""
     for part in re.split(r"[./@]", key):

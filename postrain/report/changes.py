@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, isclose
+from math import isclose
 
 from postrain.evaluation.estimate import ROUNDING, Estimate, Interval, newcombe, wilson
 from postrain.formatting import figure, short
@@ -155,8 +155,7 @@ def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Inte
     if after is None:
         return None
     if saved := _log_perplexity(run, name):
-        loss = saved.last()
-        return Interval(after, after * exp(loss.low - loss.value), after * exp(loss.high - loss.value)), loss.n
+        return saved.perplexity(after), len(saved.counts)
     if rows := _rows_of(run, name):
         known = rows.last()
         return Interval(after, known.low, known.high), known.n

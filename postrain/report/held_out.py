@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
-from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.estimate import Estimate, Interval
 from postrain.jsonl import Record, number
 from postrain.report.values import update_of
 
@@ -35,8 +35,13 @@ class HeldOutRows:
     def change_of_perplexity(self, before: float) -> Estimate:
         """The change of exp(metric) from `before`, the value before training: before · (exp(change) − 1)."""
         change = self.change()
-        low, value, high = (before * (exp(min(one, 50.0)) - 1) for one in (change.low, change.value, change.high))
+        low, value, high = (before * (_exp(one) - 1) for one in (change.low, change.value, change.high))
         return replace(change, value=value, low=low, high=high)
+
+    def perplexity(self, after: float) -> Interval:
+        """exp(metric) after training: `after` with the bounds of the metric."""
+        last = self.last()
+        return Interval(after, after * _exp(last.low - last.value), after * _exp(last.high - last.value))
 
 
 def read_held_out(records: Iterable[Record]) -> dict[str, HeldOutRows]:
@@ -52,6 +57,11 @@ def read_held_out(records: Iterable[Record]) -> dict[str, HeldOutRows]:
         if len(by_update) > 1 and counts == counts_after:
             found[name] = HeldOutRows(before, after, counts)
     return found
+
+
+def _exp(value: float) -> float:
+    """exp, at most exp(50): the bounds of two rows may be as far as 1,000 nats away."""
+    return exp(min(value, 50.0))
 
 
 def numbers(values: object) -> list[float]:

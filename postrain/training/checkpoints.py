@@ -65,7 +65,7 @@ class Checkpoints(Callback):
         with writing(path, space_remedy(self.folder.path)):
             try:
                 trainer.save_checkpoint(unfinished)
-                if trainer.is_global_zero and not is_whole(unfinished):
+                if trainer.is_global_zero and not _checksums_match(unfinished):
                     raise OSError("the file could not be read back")
             except RuntimeError as error:  # raised by torch's zip writer on a full disk
                 raise OSError(f"PyTorch could not write it ({str(error).splitlines()[0]})") from error
@@ -81,15 +81,23 @@ class Checkpoints(Callback):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint can be read and all its CRC-32 checksums match; torch.load does not check them."""
+    """Whether a file is a checkpoint that can be loaded and all its CRC-32 checksums match."""
+    if not _checksums_match(path):
+        return False
     try:
-        with zipfile.ZipFile(path) as records:
-            if records.testzip() is not None:
-                return False
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, LookupError):
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError):
         return False
     return True
+
+
+def _checksums_match(path: Path) -> bool:
+    """Whether a file holds the bytes that torch.save wrote, by the CRC-32 of each record; torch.load checks none."""
+    try:
+        with zipfile.ZipFile(path) as records:
+            return records.testzip() is None
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError):
+        return False
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:

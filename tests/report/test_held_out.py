@@ -53,3 +53,9 @@ def test_rows_of_other_data_and_damaged_lines_give_no_interval() -> None:
     assert read_held_out([*changed, {"update": 5, "metric": "loss", "totals": "x"}, {"totals": [None]}]) == {}
     assert read_held_out(records(loss=([1.0], [2.0], [3]))[:1]) == {}
     assert read_held_out(records(loss=([1.0], [2.0], [3])))["loss"] == HeldOutRows([1.0], [2.0], [3.0])
+
+
+def test_perplexity_of_two_very_different_rows_has_finite_bounds() -> None:
+    saved = read_held_out(records(loss=([90.0, 13.0], [90.5, 13.4], [1, 9])))["loss"]
+    bounds = saved.perplexity(20.0)
+    assert (bounds.value, bounds.low < 20.0 < bounds.high < float("inf")) == (20.0, True)
