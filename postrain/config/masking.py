@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -53,19 +53,27 @@ def is_secret(key: str) -> bool:
 
 def masked(value: Any, key: str = "") -> Any:
     """`value`, plain containers, with secrets masked: values of secret keys, and secrets in texts."""
+    return _masked(value, key, secret_values())
+
+
+def _masked(value: Any, key: str, secrets: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
-        return {name: masked(item, key if key and is_secret(key) else str(name)) for name, item in value.items()}
+        return {name: _masked(item, key if is_secret(key) else str(name), secrets) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [masked(item, key) for item in value]
+        return [_masked(item, key, secrets) for item in value]
     if value in (None, "") or isinstance(value, bool):
         return value
     if is_secret(key):
         return MASK
-    return masked_text(value) if isinstance(value, str) else value
+    return _masked_text(value, secrets) if isinstance(value, str) else value
 
 
 def masked_text(text: str) -> str:
     """A message or override with secrets masked: `api_key=...`, `{api_key: ...}`, user:password@ and known values."""
+    return _masked_text(text, secret_values())
+
+
+def _masked_text(text: str, secrets: Sequence[str]) -> str:
     found, position = "", 0
     for match in PAIR.finditer(text):
         if match.start() < position or not is_secret(match["key"]) or not _assigns(text, match):
@@ -74,12 +82,16 @@ def masked_text(text: str) -> str:
         if end > match.end():
             found += text[position : match.end()] + MASK
             position = end
-    return hidden(found + text[position:])
+    return _hidden(found + text[position:], secrets)
 
 
 def hidden(text: str) -> str:
     """A text with the values of secret environment variables and the passwords of URLs masked."""
-    for value in secret_values():
+    return _hidden(text, secret_values())
+
+
+def _hidden(text: str, secrets: Sequence[str]) -> str:
+    for value in secrets:
         text = text.replace(value, MASK)
     return SHAPE.sub(MASK, ADDRESS.sub(_address, text))
 

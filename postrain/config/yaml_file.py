@@ -8,6 +8,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+# The parsers of libyaml, five times faster; wheels of PyYAML have them, builds without libyaml do not.
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 MAX_NODES = 1_000_000
 """Values that a file may hold with its aliases replaced by copies. Ten lines of nested aliases can hold billions."""
 
@@ -27,7 +31,7 @@ def check_aliases(text: str) -> None:
         return
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, 0))
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from postrain.config.yaml_file import check_aliases
+from postrain.config.yaml_file import Loader, check_aliases
 from postrain.jsonl import Record, is_bounded, number
 
 Curve = tuple[list[int], list[float]]
@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> Record:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         check_aliases(text)
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and is_bounded(found) else {}
