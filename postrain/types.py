@@ -205,6 +205,12 @@ class Mean:
         count = len(total_B) if count_B is None else count_B.sum()
         return cls(total_B.sum(), count, (total_B, torch.ones_like(total_B) if count_B is None else count_B))
 
+    @classmethod
+    def of_known(cls, values: Sequence[float | None]) -> Mean:
+        """The mean over the rows whose value is known."""
+        total_B = torch.tensor([value or 0.0 for value in values], dtype=torch.float64)
+        return cls.of_rows(total_B, torch.tensor([float(value is not None) for value in values], dtype=torch.float64))
+
     def __add__(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.count + other.count)
 

@@ -160,8 +160,9 @@ def test_saved_held_out_rows_add_up_to_the_metrics(shared_run):
     logged = {record["update"]: record for record in records(folder)}
     saved = folder.held_out.read()
     for record in saved:
-        value = sum(record["totals"]) / sum(record["counts"])
-        assert value == pytest.approx(logged[record["update"]][f"eval/{record['metric']}"], rel=1e-5)
+        value = sum(record["totals"]) / (sum(record["counts"]) or 1)
+        name = record["metric"] if record["metric"].startswith("gold/") else f"eval/{record['metric']}"
+        assert value == pytest.approx(logged[record["update"]][name], rel=1e-5)
     named = {record["metric"] for record in saved}
     assert ("eval/loss" in logged[0]) == ("loss" in named)
     assert not named or {record["update"] for record in saved} >= {0, max(logged)}

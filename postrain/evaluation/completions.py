@@ -104,7 +104,7 @@ def _gold(
 
 def means(gold: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
     """The mean of each part of the gold score over the completions that have it."""
-    return {part: Mean(sum(known), len(known)) for part, known in by_part(gold).items()}
+    return {part: Mean.of_known([one.get(part) for one in gold]) for part in by_part(gold)}
 
 
 def by_part(scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:

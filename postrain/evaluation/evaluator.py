@@ -54,7 +54,7 @@ class TrainingEvalResult:
     notes: Mapping[str, tuple[str, ...]]
     """The notes of each task."""
     rows: Mapping[str, PerRow] = field(default_factory=dict)
-    """Total and count of each held-out row, and of each item of the tasks, by metric, in the order of the data."""
+    """Total and count of each held-out row, completion and item of the tasks, by metric, in the order of the data."""
 
 
 @torch.no_grad()
@@ -72,6 +72,7 @@ def evaluate(
         gold = gold_scores(rollouts, data)
         sampled = sampled_metrics(eval_model, rollouts, data, settings)
         metrics |= {name: value.value() for name, value in sampled.items()}
+        rows |= {name.removeprefix("eval/"): value for name, value in rows_of(sampled).items()}
     results = {name: with_parts(task.value(eval_model), data) for name, task in settings.tasks.items()}
     metrics |= {f"eval/{task}/{name}": value for task, name, value in metric_values(results)}
     rows |= task_rows(results)
@@ -89,12 +90,16 @@ def held_out_metrics(method: Method, data: DataModule) -> tuple[dict[str, float]
         of_batch = method.evaluate(batch.to(method.device), index)
         for prefix in [*([""] if part.in_total else []), *([f"{part.name}/"] if part.name else [])]:
             add_metrics(found.setdefault(prefix, {}), of_batch)
-            for name, value in of_batch.items():
-                if isinstance(value, Mean) and value.rows is not None:
-                    parts[f"{prefix}{name}"].append(value.rows)
+            for name, value in rows_of(of_batch).items():
+                parts[f"{prefix}{name}"].append(value)
     rows = {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in parts.items()}
     combined = [(prefix, method.combined(measured)) for prefix, measured in found.items() if measured]
     return {f"eval/{prefix}{name}": value for prefix, each in combined for name, value in each.items()}, rows
+
+
+def rows_of(metrics: Mapping[str, Mean | Max]) -> dict[str, PerRow]:
+    """Total and count of each row of the metrics that have them."""
+    return {name: one.rows for name, one in metrics.items() if isinstance(one, Mean) and one.rows is not None}
 
 
 def task_rows(results: Mapping[str, EvalResult]) -> dict[str, PerRow]:

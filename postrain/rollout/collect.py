@@ -39,21 +39,20 @@ class Rollouts(Batch):
     environment_stats: tuple[EnvironmentStats, ...] | None = None
     """Turns, calls and errors of each rollout; None without an environment."""
 
-    def _part(self, name: str) -> Mean:
-        known = [value for part in self.parts if (value := part[name]) is not None]
-        return Mean(sum(known), len(known))
-
     def metrics(self) -> dict[str, Mean | Max]:
         """Metrics of the rewards, their components, and the lengths and finish rate of completions."""
         rows = len(self)
-        scored_B = ~self.reward_B.isnan()
-        found: dict[str, Mean | Max] = {f"reward/{name}": self._part(name) for name in (self.parts[0] if rows else ())}
+        names = self.parts[0] if rows else ()
+        unscorable_B = self.reward_B.isnan()
+        found: dict[str, Mean | Max] = {
+            f"reward/{name}": Mean.of_known([part[name] for part in self.parts]) for name in names
+        }
         found |= {
             # After the components, so that one called "total" cannot replace it.
-            "reward/total": Mean(self.reward_B[scored_B].sum(), scored_B.sum()),
-            "reward/unscorable": Mean((~scored_B).sum(), rows),
-            "completion/length": Mean(torch.cat(self.rows.supervised).sum(), rows),
-            "completion/finished": Mean(self.finished_B.sum(), rows),
+            "reward/total": Mean.of_rows(self.reward_B.nan_to_num(0.0), (~unscorable_B).float()),
+            "reward/unscorable": Mean.of_rows(unscorable_B.float()),
+            "completion/length": Mean.of_rows(torch.stack([row.sum() for row in self.rows.supervised]).float()),
+            "completion/finished": Mean.of_rows(self.finished_B.float()),
         }
         environment_stats = [asdict(stats) for stats in self.environment_stats or ()]
         for name in environment_stats[0] if environment_stats else ():

@@ -1,5 +1,5 @@
-"""Writes metrics.jsonl (a record per update), samples.jsonl (completions of evaluations) and held_out.jsonl (losses of
-held-out rows), the first two with a copy to trackers.
+"""Writes metrics.jsonl (a record per update), samples.jsonl (completions of evaluations) and held_out.jsonl (metrics of
+single held-out rows and completions), the first two with a copy to trackers.
 
 The callbacks must precede the checkpoint callback, and MetricsFile must follow every callback that adds to
 `method.last_metrics` (evaluation, throughput). Record k is then on disk before the checkpoint of update k.
@@ -102,8 +102,9 @@ class SamplesFile(Callback):
 
 
 class HeldOutFile(Callback):
-    """Writes the losses and accuracies of single held-out rows, which intervals of their changes need: {"update",
-    "metric", "totals", "counts"} with a number for each row in the order of the data. Must precede the Evaluator."""
+    """Writes losses and accuracies of single held-out rows, and rewards, gold scores and lengths of completions, which
+    intervals of their changes need: {"update", "metric", "totals", "counts"} with a number for each row in the order of
+    the data. Must precede the Evaluator."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.file = folder.held_out
