@@ -55,6 +55,27 @@ def files(row: Row, *splits: str, folder: str = "data") -> dict[str, Row]:
     return {f"{folder}/{split}{PARQUET}": row for split in splits}
 
 
+def preferred(n: int) -> dict[str, Any]:
+    """A row of HelpSteer2's preference file."""
+    return {
+        "split": "val" if n == ROWS - 1 else "train",
+        "prompt": f"Is {n} odd?",
+        "response_1": "Let us see.",
+        "response_2": "No idea.",
+        "preference_strength": -1 - n % 3,
+        "preference_statement": "Response 1 is better.",
+        "preference_elaboration": "It begins to think.",
+        "three_most_similar_preferences": [{"statement": "1", "elaboration": "a", "strength": -1}],
+        "all_preferences_unprocessed": [{"strength": -1, "justification": "a"}],
+    }
+
+
+def rated_response(n: int) -> dict[str, Any]:
+    """A row of HelpSteer2's ratings; two rows in succession have the same prompt."""
+    scores = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), n % 5)
+    return {"prompt": f"Is {n // 2} odd?", "response": f"Yes, {n}.", **scores}
+
+
 def rated(n: int) -> dict[str, Any]:
     pair = {side: turns(n, answer) for side, answer in SIDES.items()}
     one = {"prompt": f"Is {n} a number?", "prompt_id": f"id{n}", **pair, "messages": pair["chosen"]}
@@ -128,6 +149,15 @@ SETS: Mapping[str, HubSet] = {
         ("Preference", "Demonstration"),
         {"default": parquet("train_prefs", "train_sft", "test_prefs", "test_sft", "train_gen", "test_gen")},
         prompt="Is 0 a number?",
+    ),
+    "helpsteer2": HubSet(
+        {
+            "preference/preference.jsonl.gz": preferred,
+            "train.jsonl.gz": rated_response,
+            "validation.jsonl.gz": lambda n: rated_response(n + 90),
+        },
+        ("Preference",),
+        prompt="Is 0 odd?",
     ),
     "helpsteer3": HubSet(
         {"preference/train.jsonl.gz": compared, "preference/validation.jsonl.gz": lambda n: compared(n + 90)},
