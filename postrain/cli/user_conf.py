@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -20,6 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.config import renamed
 from postrain.config.paths import CONF, user_conf, user_folder
+from postrain.config.yaml_file import TooManyAliases, check_aliases
+from postrain.errors import ConfigError
 
 REPORTED = "POSTRAIN_SHADOWED"
 """Environment variable, set after the note is printed so that jobs of this process do not repeat it."""
@@ -79,15 +82,33 @@ class UserGroups(ConfigSource):
         return sorted({name for folder in folders for name in self.files.list(folder, results_filter)})
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Loads an option, with new names in its defaults list."""
+        """Loads an option, with new names in its defaults list. Raises ConfigError: see `check_file`."""
         path = next(filter(self.files.is_config, _names(config_path)), config_path)
         if path != config_path:
             renamed.announce(f"conf/{path}", f"conf/{config_path}")
+        file = Path(self.path) / f"{path.removesuffix('.yaml')}.yaml"
+        if file.is_file():
+            check_file(file)
         found = self.files.load_config(path)
         if isinstance(found.config, DictConfig) and OmegaConf.is_list(found.config.get("defaults")):
             entries: Any = OmegaConf.to_container(found.config.defaults)
             found.config.defaults = renamed.defaults(entries, path.rpartition("/")[0])
         return found
+
+
+def check_file(file: Path) -> None:
+    """Raises ConfigError for mistakes of YAML, and for aliases that stand for more values than fit in memory."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        yaml.compose(text, Loader=yaml.SafeLoader)
+        check_aliases(text)
+    except TooManyAliases as error:
+        raise ConfigError(f"{file}: {error}; write fewer values, or read them from a file") from None
+    except yaml.MarkedYAMLError as error:
+        at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{file}{at}: {error.problem or error.context}; correct the YAML") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _names(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads YAML files of run folders, which may come from other people."""
+"""Reads YAML files of run folders, and checks those of users: both may come from other people."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ MAX_NODES = 1_000_000
 """Values that a file may hold with its aliases replaced by copies. Ten lines of nested aliases can hold billions."""
 
 
+class TooManyAliases(yaml.YAMLError):
+    """The aliases of a YAML text stand for more than MAX_NODES values."""
+
+
 def load_yaml(path: Path) -> Any:
     """The content of a YAML file as plain containers.
 
@@ -26,7 +30,7 @@ def load_yaml(path: Path) -> Any:
 
 
 def check_aliases(text: str) -> None:
-    """Raises YAMLError if a YAML text holds more than MAX_NODES values after its aliases are replaced by copies."""
+    """Raises TooManyAliases if a YAML text holds more than MAX_NODES values with copies in place of its aliases."""
     if "&" not in text or "*" not in text:
         return
     sizes: dict[str, int] = {}
@@ -49,4 +53,4 @@ def check_aliases(text: str) -> None:
         parent, total = open_nodes[-1]
         open_nodes[-1] = (parent, total + size)
         if total + size > MAX_NODES:
-            raise yaml.YAMLError(f"its aliases stand for more than {MAX_NODES:,} values")
+            raise TooManyAliases(f"its aliases stand for more than {MAX_NODES:,} values")

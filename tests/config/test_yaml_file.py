@@ -1,9 +1,10 @@
-"""YAML files of run folders whose aliases stand for too many values are refused before they are expanded."""
+"""YAML files whose aliases stand for too many values are refused before they are expanded."""
 
 from __future__ import annotations
 
 import pytest
 
+from postrain.cli.user_conf import UserGroups
 from postrain.config import yaml_file
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
@@ -20,6 +21,23 @@ def test_alias_bomb_in_a_run_folder_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"its aliases stand for more than 1,000,000 values"):
         saved_config(RunFolder(tmp_path))
     assert read_yaml(tmp_path / "config.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "mine.yaml: its aliases stand for more than 1,000,000 values; write fewer values"),
+        ("a: {b: 1\nc: [", "mine.yaml, line 2: expected ',' or '}', but got ':'; correct the YAML"),
+        ("a: *b", "mine.yaml, line 1: found undefined alias 'b'; correct the YAML"),
+    ],
+)
+def test_mistake_in_a_users_option_is_one_line(text, message, tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        UserGroups("user", f"postrain-user://{tmp_path}").load_config("method/mine")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_aliases_and_their_number_are_counted_as_copies(tmp_path, monkeypatch):
