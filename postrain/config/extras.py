@@ -28,7 +28,7 @@ CONSTRAINTS = {"vllm": " -c constraints-vllm.txt"}
 # Alternatives without the package.
 INSTEAD = {
     "datasketch": "; null disables it",
-    "vllm": "; rollout=local does not need it and runs on a CPU too",
+    "vllm": "; rollout=local and rollout.mode=server do not need it",
 }
 # Values of a config, and the package that each needs.
 NAMES = {
@@ -43,6 +43,8 @@ NAMES = {
     "postrain.training.loggers.Trackio": "trackio",
     "postrain.training.loggers.Wandb": "wandb",
 }
+# A class, and a key with the value with which it does not need its package.
+WITHOUT = {"postrain.rollout.vllm.VLLMEngine": ("mode", "server")}
 # Keys that need a package unless they are null.
 KEYS = {"data.quality.near_dedupe": "datasketch"}
 
@@ -73,7 +75,11 @@ def missing(name: str, package: str) -> str:
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
-    for path, value in leaves("", config):
+    values = dict(leaves("", config))
+    for path, value in values.items():
+        key, without = WITHOUT.get(value, ("", None)) if isinstance(value, str) else ("", None)
+        if key and values.get(f"{path.removesuffix('_target_')}{key}") == without:
+            continue
         package = NAMES.get(value) if isinstance(value, str) else None
         package = package or (KEYS.get(path) if value is not None else None)
         if package and not installed(package):

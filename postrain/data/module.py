@@ -192,6 +192,12 @@ class DataModule(DataSettings, LightningDataModule):
         preparation = Preparation(self, self.spec, self.chat_template)
         return preparation.encoder(preparation.prompt_length())
 
+    def row_tokens(self) -> int:
+        """Tokens of the longest row, training or held out, with the completion of a prompt."""
+        held_out = max((len(ids) for item in self.eval for ids in item.sequences()), default=0)
+        longest = max(held_out, self.audit.lengths.get("longest", 0))
+        return min(self.spec.context, longest + self.spec.completion_tokens)
+
     def token_ids(self) -> list[int]:
         """The distinct token ids of the training rows, sorted."""
         return distinct_ids(self.train)

@@ -30,7 +30,7 @@ from postrain.generation.selection import NoRows, PromptCompletions, RevisionPai
 from postrain.generation.stats import GenerationStats, compute_stats, result, table
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
-from postrain.rollout.engine import greedy
+from postrain.rollout.engine import Reserving, greedy
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.resume import check_data
@@ -51,6 +51,8 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
         updates=0,
         seed=config.seed,
     )
+    if isinstance(config.rollout, Reserving):
+        config.rollout.reserve(data.row_tokens())
     if not config.allow_change:
         check_data(run.folder, audit)
     notes = (f"note: {note}" for note in data.chat_template.notes)

@@ -45,10 +45,15 @@ def fingerprint(model: nn.Module) -> tuple[int, ...]:
 
 @torch.no_grad()
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters by name, with adapters merged into them."""
+    """All parameters by name, with adapters merged into them.
+
+    Tied parameters have each of their names: an engine may keep a packed copy of each.
+    """
     inner = unwrapped(model)
-    adapted: dict[str, Any] = {name: module for name, module in inner.named_modules() if hasattr(module, "base_layer")}
-    for full_name, parameter in inner.named_parameters():
+    adapted: dict[str, Any] = {
+        name: module for name, module in inner.named_modules(remove_duplicate=False) if hasattr(module, "base_layer")
+    }
+    for full_name, parameter in inner.named_parameters(remove_duplicate=False):
         check_transferable(full_name, parameter)
         if (name := _of_saved_module(full_name, inner)) is None:
             continue

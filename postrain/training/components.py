@@ -24,6 +24,7 @@ from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, preflight
 from postrain.rollout.collect import Rollouts, collect
+from postrain.rollout.engine import Reserving
 from postrain.training.config import TrainConfig
 from postrain.training.memory import check_memory
 from postrain.training.reference import build_reference, reference_fingerprint, resolve_reference
@@ -64,6 +65,8 @@ def build(
         seed=config.seed,
         use_margin=getattr(method, "use_margin", False),
     )
+    if isinstance(config.rollout, Reserving):
+        config.rollout.reserve(data.row_tokens())
     check_part_names(data, config.evaluation.tasks)
     if given is None:
         before_weights(config, data)

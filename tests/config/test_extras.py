@@ -34,7 +34,7 @@ from tests.training_runs import composed
          'evaluation.tasks.lm_eval: the package lm_eval is not installed; run pip install "postrain[eval]"'),
         (["rollout=vllm"], 'rollout: the package vllm is not installed; '
          'run pip install "postrain[vllm]" -c constraints-vllm.txt; '
-         "rollout=local does not need it and runs on a CPU too"),
+         "rollout=local and rollout.mode=server do not need it"),
     ],
 )  # fmt: skip
 def test_missing_package_is_detected_from_the_config(
@@ -49,6 +49,12 @@ def test_missing_package_is_detected_from_the_config(
 
 def test_config_without_optional_packages_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(["method=ppo"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_packages(config)
+
+
+def test_vllm_server_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed(["method=ppo", "rollout=vllm", "rollout.mode=server", "rollout.url=http://a"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_packages(config)
 

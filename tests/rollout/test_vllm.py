@@ -1,16 +1,9 @@
-"""rollout=vllm with a fake vLLM: its arguments, weight transfers and the conversion of its outputs.
+"""A colocated rollout=vllm with a fake vLLM: its arguments, weight transfers and the conversion of its outputs."""
 
-The fake is a module named vllm with a deterministic LLM; the server is an HTTP server on loopback.
-"""
-
-import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,69 +13,12 @@ from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
 from postrain.rollout.engine import Mixture, greedy
 from postrain.types import Stop
+from tests.rollout.fake_vllm import END, Calls, fake_vllm
 from tests.tiny import tiny_model
 from tests.training_runs import composed
 
-END = 0
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([5, 6, 7])]
 SEEDS = [11, 2**62, 13]
-
-
-@dataclass
-class Calls:
-    """Arguments and events recorded by the fake vLLM, in order."""
-
-    init: dict[str, Any] = field(default_factory=dict)
-    events: list[str] = field(default_factory=list)
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    prompts: list[list[int]] = field(default_factory=list)
-    settings: list[dict[str, Any]] = field(default_factory=list)
-
-
-def complete(prompt: list[int], settings: Mapping[str, Any]) -> tuple[list[int], list[float], str]:
-    """Tokens, log-probabilities and finish reason: the prompt's tokens and the end token, up to max_tokens."""
-    ids = [*prompt, END][: settings["max_tokens"]]
-    return ids, [-0.5 * (i + 1) for i in range(len(ids))], "stop" if ids[-1] == END else "length"
-
-
-def fake_vllm(calls: Calls) -> ModuleType:
-    """A module with the part of vLLM that the engine uses."""
-
-    class LLM:
-        def __init__(self, **settings: Any) -> None:
-            calls.init = settings
-
-        def apply_model(self, function: Any) -> list[Any]:
-            calls.events.append("weights")
-            return [function(SimpleNamespace(load_weights=lambda weights: calls.weights.update(weights)))]
-
-        def reset_prefix_cache(self) -> None:
-            calls.events.append("reset")
-
-        def sleep(self, level: int) -> None:
-            calls.events.append(f"sleep {level}")
-
-        def wake_up(self) -> None:
-            calls.events.append("wake")
-
-        def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
-            calls.events.append("generate")
-            calls.prompts = [prompt["prompt_token_ids"] for prompt in prompts]
-            calls.settings = [vars(values) for values in settings]
-            found = [complete(prompt, values) for prompt, values in zip(calls.prompts, calls.settings, strict=True)]
-            return [SimpleNamespace(outputs=[output(*one)]) for one in found]
-
-    def output(ids: list[int], logps: list[float], reason: str) -> Any:
-        # vLLM may return log-probabilities of other tokens besides the sampled one.
-        known = [
-            {99: SimpleNamespace(logprob=-9.0), i: SimpleNamespace(logprob=p)} for i, p in zip(ids, logps, strict=True)
-        ]
-        return SimpleNamespace(token_ids=tuple(ids), logprobs=known, finish_reason=reason)
-
-    module: Any = ModuleType("vllm")
-    module.__spec__ = SimpleNamespace(name="vllm")
-    module.LLM, module.SamplingParams, module.TokensPrompt = LLM, SimpleNamespace, dict
-    return module
 
 
 @pytest.fixture
@@ -167,22 +103,23 @@ def test_weights_are_transferred_once_per_change(calls, model):
     vllm = engine()
     for _ in range(2):
         vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert calls.events == ["weights", "reset", "generate", "generate"]
+    assert calls.events == ["weights", "reset", "check", "generate", "generate"]
     with torch.no_grad():
         model.transformer.wte.weight[3] += 1
     vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert calls.events[4:] == ["weights", "reset", "generate"]
-    assert calls.weights.keys() == dict(model.named_parameters()).keys()
+    assert calls.events[5:] == ["weights", "reset", "check", "generate"]
+    # The tied head has its name too.
+    assert calls.weights.keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
     assert calls.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
 
 
 def test_the_greedy_engine_uses_the_same_weights(calls, model):
     vllm = engine(temperature=0.7)
     vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    calls.init.clear()
+    calls.init = {}
     greedy(vllm).generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert calls.settings[0]["temperature"] == 0
-    assert calls.events == ["weights", "reset", "generate", "generate"]
+    assert calls.settings[-1]["temperature"] == 0
+    assert calls.events == ["weights", "reset", "check", "generate", "generate"]
     assert not calls.init
 
 
@@ -191,22 +128,60 @@ def test_sleep_frees_memory_between_rollouts(calls, model):
     for _ in range(2):
         vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert calls.init["enable_sleep_mode"]
-    assert calls.events == ["weights", "reset", "generate", "sleep 1", "wake", "generate", "sleep 1"]
+    assert calls.events == ["weights", "reset", "check", "generate", "sleep 1", "wake", "generate", "sleep 1"]
 
 
-def test_the_engine_starts_from_the_policys_directory_and_type(calls, model):
-    engine(gpu_memory_utilization=0.4, max_model_len=256).generate(model.bfloat16(), PROMPTS, seeds=SEEDS, stop=STOP)
+@pytest.mark.parametrize(
+    ("changes", "reserved", "expected"),
+    [
+        ({}, None, ("float32", None)),
+        # The longest row of the data; at most the model's 64 positions.
+        ({}, 40, ("float32", 40)),
+        ({}, 400, ("float32", 64)),
+        ({"max_model_len": 32, "dtype": "bf16"}, 40, ("bfloat16", 32)),
+        ({"dtype": "bf16-mixed"}, 40, ("bfloat16", 40)),
+    ],
+)
+def test_the_engine_starts_from_the_policys_directory(
+    calls, model, changes: dict[str, Any], reserved: int | None, expected: Sequence[Any]
+):
+    vllm = engine(gpu_memory_utilization=0.4, **changes)
+    if reserved:
+        vllm.reserve(reserved)
+    vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
     assert calls.init == {
         "model": "some/model",
         "trust_remote_code": False,
-        "dtype": "bfloat16",
+        "dtype": expected[0],
         "gpu_memory_utilization": 0.4,
-        "max_model_len": 256,
+        "max_model_len": expected[1],
         "enable_sleep_mode": False,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "distributed_executor_backend": None,
     }
+
+
+def test_the_precision_of_the_trainer_is_the_dtype():
+    for precision in ("fp32", "bf16-mixed", "bf16"):
+        config = composed(["method=ppo", "rollout=vllm", "trainer=gpu", f"trainer.precision={precision}"])
+        assert config["rollout"]["dtype"] == precision
+
+
+@pytest.mark.parametrize("lost", ["transformer.h.1.mlp.c_fc.weight", "transformer.wte.weight"])
+def test_weights_that_did_not_arrive_are_an_error(calls, model, lost: str):
+    calls.lost = (lost, "lm_head.weight")
+    vllm = engine(temperature=0.7)
+    for _ in range(2):  # not sampled from at a second attempt either
+        with pytest.raises(ConfigError, match=r"^rollout\.mode=colocated: with the policy's weights[^\n]*nats[^\n]*$"):
+            vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
+    assert "generate" not in calls.events
+
+
+def test_a_prefix_cache_that_cannot_be_reset_is_an_error(calls, model):
+    calls.resets = False
+    with pytest.raises(ConfigError, match=r"^rollout=vllm: vLLM could not reset its prefix cache[^\n]*$"):
+        engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
 
 
 def test_a_model_without_a_directory_is_refused(calls):
@@ -232,124 +207,3 @@ def test_missing_requirements_are_one_line_errors(calls, monkeypatch):
 def test_an_empty_stop_text_is_refused(calls):
     with pytest.raises(ConfigError, match=r"^rollout\.stop: expected non-empty texts"):
         _ = engine(stop=["a", ""]).sampling
-
-
-# A server -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(calls: Calls) -> Iterator[str]:
-    """A server with vLLM's HTTP API; requests are recorded in `calls`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answers = {"/v1/models": {"data": [{"id": "served"}]}, "/get_world_size": {"world_size": 2}}
-            self.respond(answers[self.path])
-
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            calls.events.append(self.path)
-            if self.path != "/v1/completions":
-                return self.respond(None)
-            if request["prompt"] == [8]:
-                return self.respond({"message": "too\nlong"}, 400) if request["seed"] == 666 else self.complete(request)
-            return self.complete(request)
-
-        def complete(self, request: dict[str, Any]) -> None:
-            calls.settings.append(request)
-            ids, logps, reason = complete(request["prompt"], request)
-            choice = {"token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": reason}
-            self.respond({"choices": [choice]})
-
-        def respond(self, body: Any, status: int = 200) -> None:
-            text = b"" if body is None else json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Writes no log."""
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{listening.server_port}/"
-    listening.shutdown()
-    listening.server_close()
-
-
-@pytest.fixture
-def transfer(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake of vLLM's weight transfer: reads the metadata of the source, then its tensors."""
-
-    class Factory:
-        @staticmethod
-        def trainer_init(*, init_info: Any, client: Any, source: Any) -> Any:
-            calls.init = {**vars(init_info), "client": client}
-
-            def send_weights() -> None:
-                calls.events.append("weights")
-                described = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
-                assert described == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
-                calls.weights.update(source)
-
-            return SimpleNamespace(send_weights=send_weights)
-
-    package, nccl, network = (ModuleType(name) for name in ("weight_transfer", "nccl_engine", "network_utils"))
-    vars(package).update(
-        WeightTransferTrainerFactory=Factory,
-        HTTPVLLMWeightSyncClient=lambda url, timeout: (url, timeout),
-        ParamMeta=lambda name, dtype, shape: SimpleNamespace(name=name, dtype=dtype, shape=shape),
-    )
-    vars(nccl).update(NCCLTrainerInitInfo=SimpleNamespace)
-    vars(network).update(get_ip=lambda: "10.0.0.1", get_open_port=lambda: 4321)
-    monkeypatch.setitem(sys.modules, "vllm.distributed", ModuleType("distributed"))
-    monkeypatch.setitem(sys.modules, "vllm.utils", ModuleType("utils"))
-    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer", package)
-    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.nccl_engine", nccl)
-    monkeypatch.setitem(sys.modules, "vllm.utils.network_utils", network)
-
-
-@pytest.mark.usefixtures("transfer")
-def test_server_completions_come_back_in_order(calls, server, model):
-    vllm = engine(mode="server", url=server, timeout=7.0)
-    found = vllm.generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
-    assert [item.ids.tolist() for item in found] == [[5, 6, 7, END], [8, END], [5, 6, 7, END]]
-    assert [item.logps.tolist() for item in found] == [[-0.5, -1, -1.5, -2], [-0.5, -1], [-0.5, -1, -1.5, -2]]
-    assert all(item.finished for item in found)
-    assert {request["seed"] for request in calls.settings} == set(SEEDS)
-    for request in calls.settings:
-        assert (request["model"], request["return_token_ids"], request["logprobs"]) == ("served", True, 0)
-        assert (request["stop_token_ids"], request["stop"]) == ([END, 3], ["=", "</calc>"])
-    # Two workers of the server, and this process.
-    assert calls.init == {
-        "master_address": "10.0.0.1",
-        "master_port": 4321,
-        "world_size": 3,
-        "rank": 0,
-        "client": (server.rstrip("/"), 7.0),
-    }
-
-
-@pytest.mark.usefixtures("transfer")
-def test_a_server_gets_weights_before_prompts_and_once_for_each_change(calls, server, model):
-    vllm = engine(mode="server", url=server)
-    for _ in range(2):
-        vllm.generate(model, PROMPTS[:1], seeds=SEEDS[:1], stop=STOP)
-    assert calls.events == ["weights", "/reset_prefix_cache", "/v1/completions", "/v1/completions"]
-    with torch.no_grad():
-        model.transformer.wte.weight[3] += 1
-    vllm.generate(model, PROMPTS[:1], seeds=SEEDS[:1], stop=STOP)
-    assert calls.events[4:] == ["weights", "/reset_prefix_cache", "/v1/completions"]
-    assert calls.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
-
-
-@pytest.mark.usefixtures("transfer")
-def test_an_http_error_is_a_one_line_error(server, model):
-    with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*/v1/completions was refused \(400\)[^\n]*$"):
-        engine(mode="server", url=server).generate(model, PROMPTS[1:2], seeds=[666], stop=STOP)
-
-
-def test_an_unreachable_server_is_a_one_line_error(calls, model):
-    with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*cannot be reached[^\n]*vllm serve[^\n]*$"):
-        engine(mode="server", url="http://127.0.0.1:9").generate(model, PROMPTS, seeds=SEEDS, stop=STOP)

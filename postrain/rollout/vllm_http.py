@@ -1,0 +1,78 @@
+"""HTTP requests to a vLLM server, with one-line errors: a lost server (down, killed, restarting) can be waited for, a
+refusal cannot."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from postrain.errors import ConfigError
+
+SERVE = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+POLL = 2.0
+"""Seconds between questions whether a server is up."""
+
+
+class ServerLost(ConfigError):
+    """The server cannot be reached, or stopped while it answered."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A server's address without a slash at the end, and the seconds to wait for an answer."""
+
+    url: str
+    timeout: float
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The parsed response; None if it is empty. Raises ServerLost or ConfigError."""
+        try:
+            return self._request(path, body, self.timeout)
+        except urllib.error.HTTPError as error:
+            detail = error.read().decode(errors="replace")[:300].replace("\n", " ")
+            message = f"{path} was refused ({error.code}): {detail}; start it with {SERVE}"
+            # An engine that died answers its last requests with an error before the server ends.
+            kind = ServerLost if error.code >= 500 and not self.is_up() else ConfigError
+            raise kind(f"rollout.url={self.url}: {message}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(getattr(error, "reason", error), TimeoutError):
+                raise ConfigError(
+                    f"rollout.url={self.url}: {path} has no answer within rollout.timeout={self.timeout:g} s; raise it "
+                    "or lower method.batch_size or rollout.max_new_tokens"
+                ) from None
+            raise ServerLost(
+                f"rollout.url={self.url}: {path} cannot be reached ({error}); start it with {SERVE}"
+            ) from None
+
+    def is_up(self) -> bool:
+        """Whether the server and its engine run."""
+        try:
+            self._request("/health", None, min(10.0, self.timeout))
+        except (OSError, ValueError, http.client.HTTPException):
+            return False
+        return True
+
+    def wait(self, lost: ServerLost, seconds: float) -> None:
+        """Returns when the server is up. Raises `lost` if it is not within `seconds`."""
+        until, announced = time.monotonic() + seconds, False
+        while not self.is_up():
+            if time.monotonic() > until:
+                raise lost
+            if not announced:
+                print(f"note: waiting up to {seconds:g} s for the vLLM server at {self.url}", file=sys.stderr)
+                announced = True
+            time.sleep(min(POLL, max(0.0, until - time.monotonic()) + 0.01))
+
+    def _request(self, path: str, body: Mapping[str, Any] | None, timeout: float) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            text = response.read()
+        return json.loads(text) if text else None
