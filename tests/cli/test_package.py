@@ -1,4 +1,4 @@
-"""A wheel installed outside the checkout: the command, built-in and user config groups, the snippet of the docs."""
+"""A wheel installed outside the checkout: the command, built-in config groups, the snippet of the docs; user config."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from shutil import copytree, ignore_patterns
 
 import pytest
+
+from postrain.config.groups import groups_of
+from tests.cli.test_main import run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "howto" / "python.md").read_text()
@@ -80,8 +83,11 @@ def test_the_installed_command_trains_and_evaluates_outside_the_checkout(install
     assert installed("python", "snippet.py").splitlines()[-1] == "-1.0"
 
 
-def test_users_conf_is_searched_first(installed: Installed) -> None:
-    conf = installed.user / "conf"
+def test_users_conf_is_searched_first(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    groups_of.cache_clear()
+    conf = tmp_path / "conf"
     for group, name, text in [
         ("method", "mine", "# @package _global_\n# Mine\ndefaults:\n  - sft\nmethod:\n  _target_: own_methods.Mine\n"),
         ("data", "own", "# My rows\n_target_: postrain.data.module.DataModule\npath: rows.jsonl\n"),
@@ -93,15 +99,18 @@ def test_users_conf_is_searched_first(installed: Installed) -> None:
     ]:
         (conf / group).mkdir(parents=True, exist_ok=True)
         (conf / group / f"{name}.yaml").write_text(text)
-    (installed.user / "own_methods.py").write_text(
-        "from postrain.methods.sft import SFT\n\n\nclass Mine(SFT):\n    pass\n"
-    )
-    output = installed("postrain", "train", "method=mine", "data=own", "method.updates=5", "--cfg", "job")
-    assert "own_methods.Mine" in output
-    assert "path: rows.jsonl" in output
-    assert "checkpoint_every: 7" in output
-    assert output.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
-    assert "stage only: method.batch_sizes: unknown key" in installed("postrain", "train", "sweep=own", code=2)
+    Path("own_methods.py").write_text("from postrain.methods.sft import SFT\n\n\nclass Mine(SFT):\n    pass\n")
+    try:
+        assert run("method=mine", "data=own", "method.updates=5", "--cfg", "job") == 0
+        output = "".join(capsys.readouterr())
+        assert "own_methods.Mine" in output
+        assert "path: rows.jsonl" in output
+        assert "checkpoint_every: 7" in output
+        assert output.count(f"note: {conf} replaces the built-in trainer/cpu") == 1
+        assert run("sweep=own") == 2
+        assert "stage only: method.batch_sizes: unknown key" in capsys.readouterr().err
+    finally:
+        groups_of.cache_clear()
 
 
 def _messages(file: Path) -> list[str]:
