@@ -45,6 +45,8 @@ UPDATES_DIVISOR = {
     "rloo": 6,
     "reinforce": 5,
 }
+# Divisors of the default batch size, for methods that need no more; group-relative methods halve it in any case.
+BATCH_DIVISOR = {"cpo": 2, "orpo": 2, "lora_sft": 2, "ppo": 2, "nash_md": 2}
 # Metrics of held-out rows, which need no sampled completions.
 MEASURED_ON_ROWS = ("eval/accuracy", "eval/loss", "eval/step_accuracy", "eval/win_rate")
 
@@ -264,7 +266,8 @@ def part_of_default(method: str, *words: str) -> dict[str, Any]:
     """The default run with a part of its updates and rows, evaluated with the success metric only."""
     words = (f"method={method}", *words, "report=false", "evaluation.every=1000000", "evaluation.greedy=false")
     default = composed(words)["method"]
-    updates, batch = default["updates"] // UPDATES_DIVISOR.get(method, 3), default["batch_size"]
+    updates = default["updates"] // UPDATES_DIVISOR.get(method, 3)
+    batch = default["batch_size"] // BATCH_DIVISOR.get(method, 1)
     # Prompts are sampled several times each, and dynamic sampling draws further prompts.
     batch, draws = (batch // 2, 1 + default["dynamic_sampling"]) if "dynamic_sampling" in default else (batch, 1)
     # Only the rows that are used: generating and reference-scoring a row takes as long as training on it.
