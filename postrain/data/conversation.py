@@ -15,6 +15,7 @@ from typing import Any
 FIRST_TURN = "\n\nHuman:"
 LAST_TURN = "\n\nAssistant:"
 TURN = re.compile(rf"{FIRST_TURN}|{LAST_TURN}")
+PLAIN_ROLES = ("system", "user", "assistant")
 DECLARATION = "tools"
 """Role of the message that declares tools: its content is a JSON list of function schemas, as OpenAI wraps them."""
 
@@ -45,6 +46,12 @@ class Message:
     def structured(self) -> bool:
         """True for an answer that only a chat template can write as text."""
         return bool(self.tool_calls or self.reasoning)
+
+    @property
+    def is_plain(self) -> bool:
+        """True for a role and a content that is not blank, without calls, reasoning or prefill."""
+        further = self.prefill or self.tool_calls or self.reasoning or self.tool_call_id or self.name
+        return self.role in PLAIN_ROLES and not further and bool(self.content) and not self.content.isspace()
 
     @property
     def text(self) -> str:

@@ -130,29 +130,29 @@ class Encoder:
     def answers(self, row: int, prompt: Messages, answers: Sequence[Answer]) -> Encoding[list[EncodedRow]]:
         """One row per answer, all with the same prompt, truncated to fit the longest answer."""
         before, completions = yield from self.template.completions(prompt, answers, row=row)
-        kept = self.cut_prompt_for(before, max(map(len, completions)))
-        mask = torch.zeros(len(kept), dtype=torch.bool)
+        kept = self.cut_prompt_for(before, max(completion.numel() for completion in completions))
+        mask = torch.zeros(kept.numel(), dtype=torch.bool)
         return [self.joined(row, kept, mask, completion) for completion in completions]
 
     def answer(self, row: int, prompt: Tensor, completion: Tensor) -> EncodedRow:
         """One row of prompt and completion."""
-        kept = self.cut_prompt_for(prompt, len(completion))
-        return self.joined(row, kept, torch.zeros(len(kept), dtype=torch.bool), completion)
+        kept = self.cut_prompt_for(prompt, completion.numel())
+        return self.joined(row, kept, torch.zeros(kept.numel(), dtype=torch.bool), completion)
 
     def cut_prompt_for(self, prompt: Tensor, answer: int) -> Tensor:
         """The prompt truncated to leave `answer` tokens, down to one token."""
-        if not len(prompt):
+        if not prompt.numel():
             # The first token of a row has no context to be predicted from: an answer without a prompt follows eos.
             return self.eos()
         return self._truncated(prompt, max(1, min(self.max_length - answer, self.max_prompt_length)))
 
     def joined(self, row: int, prompt: Tensor, prompt_mask: Tensor, completion: Tensor) -> EncodedRow:
         """Prompt and completion in one row; a truncated completion keeps its end token."""
-        room = self.max_length - len(prompt)
-        if len(completion) > room:
+        room = self.max_length - prompt.numel()
+        if completion.numel() > room:
             self.cuts[ANSWER_CUT] += 1
             completion = torch.cat([completion[: room - 1], completion[-1:]])
-        supervised = torch.cat([prompt_mask, torch.ones(len(completion), dtype=torch.bool)])
+        supervised = torch.cat([prompt_mask, torch.ones(completion.numel(), dtype=torch.bool)])
         supervised[0] = False
         return EncodedRow(row, torch.cat([prompt, completion]), supervised)
 
@@ -162,12 +162,12 @@ class Encoder:
 
     def _truncated(self, prompt: Tensor, room: int) -> Tensor:
         """The last `room` tokens of a prompt; a leading bos token stays."""
-        if len(prompt) <= room:
+        if prompt.numel() <= room:
             return prompt
         self.cuts[PROMPT_CUT] += 1
         bos = self.template.tokenizer.bos_token_id
         if room > 1 and bos is not None and int(prompt[0]) == bos:
-            kept = prompt[len(prompt) - room + 1 :]
+            kept = prompt[prompt.numel() - room + 1 :]
             # If bos also starts turns (<|im_start|>), the kept part may already begin with it.
             return kept if int(kept[0]) == bos else torch.cat([prompt[:1], kept])
-        return prompt[len(prompt) - room :]
+        return prompt[prompt.numel() - room :]

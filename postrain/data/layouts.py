@@ -175,7 +175,10 @@ class Fields:
 
         Raises Malformed if two columns hold the part with different values.
         """
-        named = [name for name in self.layout.parts[part] if name in self.values]
+        columns = self.layout.parts[part]
+        if not columns:
+            return None
+        named = [name for name in columns if name in self.values]
         filled = [name for name in named if not empty(self.values[name])]
         if not filled:
             return (named[0], self.values[named[0]]) if named else None
@@ -190,7 +193,10 @@ class Fields:
 
     def find(self, part: str) -> tuple[str, Any] | None:
         """Like `peek`, and marks all columns of the part as used."""
-        self.used.update(self.layout.parts[part])
+        columns = self.layout.parts[part]
+        if not columns:
+            return None
+        self.used.update(columns)
         return self.peek(part)
 
     def optional(self, part: str) -> tuple[str, Any] | None:

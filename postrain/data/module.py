@@ -7,8 +7,10 @@ loader (schedule.py) returns the same rows after a resume and for any number of 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -38,6 +40,21 @@ from postrain.data.sources import Rows
 from postrain.data.token_cache import common_columns
 from postrain.errors import ConfigError
 from postrain.types import Batch
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Switches the search for reference cycles off, which takes a third of the time with millions of new objects.
+
+    Rows and records hold no cycles.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -84,6 +101,7 @@ class DataModule(DataSettings, LightningDataModule):
 
     # Before training ----------------------------------------------------------------------------------------------
 
+    @no_garbage_collection()
     def prepare(
         self,
         *,

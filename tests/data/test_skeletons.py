@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from postrain.data.rendering import INSTRUCTION, bundled, clock_at, render
-from postrain.data.skeletons import Skeletons, inserts_contents
+from postrain.data.skeletons import Skeletons
+from postrain.data.template_proof import inserts_contents
 from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, STRIPPING, UNMARKED
 
