@@ -11,8 +11,7 @@ class ConfigError(ValueError):
 
 
 class RefusedRun(ConfigError):
-    """A run that its checks refuse after its first evaluation and before its first update: nothing in its folder is
-    worth keeping."""
+    """A run that its checks refuse before its first update: nothing in its folder is worth keeping."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ProgressBar
@@ -10,9 +12,10 @@ from lightning.pytorch.loggers import Logger
 
 from postrain.config.masking import masked
 from postrain.config.tree import settings_of
-from postrain.errors import Interrupted
+from postrain.errors import ConfigError, Interrupted, RefusedRun
 from postrain.evaluation.eval_model_factory import EvalModelFactory
 from postrain.hardware.ranks import is_first_rank
+from postrain.methods.base import Method
 from postrain.runs.context import RunContext
 from postrain.runs.resume import check_data, check_reference
 from postrain.training.checkpoints import Checkpoints, newest_readable
@@ -22,7 +25,7 @@ from postrain.training.diagnostics import Diagnostics
 from postrain.training.early_stopping import EarlyStopping
 from postrain.training.evaluation import Evaluator
 from postrain.training.finalize import finalize
-from postrain.training.nan_guard import NaNGuard, check_finite
+from postrain.training.nan_guard import BrokenModel, NaNGuard, check_finite
 from postrain.training.progress import ProgressLine
 from postrain.training.record_files import HeldOutFile, MetricsFile, SamplesFile
 from postrain.training.throughput import Throughput
@@ -35,22 +38,37 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
     if first:
         announce(config, components, run)
     loggers = make_loggers(config, run) if first else []
-    check_finite(method, f"model={config.resolved.name}")
     checkpoint, damaged = newest_readable(run.folder.path)
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was skipped", file=sys.stderr)
-    if method.needs_reward and checkpoint is None:
-        check_reward(method, components.data)
     guard = NaNGuard(run.folder)
     trainer_callbacks = callbacks(config, components, run, guard)
-    with guard.explaining_errors(method):
+    with refusing_before_first_update(method):
+        check_finite(method, f"model={config.resolved.name}")
+        if method.needs_reward and checkpoint is None:
+            check_reward(method, components.data)
         trainer = config.trainer.make_trainer(trainer_callbacks, loggers, run.folder.path)
-        trainer.fit(method, datamodule=components.data, ckpt_path=checkpoint, weights_only=True)
+        with guard.explaining_errors(method):
+            trainer.fit(method, datamodule=components.data, ckpt_path=checkpoint, weights_only=True)
     if run.interrupt.signal is not None:
         raise Interrupted(run.interrupt.signal)
     guard.check(method)
     gather_policy(config, components)
     return finalize(config, components, run.folder) if first else None
+
+
+@contextmanager
+def refusing_before_first_update(method: Method) -> Iterator[None]:
+    """Raises a ConfigError before the first update as RefusedRun, so that the folder of a new run is removed.
+
+    Not BrokenModel: its message names a file with the batch.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if method.counters.updates or isinstance(error, BrokenModel):
+            raise
+        raise RefusedRun(str(error)) from error
 
 
 def announce(config: TrainConfig, components: Components, run: RunContext) -> None:
