@@ -49,6 +49,7 @@ COMPOSED = {
     "model=gemma-3-270m": "its weights are not on every machine",
     "experiment=recipe/": "the weights of its model are not on every machine",
     "trainer=ddp_cpu": "tests/hardware runs two ranks",
+    "rollout.mode=server": "needs a server; tests/vllm_cpu runs one",
     "REWARD_RUN": "needs a trained reward model, which tests/rewards has",
 }
 """Commands that are composed and checked but not run: a part of the command, and the reason."""

@@ -118,6 +118,9 @@ class VLLMEngine:
     transfer_dir: str | None = None
     """server: folder for weights sent as files, on a file system that the server reads too, such as /dev/shm on one
     machine. null is the system's folder for temporary files."""
+    enable_lora: bool = False
+    """server: send a LoRA adapter through `transfer_dir` as an adapter, instead of all merged weights. The server needs
+    `--enable-lora --max-lora-rank RANK` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
     timeout: Positive = 600.0
     """server: seconds to wait for a completion."""
     server_timeout: NonNegative = 240.0
@@ -129,6 +132,8 @@ class VLLMEngine:
     def __post_init__(self) -> None:
         if (self.mode == "server") != (self.url is not None):
             raise ConfigError(f"rollout.url={self.url}: expected an address with rollout.mode=server, and only there")
+        if self.enable_lora and self.mode == "colocated":
+            raise ConfigError("rollout.enable_lora=true: a colocated vLLM gets merged weights; use rollout.mode=server")
         if self.mode == "colocated" and not torch.cuda.is_available() and not for_cpus():
             raise ConfigError(
                 "rollout=vllm needs a GPU and torch sees none; use rollout=local, rollout.mode=server or the package "
@@ -198,7 +203,14 @@ class VLLMEngine:
         dtype = self._dtype_of(model)
         if self.url is not None:
             connection = Connection(self.url.rstrip("/"), self.timeout)
-            return Server(connection, model, transfer=self.weight_transfer, folder=self.transfer_dir, dtype=dtype)
+            return Server(
+                connection,
+                model,
+                transfer=self.weight_transfer,
+                folder=self.transfer_dir,
+                dtype=dtype,
+                enable_lora=self.enable_lora,
+            )
         context = context_length(unwrapped(model).config.to_dict())
         needed = self._state.row_tokens
         return Colocated(

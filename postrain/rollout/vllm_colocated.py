@@ -37,7 +37,6 @@ class Colocated:
         os.environ.setdefault("RANK", str(collectives.rank()))
         self.vllm = load("vllm")
         self.sleeps, self.asleep = sleep, False
-        threads = torch.get_num_threads()
         self.llm = self.vllm.LLM(
             model=directory_of(model),
             trust_remote_code=False,
@@ -52,8 +51,6 @@ class Colocated:
             # Ranks already have a process group; each one needs its own engine.
             distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
         )
-        # vLLM for CPUs sets the number of threads of the process.
-        torch.set_num_threads(threads)
 
     def load(self, model: nn.Module) -> None:
         """See `Backend.load`."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.models.parts import unwrapped
+from postrain.rollout.vllm_adapter import AdapterTransfer, check_adapter
 from postrain.rollout.vllm_http import Connection
 from postrain.rollout.vllm_transfer import DiskTransfer, NCCLTransfer, Transfer
 from postrain.types import Completion
@@ -40,24 +41,29 @@ class Server:
         transfer: WeightTransfer,
         folder: str | None,
         dtype: torch.dtype,
+        enable_lora: bool,
     ) -> None:
         self.http, self.where = connection, f"rollout.url={connection.url}"
         self.version = ""
+        self.adapter: str | None = None
+        """Name of the adapter to sample from."""
+        path = Path(folder) if folder else None
         nccl = transfer == "nccl" or (transfer == "auto" and unwrapped(model).device.type == "cuda")
-        self.transfer: Transfer = (
-            NCCLTransfer(connection) if nccl else DiskTransfer(connection, Path(folder) if folder else None, dtype)
-        )
+        self.transfer: Transfer = NCCLTransfer(connection) if nccl else DiskTransfer(connection, path, dtype)
+        if enable_lora:
+            check_adapter(model)
+            self.transfer = AdapterTransfer(connection, self.transfer, path)
 
     def load(self, model: nn.Module) -> None:
         """See `Backend.load`; all ranks wait until it is done."""
-        version = uuid.uuid4().hex
+        version, adapter = uuid.uuid4().hex, None
         if collectives.rank() == 0:
-            self.transfer.send(model)
+            adapter = self.transfer.send(model, version, fresh=not self.has_weights())
             # The prefix cache holds prompts computed with the earlier weights.
             if not self.http.request("/reset_prefix_cache", {})["success"]:
                 raise ConfigError(f"{self.where}: it could not reset its prefix cache; end its other requests")
             self.http.request("/update_weight_version", {"new_version": version})
-        self.version = collectives.gather(version)[0]
+        self.version, self.adapter = collectives.gather((version, adapter))[0]
 
     def has_weights(self) -> bool:
         """See `Backend.has_weights`."""
@@ -65,7 +71,7 @@ class Server:
 
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
         """See `Backend.complete`."""
-        name = self.http.request("/v1/models")["data"][0]["id"]
+        name = self.adapter or self.http.request("/v1/models")["data"][0]["id"]
 
         def one(prompt: Tensor, values: Mapping[str, Any]) -> Completion:
             body = {"model": name, "prompt": prompt.tolist(), "return_token_ids": True, **values}

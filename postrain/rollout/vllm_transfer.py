@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +26,11 @@ SHARD = 2**31
 class Transfer(Protocol):
     """A way to replace the weights of a server."""
 
-    def send(self, model: nn.Module) -> None:
-        """Returns when the server has the weights. Raises ServerLost or ConfigError."""
+    def send(self, model: nn.Module, version: str, *, fresh: bool) -> str | None:
+        """Returns when the server has the weights, with the name of its adapter to sample from, if any.
+
+        `fresh` states that the server has none of the run's weights. Raises ServerLost or ConfigError.
+        """
         ...
 
 
@@ -40,18 +44,27 @@ class DiskTransfer:
     dtype: torch.dtype
     """The server's dtype."""
 
-    def send(self, model: nn.Module) -> None:
+    def send(self, model: nn.Module, version: str, *, fresh: bool) -> None:
         """See `Transfer.send`."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="postrain-weights-", dir=self.folder) as directory:
-                write_shards(merged_weights(model), Path(directory), self.dtype)
-                body = {"method": "reload_weights", "kwargs": {"weights_path": directory}}
-                self.server.request("/collective_rpc", body)
-        except OSError as error:
-            raise ConfigError(
-                f"rollout.transfer_dir={self.folder}: the weights cannot be written ({error.strerror or error}); "
-                "give a folder with free space that the server reads too"
-            ) from None
+        with (
+            one_line_disk_error(self.folder),
+            tempfile.TemporaryDirectory(prefix="postrain-weights-", dir=self.folder) as directory,
+        ):
+            write_shards(merged_weights(model), Path(directory), self.dtype)
+            body = {"method": "reload_weights", "kwargs": {"weights_path": directory}}
+            self.server.request("/collective_rpc", body)
+
+
+@contextmanager
+def one_line_disk_error(folder: Path | None) -> Iterator[None]:
+    """Raises ConfigError if a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"rollout.transfer_dir={folder}: the weights cannot be written ({error.strerror or error}); give a folder "
+            "with free space that the server reads too"
+        ) from None
 
 
 def write_shards(weights: Iterator[tuple[str, Tensor]], directory: Path, dtype: torch.dtype) -> None:
@@ -96,7 +109,7 @@ class NCCLTransfer:
         self.server = server
         self.sender: Any = None
 
-    def send(self, model: nn.Module) -> None:
+    def send(self, model: nn.Module, version: str, *, fresh: bool) -> None:
         """See `Transfer.send`."""
         load("vllm")
         try:

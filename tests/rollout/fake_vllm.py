@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.tiny import tiny_model
@@ -38,6 +39,8 @@ class Calls:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Folders of the loaded adapters by name."""
     version: str = "default"
     """The server's weight version."""
     lost: tuple[str, ...] = ()
@@ -50,22 +53,26 @@ class Calls:
         self.events.append("weights")
         self.weights.update({name: values.clone() for name, values in weights.items() if name not in self.lost})
 
-    def complete(self, prompt: list[int], settings: Mapping[str, Any]) -> tuple[list[int], list[float], str]:
+    def complete(
+        self, prompt: list[int], settings: Mapping[str, Any], adapter: str | None = None
+    ) -> tuple[list[int], list[float], str]:
         """Tokens, log-probabilities and finish reason: the prompt's tokens and the end token, up to max_tokens."""
         checked("SamplingParams", settings)
         if settings.get("ignore_eos"):
             ids = [(prompt[-1] + i) % 61 for i in range(settings["max_tokens"])]
-            return ids, self.score(prompt, ids, settings["temperature"]), "length"
+            return ids, self.score(prompt, ids, settings["temperature"], adapter), "length"
         self.prompts.append(prompt)
         self.settings.append(dict(settings))
         ids = [*prompt, END][: settings["max_tokens"]]
         return ids, [-0.5 * (i + 1) for i in range(len(ids))], "stop" if ids[-1] == END else "length"
 
     @torch.no_grad()
-    def score(self, prompt: list[int], ids: list[int], temperature: float) -> list[float]:
-        """Log-probabilities under the transferred weights."""
+    def score(self, prompt: list[int], ids: list[int], temperature: float, adapter: str | None) -> list[float]:
+        """Log-probabilities under the transferred weights, with the adapter in a folder."""
         model = tiny_model(seed=1).eval()
         model.load_state_dict({name: values.float() for name, values in self.weights.items()}, strict=False)
+        if adapter:
+            model = PeftModel.from_pretrained(model, adapter).eval()
         logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1] / temperature
         return torch.log_softmax(logits, -1)[range(len(ids)), ids].tolist()
 
@@ -138,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if self.path == "/v1/completions":
             return self.complete(checked("CompletionRequest", request))
+        if self.path.endswith("_lora_adapter"):
+            return self.adapter(request)
         assert f"POST {self.path}" in SIGNATURES["routes"]
         if self.path == "/collective_rpc":
             path = checked(request["method"], request["kwargs"])["weights_path"]
@@ -149,13 +158,24 @@ class Handler(BaseHTTPRequestHandler):
             self.calls.version = request["new_version"]
         return self.respond({"success": self.calls.resets})
 
+    def adapter(self, request: Mapping[str, Any]) -> None:
+        checked("LoadLoRAAdapterRequest", request)
+        name = request["lora_name"]
+        if self.path == "/v1/load_lora_adapter":
+            self.calls.adapters[name] = request["lora_path"]
+        else:
+            del self.calls.adapters[name]
+        self.calls.events.append(self.path)
+        return self.respond(None)
+
     def complete(self, request: Mapping[str, Any]) -> None:
         if request["seed"] == 666:
             return self.respond({"message": "too\nlong"}, 400)
         probe = "check" if request.get("ignore_eos") else "/v1/completions"
         self.calls.events.append(probe)
         settings = {name: value for name, value in request.items() if name not in OWN}
-        ids, logps, reason = self.calls.complete(request["prompt"], settings)
+        adapter = self.calls.adapters.get(request["model"])
+        ids, logps, reason = self.calls.complete(request["prompt"], settings, adapter)
         if probe != "check":
             self.calls.settings[-1] = dict(request)
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": reason}
@@ -166,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
             type(self).restart_at = None
             self.calls.version = "default"
             self.calls.weights.clear()
+            self.calls.adapters.clear()
             return True
         return self.down
 

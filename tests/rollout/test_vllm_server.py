@@ -12,6 +12,7 @@ from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
 from postrain.rollout import vllm_http, vllm_transfer
 from postrain.types import Stop
+from tests.models.test_weight_sync import adapted
 from tests.rollout.fake_vllm import END, SIGNATURES, Calls, Handler, checked, fake_server
 from tests.tiny import tiny_model
 from tests.training_runs import composed
@@ -111,6 +112,39 @@ def test_a_server_restarted_between_rollouts_gets_the_weights_again(calls, serve
     assert "has other weights (a restart?) and gets the policy's again" in capsys.readouterr().err
 
 
+def test_a_lora_adapter_is_sent_as_an_adapter_and_the_base_weights_once(calls, server):
+    policy = adapted("gpt2")
+    vllm = engine(server[0], enable_lora=True)
+    sample(vllm, policy)
+    base = policy.get_base_model().transformer.wte.weight
+    assert calls.events == [LOADED[0], "/v1/load_lora_adapter", *LOADED[1:], "/v1/completions"]
+    assert calls.weights["transformer.wte.weight"].equal(base)
+    assert calls.settings[-1]["model"] == next(iter(calls.adapters))
+    calls.events.clear()
+    with torch.no_grad():
+        next(p for name, p in policy.named_parameters() if "lora_B" in name).add_(0.1)
+    sample(vllm, policy)
+    replaced = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", *LOADED[1:]]
+    assert calls.events == [*replaced, "/v1/completions"]
+    assert len(calls.adapters) == 1
+    with policy.disable_adapter():  # the initial policy
+        sample(vllm, policy)
+    assert calls.settings[-1]["model"] == "served"
+    calls.version = "default"  # a restart
+    calls.weights.clear()
+    calls.adapters.clear()
+    calls.events.clear()
+    sample(vllm, policy)
+    assert calls.events == [LOADED[0], "/v1/load_lora_adapter", *LOADED[1:], "/v1/completions"]
+
+
+@pytest.mark.parametrize(("changes", "word"), [({"dora": True}, "use_dora"), (None, "no adapter")])
+def test_an_adapter_that_vllm_does_not_serve_is_refused(server, changes: Any, word: str):
+    policy = tiny_model() if changes is None else adapted("gpt2", **changes)
+    with pytest.raises(ConfigError, match=rf"^rollout\.enable_lora=true: [^\n]*{word}[^\n]*$"):
+        sample(engine(server[0], enable_lora=True), policy)
+
+
 def test_a_server_that_stays_down_is_a_one_line_error(server):
     url, handler = server
     model = tiny_model()
@@ -125,7 +159,7 @@ def test_a_server_that_stays_down_is_a_one_line_error(server):
 
 def test_server_without_processed_logprobs_is_named(calls, server, monkeypatch):
     score = calls.score
-    monkeypatch.setattr(calls, "score", lambda prompt, ids, temperature: score(prompt, ids, 1.0))
+    monkeypatch.setattr(calls, "score", lambda prompt, ids, temperature, adapter: score(prompt, ids, 1.0, adapter))
     with pytest.raises(ConfigError, match=r"^rollout\.url=[^\n]*--logprobs-mode processed_logprobs[^\n]*$"):
         sample(engine(server[0], temperature=0.5), tiny_model())
 

@@ -1,14 +1,16 @@
 """Writes tests/rollout/vllm_signatures.json: the parameters of the part of vLLM that postrain uses, read from the
 installed package. tests/rollout/fake_vllm.py rejects arguments that are not among them.
 
-    python tests/vllm_cpu/record.py
+    python tests/vllm_cpu/record.py            write it
+    python tests/vllm_cpu/record.py --check    compare it with the installed package
 """
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def routes() -> list[str]:
     """The methods and paths of the routers."""
     found: list[str] = []
     for name in ROUTERS:
-        if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
+        with suppress(ModuleNotFoundError):
             for route in importlib.import_module(name).router.routes:
                 found += [f"{method} {route.path}" for method in route.methods]
     return sorted(found)
@@ -81,6 +83,9 @@ def signatures() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    version = importlib.import_module("vllm").__version__
-    RECORD.write_text(json.dumps({"version": version, **signatures()}, indent=1) + "\n")
-    print(f"wrote {RECORD} from vLLM {version}")
+    found = {"version": importlib.import_module("vllm").__version__, **signatures()}
+    if "--check" not in sys.argv:
+        RECORD.write_text(json.dumps(found, indent=1) + "\n")
+    elif changed := [name for name, value in json.loads(RECORD.read_text()).items() if found[name] != value]:
+        sys.exit(f"{RECORD.name}: vLLM {found['version']} has other {', '.join(changed)}; run {sys.argv[0]}")
+    print(f"{RECORD.name} describes vLLM {found['version']}")
