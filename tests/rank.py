@@ -24,6 +24,8 @@ SHARDED = {
         "method.gradient_checkpointing=true",
     ],
     "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false"],
+    # The reference is a second adapter, beside base weights that PiSSA has changed.
+    "pissa": ["method=dpo", "adapter=pissa", "adapter.r=4", "method.precompute_ref_log_probs=false"],
 }
 
 

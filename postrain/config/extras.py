@@ -45,8 +45,8 @@ NAMES = {
 }
 # A class, and a key with the value with which it does not need its package.
 WITHOUT = {"postrain.rollout.vllm.VLLMEngine": ("mode", "server")}
-# Keys that need a package unless they are null.
-KEYS = {"data.quality.near_dedupe": "datasketch"}
+# Keys that need a package unless they are null or false.
+KEYS = {"data.quality.near_dedupe": "datasketch", "adapter.load_in_4bit": "bitsandbytes"}
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
@@ -81,6 +81,6 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
         if key and values.get(f"{path.removesuffix('_target_')}{key}") == without:
             continue
         package = NAMES.get(value) if isinstance(value, str) else None
-        package = package or (KEYS.get(path) if value is not None else None)
+        package = package or (None if value is None or value is False else KEYS.get(path))
         if package and not installed(package):
             yield f"{path.removesuffix('._target_')}: {missing(package, package)}"

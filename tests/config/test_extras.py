@@ -30,6 +30,8 @@ from tests.training_runs import composed
         (["logger=wandb"], 'logger: the package wandb is not installed; run pip install "wandb"'),
         (["logger=trackio"], 'logger: the package trackio is not installed; run pip install "postrain[trackio]"'),
         (["adapter=qlora"], 'adapter: the package bitsandbytes is not installed; run pip install "postrain[quant]"'),
+        (["adapter=continue", "adapter.load_in_4bit=true"],
+         'adapter.load_in_4bit: the package bitsandbytes is not installed; run pip install "postrain[quant]"'),
         (["evaluation=lm_eval"],
          'evaluation.tasks.lm_eval: the package lm_eval is not installed; run pip install "postrain[eval]"'),
         (["rollout=vllm"], 'rollout: the package vllm is not installed; '

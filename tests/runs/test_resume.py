@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,7 +20,7 @@ from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import check_data, saved_config
 from tests.data.helpers import UNMARKED, byte_tokenizer, write_lines
-from tests.training_runs import composed
+from tests.training_runs import composed, final_state, records, resumed, same, small_run
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + UNMARKED
 
@@ -91,3 +93,17 @@ def test_moved_class_paths_of_earlier_versions_are_resolved(tmp_path):
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
     assert load_target(saved_config(RunFolder(tmp_path))["data"]["steps"]["_target_"]) is StepLayout
     assert all(map(load_target, renamed.CLASSES.values()))
+
+
+def test_pissa_run_resumes_bit_for_bit(tmp_path):
+    """The base weights, from which PiSSA subtracts its adapter, and the reference adapter are computed again."""
+    words = ("method=dpo", "adapter=pissa", "adapter.r=4", "method.precompute_ref_log_probs=false", "method.updates=2")
+    whole = small_run(tmp_path, *words)
+    killed = RunFolder(shutil.copytree(whole.path, tmp_path / "again" / Path(*whole.path.parts[-2:])))
+    sorted(killed.checkpoints.glob("*.ckpt"))[-1].unlink()
+    shutil.rmtree(killed.model)
+    resumed(killed)
+    assert records(killed) == records(whole)
+    assert same(final_state(killed)["state_dict"], final_state(whole)["state_dict"])
+    first, second = ((folder.model / "adapter_model.safetensors").read_bytes() for folder in (whole, killed))
+    assert first == second
