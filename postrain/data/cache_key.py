@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from functools import cache
 from glob import glob
@@ -19,11 +19,11 @@ from postrain.data.schedule import DataSpec
 from postrain.data.settings import DataSettings
 
 PACKAGE = Path(__file__).parents[1]
-CODE = ("data", "seeds.py", "types.py")
+CODE = ("data", "world", "seeds.py", "types.py")
 """The part of this package that reads and encodes rows."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")
-SETTINGS_OF_A_RUN = ("cache", "show_mask", "completion_tokens")
-"""Settings that do not change the items."""
+SETTINGS_OF_A_RUN = ("cache", "show_mask", "completion_tokens", "mix_by", "mix_temperature")
+"""Settings that do not change the items. Nor do the weights of sources, except 0."""
 COUNTS_OF_A_RUN = ("updates", "batch_size")
 """The fields of DataSpec that do not change the items."""
 DATE_FORMAT = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -45,12 +45,19 @@ def key(
     template: Template,
     benchmarks: Iterable[Benchmark],
     files: Iterable[Path],
+    versions: Iterable[str] = (),
 ) -> str | None:
-    """The key as a hash; None for a tokenizer that cannot be identified. Raises OSError for an unreadable file."""
+    """The key as a hash; None for a tokenizer that cannot be identified. Raises OSError for an unreadable file.
+
+    `versions` identify the rows of the Hub.
+    """
     backend = getattr(template.tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     kept = {f.name: repr(getattr(settings, f.name)) for f in fields(DataSettings) if f.name not in SETTINGS_OF_A_RUN}
+    kept["mix"] = repr([(name, replace(part, weight=float(part.weight != 0))) for name, part in settings.mix.items()])
+    replay = settings.replay if spec.updates else None
+    kept["replay"] = repr(replay and replace(replay, share=0.1 if replay.share else 0.0))
     parts = [
         repr(sorted(kept.items())),
         repr({name: value for name, value in asdict(spec).items() if name not in COUNTS_OF_A_RUN}),
@@ -58,6 +65,7 @@ def key(
         repr((template.name, template.stop_ids, _source(template))),
         *(repr((one, *one.places.items(), *one.words.items(), *one.short.items())) for one in benchmarks),
         code_digest(),
+        *versions,
         *(f"{file} {file_digest(file)}" for file in files),
     ]
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:24]

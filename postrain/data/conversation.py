@@ -56,6 +56,8 @@ class Message:
     @property
     def text(self) -> str:
         """The content with reasoning and calls, independent of the template; for comparisons of rows."""
+        if not self.structured:
+            return self.content
         calls = [json.dumps(call, ensure_ascii=False) for call in self.tool_calls]
         return "\n".join(part for part in (self.reasoning, self.content, *calls) if part)
 
@@ -103,6 +105,8 @@ def with_prefill(prompt: Messages) -> Messages:
 
 def plain_text(messages: Messages) -> str:
     """A prompt without a chat template: a message or a transcript unchanged, several messages joined by blank lines."""
+    if len(messages) == 1:
+        return messages[0].text if messages[0].written is None else messages[0].written
     written = [message.written for message in messages if message.written is not None]
     if written and len(written) == len(messages):
         return "".join(written)

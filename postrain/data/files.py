@@ -97,12 +97,14 @@ def _read_saved(place: Path) -> Table:
 # The Hub ----------------------------------------------------------------------------------------------------------
 
 
-def load_split(
+def open_split(
     repo: str, subset: str | None, split: str, revision: str | None, data_files: Mapping[str, str] | None = None
-) -> Table:
-    """All rows of one split. `data_files` are the files to download, by split; None downloads those of all splits."""
+) -> Any:
+    """One split as a `datasets.Dataset`, memory-mapped.
+
+    `data_files` are the files to download, by split; None downloads those of all splits.
+    """
     problem = None if Path(repo).is_dir() else _hub_problem(repo, revision)
-    name = "/".join(part for part in (repo, subset) if part)
     # Start-up time: only runs with Hub data pay for the import.
     import datasets.config  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
@@ -110,16 +112,13 @@ def load_split(
     try:
         # RuntimeError: the data set has a loading script, which `datasets` 5 does not run.
         with _offline(datasets.config, problem is not None):
-            found = datasets.load_dataset(
+            return datasets.load_dataset(
                 repo,
                 subset,
                 split=split,
                 revision=None if problem else revision,
                 data_files=None if data_files is None else dict(data_files),
             )
-        return make_table(f"{name} ({split})", "row", enumerate(rows_of(found)))
-    except ConfigError:
-        raise
     except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError) as error:
         raise ConfigError(_load_error(repo, subset, split, problem, error)) from None
 

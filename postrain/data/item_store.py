@@ -122,6 +122,12 @@ class StoredItems(Items):
                 yield from _chunked_ids(part)
 
 
+def joined(sequences: Iterable[Sequence[Encoded]]) -> StoredItems:
+    """The items of several sequences."""
+    parts = [one.parts if isinstance(one, StoredItems) else [one] for one in sequences]
+    return StoredItems([part for of_one in parts for part in of_one])
+
+
 def distinct_ids(items: Sequence[Encoded]) -> list[int]:
     """The distinct token ids of items, sorted."""
     many = items.token_ids() if isinstance(items, StoredItems) else _chunked_ids(items)

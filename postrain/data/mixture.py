@@ -6,153 +6,32 @@ dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate, zip_longest
-from operator import mul
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from postrain.data.audit import Audit
 from postrain.data.chat import Template
-from postrain.data.data_options import Part
 from postrain.data.decontaminate import Benchmark
-from postrain.data.formats import parse
-from postrain.data.interleave import shares
-from postrain.data.item_store import StoredItems
-from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.item_store import joined, stored
 from postrain.data.kinds.text import Text
-from postrain.data.mix_sources import MixSource, Replay
+from postrain.data.mix_sources import Replay
 from postrain.data.mixture_audit import joint_audit
-from postrain.data.preparation import HeldOutSet, Preparation, Prepared
+from postrain.data.mixture_inputs import Input, read
+from postrain.data.preparation import HeldOutSet, Preparation, Prepared, SourcePart, Store, alternating
 from postrain.data.record_reader import OVERLAP, RowCounts, Split, drop_overlap
-from postrain.data.rendering import Mode
-from postrain.data.schedule import DataSpec, Stream
+from postrain.data.records import Record
+from postrain.data.schedule import DataSpec
 from postrain.data.settings import DataSettings
-from postrain.data.sources import Loaded, read_held_out
+from postrain.data.sources import read_held_out
+from postrain.data.token_counts import TokenCounts
 from postrain.errors import ConfigError
 
 T = TypeVar("T")
-REPLAY = "replay"
-"""The name of the held-out rows of data.replay."""
-WITH_REPLAY = (Demonstration.__name__, Text.__name__)
-"""The kinds of record into whose batches running text can be mixed."""
-MakeTemplate = Callable[[Mode], Template]
 
 
-@dataclass(frozen=True)
-class Input:
-    """One source of training rows."""
-
-    key: str
-    """The config key for messages."""
-    name: str
-    """The name in metrics; empty for the only source."""
-    part: Part
-    loaded: Loaded
-    kind: str
-    """Kind of its records."""
-    offset: int = 0
-    """Added to its row numbers."""
-
-    @property
-    def is_replay(self) -> bool:
-        """Whether it is the source of data.replay."""
-        return isinstance(self.part, Replay)
-
-    @cached_property
-    def is_text(self) -> bool:
-        """Whether it holds running text."""
-        return isinstance(next(iter(parse(self.loaded.train.head(1), {}).records), None), Text)
-
-    @property
-    def weight(self) -> float | None:
-        """Its weight in data.mix; None for its size."""
-        return self.part.weight if isinstance(self.part, MixSource) else None
-
-    @property
-    def trained(self) -> bool:
-        """Whether its rows are trained on, not only evaluated."""
-        return self.part.share > 0 if isinstance(self.part, Replay) else self.weight != 0
-
-    @property
-    def last(self) -> int:
-        """The largest row number."""
-        return max(table.last for table in (self.loaded.train, self.loaded.held_out) if table)
-
-
-def prepare_sources(
-    settings: DataSettings, spec: DataSpec, make_template: MakeTemplate, benchmarks: Sequence[Benchmark]
-) -> Prepared:
-    """Prepares all sources. Raises ConfigError for one that cannot be used."""
-    check_settings(settings)
-    inputs = numbered([*read(settings, spec)])
-    template = make_template(common_template(inputs))
-    return Mixture(settings, spec, template, benchmarks, inputs).prepare()
-
-
-def check_settings(settings: DataSettings) -> None:
-    """Raises ConfigError for weights that sum to 0, and for two sources of one name."""
-    if settings.mix and all(source.weight == 0 for source in settings.mix.values()):
-        raise ConfigError("data.mix: the weights sum to 0; give at least one source a weight above 0")
-    if settings.replay and REPLAY in settings.mix:
-        raise ConfigError(
-            f"data.mix.{REPLAY}: the name of data.replay; choose another name: data.mix={{NAME: {{path: FILE}}}}"
-        )
-
-
-def read(settings: DataSettings, spec: DataSpec) -> Iterator[Input]:
-    """Reads the rows of all sources."""
-    if not settings.mix:
-        yield Input("data", "", Part(), settings.load_rows(), spec.kind)
-    for name, part in settings.mix.items():
-        yield _input(f"data.mix.{name}", name, part, settings, spec.kind)
-    # Prepared for an evaluation, data has no updates; replayed rows are only trained on.
-    if settings.replay is not None and spec.updates:
-        if spec.kind not in WITH_REPLAY:
-            raise ConfigError(
-                f"data.replay: this method trains on {spec.kind} records, which running text cannot be mixed with; "
-                "leave it out, or use method=sft or method=pretrain"
-            )
-        one = _input("data.replay", REPLAY, settings.replay, settings, spec.kind)
-        yield replace(one, kind=Text.__name__ if one.is_text else spec.kind)
-
-
-def _input(key: str, name: str, part: Part, settings: DataSettings, kind: str) -> Input:
-    loaded = part.load(key, eval_rows=settings.eval_rows)
-    if not loaded.train.rows:
-        raise ConfigError(f"{key}: {loaded.train.name} is empty; expected at least one row")
-    limited = replace(loaded, train=loaded.train.head(part.max_rows or settings.max_rows))
-    found = Input(key, name, part, limited, kind)
-    if isinstance(part, MixSource) and kind == Demonstration.__name__ and found.is_text:
-        raise ConfigError(f"{key}: {loaded.train.name} holds running text; mix it in with data.replay={part.path}")
-    return found
-
-
-def numbered(inputs: Sequence[Input]) -> list[Input]:
-    """The sources with consecutive row numbers."""
-    offset, found = 0, []
-    for one in inputs:
-        train, held_out = one.loaded.train, one.loaded.held_out
-        shifted = replace(one.loaded, train=train.shifted(offset), held_out=held_out and held_out.shifted(offset))
-        found.append(replace(one, loaded=shifted, offset=offset) if offset else one)
-        offset = found[-1].last + 1
-    return found
-
-
-def common_template(inputs: Sequence[Input]) -> Mode:
-    """The chat template that the sources require; auto if none requires one."""
-    found: list[Mode] = [one.loaded.template for one in inputs if one.loaded.template != "auto"]
-    return found[0] if found else "auto"
-
-
-def alternating(parts: Sequence[Sequence[T]]) -> tuple[T, ...]:
-    """The first item of each part, then the second ones: the beginning represents all parts."""
-    return tuple(item for items in zip_longest(*parts) for item in items if item is not None)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Mixture:
     """Several sources, to be prepared for a method."""
 
@@ -160,12 +39,18 @@ class Mixture:
     spec: DataSpec
     template: Template
     benchmarks: Sequence[Benchmark]
-    inputs: Sequence[Input]
+    store: Store = stored
+    """Keeps the training items of a source."""
+    inputs: list[Input] = field(default_factory=list)
+    """The sources, without the values of their rows."""
+    last: int = -1
+    """The largest row number."""
+    digest: Any = field(default_factory=hashlib.sha256)
+    """Of the training items."""
 
     def prepare(self) -> Prepared:
-        """All rows as tokens, audited."""
-        works = [self._preparation(one) for one in self.inputs]
-        parts = self._without_overlap([self._split(one, work) for one, work in self._with(works)], works)
+        """All rows as tokens, audited. Raises ConfigError for a source that cannot be used."""
+        works, parts = self._read()
         prepared = [
             work.encoded(one.loaded, part if one.trained else replace(part, train=()))
             for (one, work), part in zip(self._with(works), parts, strict=True)
@@ -183,6 +68,23 @@ class Mixture:
         sets = [*self._held_out_files(files, parts), *sets]
         return self._joined(prepared, sets, [*(work.counts for work in works), files.counts])
 
+    def train_records(self) -> Sequence[Record]:
+        """The training records of all sources."""
+        _, parts = self._read()
+        return tuple(record for one, part in self._with(parts) if one.trained for record in part.train)
+
+    def _read(self) -> tuple[list[Preparation], list[Split]]:
+        """The records of all sources."""
+        works: list[Preparation] = []
+        parts: list[Split] = []
+        for one in read(self.settings, self.spec):
+            shifted = one.shifted(self.last + 1)
+            works.append(self._preparation(shifted))
+            parts.append(self._split(shifted, works[-1]))
+            self.last = shifted.last
+            self.inputs.append(shifted.without_values())  # the records hold what is needed
+        return works, self._without_overlap(parts, works)
+
     def _with(self, found: Sequence[T]) -> Iterator[tuple[Input, T]]:
         return zip(self.inputs, found, strict=True)
 
@@ -195,7 +97,9 @@ class Mixture:
             settings.pack, settings.max_length = True, min(one.part.max_length, self.spec.context)
         # A source has no passes of its own: the mixture determines how many of its rows are drawn.
         spec = replace(self.spec, kind=one.kind, updates=0)
-        return Preparation(settings, spec, self.template, self.benchmarks, one.offset)
+        return Preparation(
+            settings, spec, self.template, self.benchmarks, one.offset, store=self.store, digest=self.digest
+        )
 
     def _split(self, one: Input, work: Preparation) -> Split:
         try:
@@ -233,7 +137,7 @@ class Mixture:
         """The files of data.eval_path, without rows whose prompts are in training."""
         given = self.settings.eval_path
         files = {"": given} if isinstance(given, str) else given or {}
-        offset = 1 + max(one.last for one in self.inputs)
+        offset = self.last + 1
         train = tuple(record for one, part in self._with(parts) if not one.is_replay for record in part.train)
         for name, path in files.items():
             table = read_held_out(path).shifted(offset)
@@ -242,54 +146,22 @@ class Mixture:
             work.counts.dropped.update(split.dropped)
             yield HeldOutSet(name, split.held_out, work.encode_held_out(split, table.name))
 
-    # The mixture --------------------------------------------------------------------------------------------------
-
-    def _rates(self, audits: Sequence[Audit]) -> list[float]:
-        """The share of the items that each source contributes.
-
-        Rates of rows are shares of rows; shares of tokens are divided by the mean tokens of a row. With the share r of
-        replayed tokens in the loss, m of them in a replayed row and M in the mean of other rows, the rate of replayed
-        rows is r M / (r M + (1 − r) m).
-        """
-        sizes = [one.tokens if self.settings.mix_by == "tokens" else one.items for one in audits]
-        weights = [
-            0.0 if one.is_replay else float(size) if one.weight is None else one.weight
-            for one, size in self._with(sizes)
-        ]
-        mixed = shares(weights, self.settings.mix_temperature)
-        if self.settings.mix_by == "tokens":
-            mixed = [share * one.items / one.tokens if share else 0.0 for share, one in zip(mixed, audits, strict=True)]
-        rates = [rate / sum(mixed) for rate in mixed]
-        last = self.inputs[-1].part
-        r = last.share if isinstance(last, Replay) else 0.0
-        if not r:
-            return rates
-        means = [one.supervised / max(1, one.items) for one in audits]
-        others = sum(map(mul, rates, means))
-        replayed = r * others / (r * others + (1 - r) * means[-1])
-        return [*(rate * (1 - replayed) for rate in rates[:-1]), replayed]
-
-    def _streams(self, audits: Sequence[Audit]) -> tuple[Stream, ...]:
-        """The sources with their rates; empty if there is only one."""
-        if len(audits) == 1:
-            return ()
-        ends = accumulate(one.items for one in audits)
-        return tuple(
-            Stream(end - one.items, one.items, rate)
-            for one, end, rate in zip(audits, ends, self._rates(audits), strict=True)
-        )
-
     def _joined(
         self, prepared: Sequence[Prepared], sets: Sequence[HeldOutSet], counts: Sequence[RowCounts]
     ) -> Prepared:
-        train = StoredItems([one.train for one in prepared])
-        held_out = alternating([one.items for one in sets if one.in_total])
         records = Split(
             tuple(record for one in prepared for record in one.records.train),
             alternating([one.records for one in sets if one.in_total]),
             {},
         )
-        found = [one.audit for one in prepared]
-        joined = Prepared(self.template, records, train, held_out, found[0], self._streams(found), tuple(sets))
-        sources = dict(zip([one.name or "data" for one in self.inputs], found, strict=True))
-        return replace(joined, audit=joint_audit(self.settings, self.spec, self.template, joined, sources, counts))
+        found = Prepared(
+            template=self.template,
+            records=records,
+            train=joined(one.train for one in prepared),
+            eval=alternating([one.items for one in sets if one.in_total]),
+            audit=prepared[0].audit,
+            held_out=tuple(sets),
+            sources=tuple(SourcePart(one.name or "data", part.audit, one.offset) for one, part in self._with(prepared)),
+        )
+        tokens = TokenCounts.joined(self.template, [one.tokens for one in prepared if one.tokens], self.digest)
+        return replace(found, audit=joint_audit(self.settings, self.template, found, counts, tokens))

@@ -21,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
+from postrain.data.cached_preparation import prepare
 from postrain.data.chat import Template
 from postrain.data.decontaminate import Benchmark
 from postrain.data.encode import Encoder
@@ -28,14 +29,12 @@ from postrain.data.item_store import distinct_ids
 from postrain.data.kinds.prompt import EncodedPrompt, Prompt, Prompts
 from postrain.data.kinds.text import Text
 from postrain.data.mix_sources import SHORT_FORMS, expand
-from postrain.data.mixture import prepare_sources
 from postrain.data.preparation import HeldOutSet, Preparation
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.records import convert, encode
 from postrain.data.rendering import Mode
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.settings import DataSettings
-from postrain.data.single_source import prepare_source
 from postrain.data.sources import Rows
 from postrain.data.token_cache import common_columns
 from postrain.errors import ConfigError
@@ -127,8 +126,6 @@ class DataModule(DataSettings, LightningDataModule):
             mode = "plain" if running else required if self.template == "auto" else self.template
             return Template(tokenizer, mode=mode, seed=seed, install=not running)
 
-        mixed = self.mix or self.replay or isinstance(self.eval_path, Mapping)
-        prepare = prepare_sources if mixed else prepare_source
         prepared = prepare(self, self.spec, make_template, self.benchmarks)
         self.chat_template, self.audit = prepared.template, prepared.audit
         self.records, self.train, self.eval = prepared.records, prepared.train, prepared.eval

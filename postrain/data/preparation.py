@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 from postrain.data import audit as audits
 from postrain.data.audit import Audit
@@ -26,6 +28,8 @@ from postrain.data.sources import Loaded
 from postrain.data.token_counts import TokenCounts
 from postrain.errors import ConfigError
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class HeldOutSet:
@@ -45,6 +49,16 @@ class HeldOutSet:
 
 
 @dataclass(frozen=True)
+class SourcePart:
+    """One of several sources."""
+
+    name: str
+    audit: Audit
+    offset: int
+    """Added to its row numbers."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The data of a run."""
 
@@ -59,6 +73,15 @@ class Prepared:
     """The parts of the held-out rows; empty for rows without parts."""
     columns: tuple[str, ...] | None = None
     """The columns that all training records have; None if they are read off the records."""
+    tokens: TokenCounts | None = None
+    """The counts of the training items of a single source."""
+    sources: tuple[SourcePart, ...] = ()
+    """The sources of several, without the shares of this run."""
+
+
+def alternating(parts: Sequence[Sequence[T]]) -> tuple[T, ...]:
+    """The first item of each part, then the second ones: the beginning represents all parts."""
+    return tuple(item for items in zip_longest(*parts) for item in items if item is not None)
 
 
 Store = Callable[[Iterable[Encoded]], Sequence[Encoded]]
@@ -78,6 +101,8 @@ class Preparation:
     """Added to the row numbers of the source."""
     store: Store = stored
     """Keeps the training items."""
+    digest: Any = None
+    """A hash that is updated with all training items, for several sources."""
     counts: RowCounts = field(default_factory=RowCounts)
 
     def prepare(self, loaded: Loaded) -> Prepared:
@@ -94,21 +119,11 @@ class Preparation:
         dropped, name = self.counts.dropped, loaded.train.name
         items = encode_each(self._with_reward_columns(tuple(parts.train)), encoder)
         items = tracked(items, "tokenizing rows", 0 if self.settings.pack else len(parts.train))
-        counts = TokenCounts(self.template)
+        counts = TokenCounts(self.template, self.digest)
         train = self.store(counts.counted(drop_empty(items, dropped, name)))
         held_out = self.encode_held_out(parts, name, encoder)
         audit = self._audit(loaded, parts, (train, held_out), encoder, counts)
-        return Prepared(self.template, parts, train, held_out, audit)
-
-    def fresh(self) -> Preparation:
-        """The same preparation with all counts 0."""
-        return replace(self, counts=RowCounts())
-
-    def of_this_run(self, cached: Prepared) -> Prepared:
-        """Cached rows with the fields of their audit that do not depend on them."""
-        samples = audits.show(cached.train, self.template, self.settings.show_mask)
-        audit = replace(cached.audit, updates=self.spec.updates, batch_size=self.spec.batch_size, samples=samples)
-        return replace(cached, audit=audit)
+        return Prepared(self.template, parts, train, held_out, audit, tokens=counts)
 
     def split(self, loaded: Loaded, *, hold_out: bool = True) -> Split:
         """The records of both parts; without `hold_out` all are training records.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from postrain.config.schema import abbreviate
-from postrain.data.files import load_split, read_path, rows_of
+from postrain.data.files import open_split, read_path, rows_of
 from postrain.data.readers import Row, Table, make_table
 from postrain.data.rendering import Mode
 from postrain.errors import ConfigError
@@ -23,8 +25,6 @@ class Loaded:
     train: Table
     held_out: Table | None
     """None if the source has no held-out rows; then a fraction of the training prompts is held out."""
-    template: Mode = "auto"
-    """The chat template that the rows require; auto for any."""
 
     def without_values(self) -> Loaded:
         """As many rows, without keeping their values in memory."""
@@ -32,12 +32,17 @@ class Loaded:
             table and replace(table, rows=table.rows[:1] * len(table.rows)) for table in (self.train, self.held_out)
         )
         assert train is not None
-        return Loaded(train, held_out, self.template)
+        return Loaded(train, held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
     """A source of rows."""
+
+    @property
+    def template(self) -> Mode:
+        """The chat template that the rows require; auto for any."""
+        return "auto"
 
     @abstractmethod
     def load(self, *, eval_rows: int) -> Loaded:
@@ -61,11 +66,14 @@ class World(Source):
     eval_noise: Positive = 0.001
     """Temperature of the annotators of held-out rows; at the default, labels follow the gold score."""
 
+    @property
+    def template(self) -> Mode:
+        return "plain" if self.task in CONTINUATIONS else "auto"
+
     def load(self, *, eval_rows: int) -> Loaded:
         return Loaded(
             self._table("train", self.count, self.noise),
             self._table("eval", eval_rows, self.eval_noise),
-            template="plain" if self.task in CONTINUATIONS else "auto",
         )
 
     def _table(self, split: str, count: int, noise: float) -> Table:
@@ -140,18 +148,43 @@ class Hub(Source):
     """Branch, tag or commit; null takes the newest."""
 
     def load(self, *, eval_rows: int) -> Loaded:
-        train = self._split(self.train_split)
+        train, *held_out = (self._table(split) for split in self._splits())
         if not train.rows:
             raise ConfigError(f"{train.name} is empty; expected at least one row")
-        if self.eval_split is None:
-            return Loaded(train, None)
-        return Loaded(train, self._split(self.eval_split))
+        return Loaded(train, held_out[0] if held_out else None)
 
-    def _split(self, split: str) -> Table:
+    def size(self) -> int:
+        """Bytes of all rows, in memory."""
+        return sum(self._opened(split).data.nbytes for split in self._splits())
+
+    def version(self) -> str:
+        """Identifies the rows: the data files by the version of the Hub, and their copy in the cache of `datasets`."""
+        return repr([(split, *self._version(self._opened(split))) for split in self._splits()])
+
+    def _version(self, dataset: Any) -> tuple[Any, ...]:
+        files = [Path(file["filename"]) for file in dataset.cache_files]
+        copies = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return dataset._fingerprint, len(dataset), copies
+
+    def _splits(self) -> tuple[str, ...]:
+        return (self.train_split,) if self.eval_split is None else (self.train_split, self.eval_split)
+
+    def _table(self, split: str) -> Table:
+        name = "/".join(part for part in (self.repo, self.subset) if part)
+        return make_table(f"{name} ({split})", "row", enumerate(rows_of(self._opened(split))))
+
+    def _opened(self, split: str) -> Any:
         name = split.partition("[")[0]
         if self.data_files is not None and name not in self.data_files:
             raise ConfigError(f"data.source.data_files: no files for the split {name}; add {name}: GLOB")
-        return load_split(self.repo, self.subset, split, self.revision, self.data_files)
+        if split not in self._datasets:
+            self._datasets[split] = open_split(self.repo, self.subset, split, self.revision, self.data_files)
+        return self._datasets[split]
+
+    @cached_property
+    def _datasets(self) -> dict[str, Any]:
+        """The opened splits."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,7 +27,7 @@ from postrain.data.chat import Template
 from postrain.data.encode import Encoded
 from postrain.data.item_values import Unstorable
 from postrain.data.kinds import KINDS
-from postrain.data.preparation import Prepared, Store
+from postrain.data.preparation import HeldOutSet, Prepared, SourcePart, Store, alternating
 from postrain.data.record_reader import Split
 from postrain.data.records import Record
 from postrain.hardware.ranks import is_first_rank
@@ -36,7 +37,7 @@ MIN_BYTES = 4_000_000
 """Smaller files are tokenized at every start, in a few seconds."""
 SPACE = 4
 """Free space on the disk that a cache needs, in multiples of the size of the files."""
-TRAIN, HELD_OUT, ABOUT = "train.arrow", "held_out.arrow", "about.json"
+TRAIN, HELD_OUT, ABOUT = "train-{}.arrow", "held_out.arrow", "about.json"
 
 Build = Callable[[Store], Prepared]
 """Prepares the rows, and keeps the training items by a function."""
@@ -108,21 +109,24 @@ class TokenCache:
     # Files --------------------------------------------------------------------------------------------------------
 
     def _write(self, directory: Path, build: Build) -> None:
+        train: list[str] = []
+
         def store(items: Iterable[Encoded]) -> Sequence[Encoded]:
-            item_store.write(directory / TRAIN, items)
-            return item_store.read(directory / TRAIN)
+            train.append(TRAIN.format(len(train)))
+            item_store.write(directory / train[-1], items)
+            return item_store.read(directory / train[-1])
 
         found = build(store)
-        item_store.write(directory / HELD_OUT, iter(found.eval))
-        held_out = [_plain(record) for record in found.records.held_out]
-        if repr(self._records(held_out)) != repr(found.records.held_out):
-            raise Unstorable("a held-out row that JSON changes")
+        sets = found.held_out or (HeldOutSet("", found.records.held_out, found.eval),)
+        item_store.write(directory / HELD_OUT, (item for one in sets for item in one.items))
         about = {
-            "files": {name: _checksum(directory / name) for name in (TRAIN, HELD_OUT)},
-            "records": held_out,
+            "files": {name: _checksum(directory / name) for name in (*train, HELD_OUT)},
+            "train": train,
+            "held_out": [self._plain_set(one) for one in sets],
             "columns": common_columns(found.records.train),
             "rows": len(found.records.train),
             "audit": asdict(found.audit),
+            "sources": [asdict(one) for one in found.sources],
             "notes": [*self.template.notes],
         }
         (directory / ABOUT).write_text(json.dumps(about), encoding="utf-8")
@@ -133,25 +137,44 @@ class TokenCache:
             about = json.loads((self.directory / ABOUT).read_text(encoding="utf-8"))
             if any(_checksum(self.directory / name) != found for name, found in about["files"].items()):
                 return None
-            audit = TypeAdapter(Audit).validate_python(about["audit"])
-            held_out = self._records(about["records"])
-            train, eval_items = (item_store.read(self.directory / name) for name in (TRAIN, HELD_OUT))
+            as_audit = TypeAdapter(Audit).validate_python
+            audit = as_audit(about["audit"])
+            sources = tuple(SourcePart(one["name"], as_audit(one["audit"]), one["offset"]) for one in about["sources"])
+            train = item_store.joined(item_store.read(self.directory / name) for name in about["train"])
+            sets = self._sets(about["held_out"], iter(item_store.read(self.directory / HELD_OUT)))
         except (OSError, ValueError, LookupError, TypeError):
             return None
         self.template.notes.update(dict.fromkeys(about["notes"]))
-        records = Split(TrainingRecords(about["rows"], read_records), held_out, {})
+        held_out = alternating([one.records for one in sets if one.in_total])
         return Prepared(
             template=self.template,
-            records=records,
+            records=Split(TrainingRecords(about["rows"], read_records), held_out, {}),
             train=train,
-            eval=tuple(eval_items),
+            eval=alternating([one.items for one in sets if one.in_total]),
             audit=audit,
+            held_out=sets if sources else (),
             columns=tuple(about["columns"]),
+            sources=sources,
         )
 
-    def _records(self, values: list[Any]) -> tuple[Record, ...]:
-        adapter = TypeAdapter(KINDS[self.kind])
-        return tuple(map(adapter.validate_python, values))
+    def _plain_set(self, one: HeldOutSet) -> dict[str, Any]:
+        """A part of the held-out rows as JSON, without its items. Raises Unstorable."""
+        kind = type(one.records[0]).__name__ if one.records else self.kind
+        records = [_plain(record) for record in one.records]
+        if repr(_records(kind, records)) != repr(one.records):
+            raise Unstorable("a held-out row that JSON changes")
+        return {"name": one.name, "kind": kind, "records": records, "items": len(one.items), "in_total": one.in_total}
+
+    def _sets(self, values: list[dict[str, Any]], items: Iterator[Encoded]) -> tuple[HeldOutSet, ...]:
+        return tuple(
+            HeldOutSet(
+                name=value["name"],
+                records=_records(value["kind"], value["records"]),
+                items=tuple(islice(items, value["items"])),
+                in_total=value["in_total"],
+            )
+            for value in values
+        )
 
 
 class TrainingRecords(Sequence[Record]):
@@ -179,6 +202,10 @@ def common_columns(records: Sequence[Record]) -> tuple[str, ...]:
     """The columns that all records have, in the order of the first."""
     common = set.intersection(*(set(record.columns) for record in records))
     return tuple(name for name in records[0].columns if name in common)
+
+
+def _records(kind: str, values: list[Any]) -> tuple[Record, ...]:
+    return tuple(map(TypeAdapter(KINDS[kind]).validate_python, values))
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -18,19 +18,24 @@ PERCENTILES = (50, 90, 99, 100)
 class TokenCounts:
     """Counts of training items."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: Template, total: Any = None) -> None:
+        """`total` is a hash of the items of several sources, which is updated too."""
         self.bos, self.ends = template.tokenizer.bos_token_id, frozenset(template.stop_ids)
         self.items, self.most_bos, self.ended = 0, 0, 0
         self.lengths, self.learned = array("q"), array("q")
         self.labels, self.true_labels, self.label_names = 0, 0, ("", "")
         self.digest = hashlib.sha256()
         """Of the signatures of the counted items."""
+        self.total = total
 
     def counted(self, items: Iterable[Encoded]) -> Iterator[Encoded]:
         """The items, counted as training items."""
         for item in items:
             self.items += 1
-            self.digest.update(item.signature())
+            signature = item.signature()
+            self.digest.update(signature)
+            if self.total is not None:
+                self.total.update(signature)
             for ids in item.sequences():
                 self.lengths.append(len(ids))
                 if self.bos is not None:
@@ -44,6 +49,20 @@ class TokenCounts:
                 self.labels, self.true_labels = self.labels + len(labels), self.true_labels + sum(labels)
                 self.label_names = item.label_names
             yield item
+
+    @classmethod
+    def joined(cls, template: Template, parts: Iterable[TokenCounts], digest: Any) -> TokenCounts:
+        """The counts of all parts; `digest` is the hash of their items in order."""
+        whole = cls(template)
+        for one in parts:
+            whole.items, whole.ended = whole.items + one.items, whole.ended + one.ended
+            whole.most_bos = max(whole.most_bos, one.most_bos)
+            whole.lengths.extend(one.lengths)
+            whole.learned.extend(one.learned)
+            whole.labels, whole.true_labels = whole.labels + one.labels, whole.true_labels + one.true_labels
+            whole.label_names = one.label_names if one.labels else whole.label_names
+        whole.digest = digest
+        return whole
 
     def fields(self) -> dict[str, Any]:
         """The counts as fields of an audit."""

@@ -59,11 +59,13 @@ class WordIds(dict[str, Sequence[int]]):
         if len(self) > MAX_WORDS:
             self.clear()
         parts = self.cuts.split(text) if self.cuts else [text]
-        words = chain.from_iterable(
-            (self.added[part],) if number % 2 else map(self.__getitem__, self.words.findall(part))
-            for number, part in enumerate(parts)
-        )
-        return list(chain.from_iterable(words))
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            if number % 2:
+                ids += self.added[part]
+            else:
+                ids += chain.from_iterable(map(self.__getitem__, self.words.findall(part)))
+        return ids
 
     def __missing__(self, word: str) -> Sequence[int]:
         found = self[word] = tuple(self.backend.encode(word, add_special_tokens=False).ids)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from postrain.data import cache_key, item_store, single_source, token_cache
+from postrain.data import cache_key, cached_preparation, item_store, token_cache
 from postrain.data.kinds import KINDS
 from postrain.data.module import DataModule
 from tests.data.helpers import write_lines
-from tests.data.modules import NANO
+from tests.data.modules import NANO, prepared
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "Demonstration": [
@@ -41,7 +41,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 @pytest.fixture(autouse=True)
 def _small_caches(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(single_source, "MIN_BYTES", 1)
+    monkeypatch.setattr(cached_preparation, "MIN_BYTES", 1)
     monkeypatch.setattr(item_store, "BATCH", 7)
 
 
@@ -123,7 +123,7 @@ def damage(file: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        *product((token_cache.TRAIN, token_cache.HELD_OUT), ("cut", "changed", "empty")),
+        *product((token_cache.TRAIN.format(0), token_cache.HELD_OUT), ("cut", "changed", "empty")),
         # A changed letter of this file may be in its copy of a row, which no checksum covers.
         *product((token_cache.ABOUT,), ("cut", "empty")),
     ],
@@ -176,7 +176,7 @@ def test_without_a_writable_cache_the_rows_are_the_same_and_a_line_tells(problem
 
 
 def test_small_files_need_no_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(single_source, "MIN_BYTES", 4_000_000)
+    monkeypatch.setattr(cached_preparation, "MIN_BYTES", 4_000_000)
     data(write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"]))
     assert not caches(tmp_path)
 
@@ -193,3 +193,92 @@ def test_two_processes_build_a_cache_once(tmp_path):
     os.waitpid(child, 0)
     assert len(caches(tmp_path)) == 1
     assert json.loads((caches(tmp_path)[0] / token_cache.ABOUT).read_text())["rows"] == 28
+
+
+# Several sources --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """a.jsonl, b.jsonl, bench.jsonl and base.txt in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "a.jsonl", ROWS["Demonstration"])
+    write_lines(tmp_path / "b.jsonl", [{"question": f"Sum {n}?", "answer": f"{n} #### {n}"} for n in range(30)])
+    write_lines(tmp_path / "easy.jsonl", [{"question": f"Easy sum {n}?", "answer": f"{n}"} for n in range(5)])
+    write_lines(tmp_path / "hard.jsonl", [{"question": f"Hard sum {n}?", "answer": f"{n}"} for n in range(9)])
+    write_lines(tmp_path / "bench.jsonl", [{"question": "Sum 4?", "answer": "4"}])
+    (tmp_path / "base.txt").write_text("\n\n".join(f"Once upon a time {n} foxes ran. " * 60 for n in range(30)))
+
+
+def mixed(*overrides: str, updates: int = 9, **changes: Any) -> DataModule:
+    return prepared("world_demonstrations", *overrides, updates=updates, **changes)
+
+
+MIX = "data.mix={a.jsonl: 0.7, b.jsonl: 0.3}"
+MIXTURES = {
+    "two files": (MIX, "data.show_mask=2", "data.decontaminate=bench.jsonl"),
+    "replay": ("data.path=a.jsonl", "data.replay=base.txt"),
+    "named held-out files": (MIX, "data.eval_path={easy: easy.jsonl, hard: hard.jsonl}", "data.mix_by=tokens"),
+    "one source without training": ("data.mix={a.jsonl: 1, b: {path: b.jsonl, weight: 0}}", "data.gold=null"),
+    "generated rows": ("data.mix={a.jsonl: 1, world_demonstrations: 2}",),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_cached_mixtures_equal_mixtures_without_a_cache(name, sources, tmp_path, monkeypatch):
+    overrides = MIXTURES[name]
+    without, built = mixed(*overrides, "data.cache=false"), mixed(*overrides)
+    assert len(caches(tmp_path)) == 1
+    with monkeypatch.context() as patch:
+        for kind in ("Demonstration", "Text"):
+            patch.setattr(KINDS[kind], "encode_all", None)
+        read, other = mixed(*overrides), mixed(*overrides, updates=20)
+    for found in (built, read):
+        assert_equal(without, found)
+        assert [(one.name, one.rows, one.in_total) for one in found.held_out] == [
+            (one.name, one.rows, one.in_total) for one in without.held_out
+        ]
+        batches = zip(without.eval_batches(), found.eval_batches(), strict=True)
+        assert all(repr(vars(one)) == repr(vars(same)) for (_, one), (_, same) in batches)
+    assert other.audit == mixed(*overrides, "data.cache=false", updates=20).audit
+
+
+def test_weights_share_a_cache_and_other_settings_of_a_source_do_not(sources, tmp_path):
+    mixed(MIX)
+    again = mixed("data.mix={a.jsonl: 0.1, b.jsonl: 0.9}", "data.mix_temperature=2")
+    assert len(caches(tmp_path)) == 1
+    assert (
+        again.audit
+        == mixed("data.mix={a.jsonl: 0.1, b.jsonl: 0.9}", "data.mix_temperature=2", "data.cache=false").audit
+    )
+    for number, other in enumerate(
+        ("weight: 0", "max_rows: 20", "columns: {prompt: answer, completion: question}"), start=2
+    ):
+        mixed(f"data.mix={{a.jsonl: 0.7, b: {{path: b.jsonl, {other}}}}}")
+        assert len(caches(tmp_path)) == number
+    write_lines(tmp_path / "b.jsonl", [{"question": f"Sum {n}?", "answer": "1"} for n in range(9)])
+    assert mixed(MIX).audit.sources["b"].audit.rows_read == 9
+
+
+def test_rows_of_the_hub_are_cached_until_they_change(tmp_path, monkeypatch):
+    import datasets.config  # noqa: PLC0415 - slow import, only for this test
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(write_lines(tmp_path / "rows", ROWS["Demonstration"]).read_text())
+    hub = ("data.mix={a: {source: {_target_: postrain.data.sources.Hub, repo: set}}}",)
+    monkeypatch.chdir(tmp_path)
+    first = mixed(*hub)
+    with monkeypatch.context() as patch:
+        patch.setattr(KINDS["Demonstration"], "encode_all", None)
+        assert_equal(first, mixed(*hub))
+    write_lines(tmp_path / "set" / "train.jsonl", ROWS["Demonstration"][:20])
+    assert mixed(*hub).audit.rows_read == 20
+    assert len(caches(tmp_path)) == 2
+
+
+def test_rows_from_python_are_not_cached(tmp_path):
+    module = DataModule(ROWS["Demonstration"])
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    module.prepare(kind="Demonstration", tokenizer=tokenizer, context=96, batch_size=4, updates=1, seed=0)
+    assert not caches(tmp_path)

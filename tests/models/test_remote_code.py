@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 
-from postrain.data.files import load_split
+from postrain.data.files import open_split
 from postrain.errors import ConfigError
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from tests.models.conftest import source
@@ -66,7 +66,7 @@ def test_dataset_loading_script_is_refused_in_one_line(tmp_path: Path) -> None:
     directory.mkdir()
     (directory / "evil_set.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_split(str(directory), None, "train", None)
+        open_split(str(directory), None, "train", None)
     assert not (tmp_path / "ran").exists()
 
 
