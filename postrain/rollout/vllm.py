@@ -9,6 +9,7 @@ extra `vllm`, imported on first use.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from postrain.types import (
     Stop,
 )
 
+ADDRESS = re.compile(r"https?://[^\s/]+(/\S*)?")
 RESTARTS = 3
 """Restarts of a server during one rollout that are waited for."""
 
@@ -132,6 +134,8 @@ class VLLMEngine:
     def __post_init__(self) -> None:
         if (self.mode == "server") != (self.url is not None):
             raise ConfigError(f"rollout.url={self.url}: expected an address with rollout.mode=server, and only there")
+        if self.url and not ADDRESS.fullmatch(self.url):
+            raise ConfigError(f"rollout.url={self.url}: expected an address such as http://localhost:8000")
         if self.enable_lora and self.mode == "colocated":
             raise ConfigError("rollout.enable_lora=true: a colocated vLLM gets merged weights; use rollout.mode=server")
         if self.mode == "colocated" and not torch.cuda.is_available() and not for_cpus():

@@ -32,7 +32,7 @@ class Connection:
     timeout: float
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The parsed response; None if it is empty. Raises ServerLost or ConfigError."""
+        """The parsed response; None if it is not JSON. Raises ServerLost or ConfigError."""
         try:
             return self._request(path, body, self.timeout)
         except urllib.error.HTTPError as error:
@@ -41,7 +41,7 @@ class Connection:
             # An engine that died answers its last requests with an error before the server ends.
             kind = ServerLost if error.code >= 500 and not self.is_up() else ConfigError
             raise kind(f"rollout.url={self.url}: {message}") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", error), TimeoutError):
                 raise ConfigError(
                     f"rollout.url={self.url}: {path} has no answer within rollout.timeout={self.timeout:g} s; raise it "
@@ -55,7 +55,7 @@ class Connection:
         """Whether the server and its engine run."""
         try:
             self._request("/health", None, min(10.0, self.timeout))
-        except (OSError, ValueError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException):
             return False
         return True
 
@@ -74,5 +74,6 @@ class Connection:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            text = response.read()
-        return json.loads(text) if text else None
+            text, kind = response.read(), response.headers.get_content_type()
+        # Adapters are confirmed in plain text.
+        return json.loads(text) if text and kind == "application/json" else None

@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             del self.calls.adapters[name]
         self.calls.events.append(self.path)
-        return self.respond(None)
+        return self.respond(f"Success: LoRA adapter '{name}' added.", kind="text/plain")
 
     def complete(self, request: Mapping[str, Any]) -> None:
         if request["seed"] == 666:
@@ -190,9 +190,10 @@ class Handler(BaseHTTPRequestHandler):
             return True
         return self.down
 
-    def respond(self, body: Any, status: int = 200) -> None:
-        text = b"" if body is None else json.dumps(body).encode()
+    def respond(self, body: Any, status: int = 200, kind: str = "application/json") -> None:
+        text = b"" if body is None else body.encode() if kind == "text/plain" else json.dumps(body).encode()
         self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

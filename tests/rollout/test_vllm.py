@@ -199,6 +199,10 @@ def test_missing_requirements_are_one_line_errors(calls, monkeypatch):
     for changes in ({"mode": "server"}, {"url": "http://x"}):
         with pytest.raises(ConfigError, match=r"^rollout\.url=.*rollout\.mode=server[^\n]*$"):
             engine(**changes)
+    with pytest.raises(ConfigError, match=r"^rollout\.url=localhost:8000: expected an address such as http://[^\n]*$"):
+        engine(mode="server", url="localhost:8000")
+    with pytest.raises(ConfigError, match=r"^rollout\.enable_lora=true: [^\n]*rollout\.mode=server$"):
+        engine(enable_lora=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^rollout=vllm needs a GPU[^\n]*rollout=local[^\n]*$"):
         engine()
