@@ -36,6 +36,7 @@ from postrain.config.tree import complete
 from postrain.config.trust import UntrustedFolder, join_flags, override_items
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
+from postrain.hardware.environment import is_first_of_node, read_srun
 from postrain.jobs.parent_watchdog import watch_parent
 
 RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
@@ -59,6 +60,7 @@ class Session:
 def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config", run: Run | None = None) -> int:
     """Runs one command line; `run` replaces training. Returns the exit code."""
     watch_parent()
+    read_srun()
     use_user_conf()
     try:
         with full_hydra_errors():
@@ -271,7 +273,12 @@ def train(
 
 
 def report_error(error: ConfigError) -> int:
-    """Prints a user's mistake, in which resume=FOLDER is completed to a full command; returns the exit code."""
+    """Prints a user's mistake, in which resume=FOLDER is completed to a full command; returns the exit code.
+
+    Of several ranks on a machine the first prints it: all read the same command line.
+    """
+    if not is_first_of_node():
+        return 2
     text = RESUME.sub(
         lambda found: resume_overrides(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error)
     )

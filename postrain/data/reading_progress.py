@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from postrain.formatting import clock
-from postrain.hardware.ranks import is_first_rank
+from postrain.hardware.environment import is_first_rank
 
 T = TypeVar("T")
 MANY = 20_000

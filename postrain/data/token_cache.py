@@ -30,7 +30,7 @@ from postrain.data.kinds import KINDS
 from postrain.data.preparation import HeldOutSet, Prepared, SourcePart, Store, alternating
 from postrain.data.record_reader import Split
 from postrain.data.records import Record
-from postrain.hardware.ranks import is_first_rank
+from postrain.hardware.environment import is_first_rank
 from postrain.models.disk_cache import cache_directory, write_directory
 
 MIN_BYTES = 4_000_000

@@ -1,7 +1,8 @@
 """The process group of a run, one process per rank.
 
 On one machine the first rank starts the others with the config in the run folder, so all ranks share settings and
-folder. Several nodes need torchrun, which starts all ranks. The process group exists before components are built.
+folder. On several nodes torchrun or srun starts all ranks (environment.py). The process group exists before components
+are built.
 
 On one machine no port listens beyond loopback: the rendezvous is a file, since torch's TCPStore listens on every
 interface, and gloo and NCCL use the loopback interface.
@@ -25,6 +26,7 @@ import torch.distributed as dist
 
 from postrain.config.paths import IN_CHECKOUT
 from postrain.errors import ConfigError
+from postrain.hardware.environment import check_ranks, is_first_of_node
 from postrain.hardware.trainer import Hardware
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder
@@ -40,14 +42,13 @@ GRACE_SECONDS = 10.0
 EXIT = os._exit
 
 
-def is_first_rank() -> bool:
-    """Whether this process is rank 0, or the only one."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 @contextmanager
 def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
-    """Context of a run's process group; yields the first rank's `folder` on every rank."""
+    """Context of a run's process group; yields the first rank's `folder` on every rank.
+
+    Raises ConfigError if torchrun or srun started another number of ranks.
+    """
+    check_ranks(hardware.devices, hardware.num_nodes)
     if hardware.strategy == "single":
         assert folder is not None
         yield folder
@@ -73,6 +74,11 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         dist.barrier()
         for process in others:
             process.wait(timeout=60)
+    except ConfigError as error:
+        # The command line prints those of the first rank.
+        if not is_first_of_node():
+            print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
+        raise
     finally:
         finished.set()
         for process in others:
@@ -104,7 +110,8 @@ def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Eve
     """Makes this process rank 0 and starts the other ranks on the run in `folder`."""
     if hardware.num_nodes > 1:
         raise ConfigError(
-            "trainer.num_nodes: several nodes need torchrun: torchrun --nnodes N --nproc-per-node K "
+            "trainer.num_nodes: several nodes need torchrun or srun, on each node: "
+            f"torchrun --nnodes {hardware.num_nodes} --nproc-per-node {hardware.devices} "
             + ("train.py" if IN_CHECKOUT else "-m postrain train")
         )
     threads = hardware.threads or max(1, usable_cores() // hardware.devices)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -71,7 +72,7 @@ class Hardware:
     devices: Workers = 1
     """Ranks per node."""
     num_nodes: Workers = 1
-    """Number of nodes; more than one needs torchrun or Slurm."""
+    """Number of nodes; more than one needs torchrun or srun."""
     strategy: Literal["single", "ddp", "fsdp"] = "single"
     """single: one process. ddp: a copy of the model on every rank. fsdp: weights, gradients and optimizer state sharded
     over the ranks (PyTorch's fully_shard)."""
@@ -196,7 +197,8 @@ class Hardware:
             strategy=self._strategy(),
             precision=PRECISIONS[self.precision][0],
             callbacks=list(callbacks),
-            plugins=FileCheckpointIO(),
+            # Lightning's own detection takes a Slurm job of one task for a run of one rank.
+            plugins=[FileCheckpointIO(), LightningEnvironment()],
             logger=list(loggers),
             default_root_dir=root,
             max_epochs=1,

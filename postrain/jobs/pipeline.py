@@ -8,7 +8,6 @@ runs/pipeline/<name>/<time>-<hash>/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from postrain.config.trust import UntrustedFolder, override_items
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.formatting import console_table, markdown_table
+from postrain.hardware.environment import refuse_ranks
 from postrain.jobs import session
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
 from postrain.jobs.plan import Composer, check_untrusted, plan_stages, restricted_stage_values
@@ -125,8 +125,7 @@ def execute(
     for trackers, and `shared` is the folder that coordinates stages common to several jobs (shared_stages.py).
     Raises ConfigError for a user's mistake, before the first stage where possible, and Interrupted.
     """
-    if "RANK" in os.environ:
-        raise ConfigError("pipeline: must not be started with torchrun; each stage starts its own ranks")
+    refuse_ranks("pipeline")
     folder, pipeline = _resumed(config, overrides, conf) if config.resume else _new(config, overrides, conf, directory)
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)

@@ -8,7 +8,6 @@ ranks, closes the tracker and writes the report. A program is a function of its 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -30,7 +29,8 @@ from postrain.evaluation.config import EvaluateConfig, inherit
 from postrain.evaluation.evaluate import evaluate
 from postrain.generation.config import GenerateConfig
 from postrain.generation.generate import generate
-from postrain.hardware.ranks import is_first_rank, process_group
+from postrain.hardware.environment import is_first_rank
+from postrain.hardware.ranks import process_group
 from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
 from postrain.report.console import print_result
@@ -235,6 +235,6 @@ def main(path: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except ConfigError as mistake:
-        # The first rank raises the same error and prints it.
-        sys.exit(f"rank {os.environ['RANK']}: {mistake}")
+    except ConfigError:
+        # The process group has printed it.
+        sys.exit(1)

@@ -23,6 +23,7 @@ from postrain.config.overrides import job_overrides
 from postrain.config.trust import UntrustedFolder, override_items
 from postrain.errors import ConfigError
 from postrain.formatting import duration, figure
+from postrain.hardware.environment import refuse_ranks
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.launchers import Launcher, launcher_of
 from postrain.jobs.plan import Composer, SweepPlanner, flags, in_earlier_folder
@@ -118,6 +119,7 @@ def execute(
     command line, without those that a resumed sweep has recorded.
     Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
+    refuse_ranks("a sweep")
     launcher = launcher_of(conf, primary, run_job)
     overrides = [each for each in job_overrides() if each.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None

@@ -14,7 +14,7 @@ from postrain.data.audit import Audit
 from postrain.data.module import DataModule
 from postrain.evaluation.parts import check_part_names
 from postrain.hardware.collectives import full_state_dict
-from postrain.hardware.ranks import is_first_rank
+from postrain.hardware.environment import is_first_rank
 from postrain.methods.base import Method
 from postrain.methods.components import MethodComponents, reward_and_preference
 from postrain.models.adapters import Adapter

@@ -14,7 +14,7 @@ from postrain.config.masking import masked
 from postrain.config.tree import settings_of
 from postrain.errors import ConfigError, Interrupted, RefusedRun
 from postrain.evaluation.eval_model_factory import EvalModelFactory
-from postrain.hardware.ranks import is_first_rank
+from postrain.hardware.environment import is_first_rank
 from postrain.methods.base import Method
 from postrain.runs.context import RunContext
 from postrain.runs.resume import check_data, check_reference

@@ -1,0 +1,96 @@
+"""Ranks of torchrun and srun by their environment variables, as a real Slurm 22.05 sets them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from postrain.errors import ConfigError
+from postrain.hardware.environment import check_ranks, first_node, launcher, read_srun, refuse_ranks
+from postrain.hardware.ranks import process_group
+from postrain.hardware.trainer import Hardware
+from tests.cli.test_main import run
+
+BATCH = {"SLURM_JOB_ID": "2", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+STEP = BATCH | {
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables for a test; those that the program sets are removed afterwards."""
+    before = dict(os.environ)
+    yield lambda names: [monkeypatch.setenv(name, value) for name, value in names.items()]
+    monkeypatch.undo()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_task_of_srun_becomes_a_rank(environment):
+    environment(STEP)
+    read_srun()
+    found = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    assert found == {"RANK": "5", "LOCAL_RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu03"}
+    assert os.environ["MASTER_PORT"] == "15203"
+
+
+@pytest.mark.parametrize("names", [{}, BATCH, STEP | {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_batch_script_and_single_task_are_not_ranks(names, environment):
+    environment(names)
+    read_srun()
+    assert "RANK" not in os.environ
+    assert launcher() is None
+    check_ranks(devices=2, nodes=1)
+
+
+def test_torchrun_in_a_task_of_srun_keeps_its_ranks(environment):
+    environment(STEP | TORCHRUN | {"MASTER_PORT": "29400"})
+    read_srun()
+    assert (launcher(), os.environ["MASTER_PORT"]) == ("torchrun", "29400")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("vm", "vm"), ("a1,b2", "a1"), ("gpu[03-05,7],cpu1", "gpu03"), ("n[7,9]", "n7"), ("n[12]", "n12")],
+)
+def test_first_node_of_a_node_list(nodes, first):
+    assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize("names", [STEP, TORCHRUN])
+def test_other_number_of_ranks_is_refused_with_the_options_to_use(names, environment):
+    environment(names)
+    read_srun()
+    check_ranks(devices=4, nodes=2)
+    with pytest.raises(ConfigError, match=r"started 8 processes for a run of 1; .*devices=4 trainer.num_nodes=2, or"):
+        check_ranks(devices=1, nodes=1)
+    with pytest.raises(ConfigError, match="started 8 processes"), process_group(Hardware(), None):
+        pass
+    with pytest.raises(ConfigError, match=r"a sweep: must not be started with (srun|torchrun)"):
+        refuse_ranks("a sweep")
+
+
+def test_a_mistake_is_printed_once_per_machine(environment, capsys):
+    environment({"RANK": "4", "LOCAL_RANK": "0"})
+    assert run("method=sft", "method.learning_rat=1") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    environment({"RANK": "5", "LOCAL_RANK": "1"})
+    assert run("method=sft", "method.learning_rat=1") == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_trainer_ignores_a_slurm_job(environment, tmp_path):
+    """Lightning would take the 8 tasks of the job for its ranks, and SIGUSR1 for its own signal."""
+    environment(BATCH)
+    trainer = Hardware().make_trainer([], [], tmp_path)
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)
+    assert type(trainer._accelerator_connector.cluster_environment).__name__ == "LightningEnvironment"
