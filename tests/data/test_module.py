@@ -30,6 +30,13 @@ def test_training_and_held_out_rows_share_no_prompt(data_path):
     assert not trained & held_out
 
 
+def test_row_tokens_are_those_of_the_longest_prompt_with_its_completion(data_path):
+    data = prepared("jsonl", data_path, "data.eval_fraction=0.2", kind="Prompt", completion_tokens=100)
+    longest = max(len(item.sequences()[0]) for part in (data.train, data.eval) for item in part)
+    assert data.row_tokens() == longest + 100
+    assert prepared("jsonl", data_path, kind="Prompt", completion_tokens=500).row_tokens() == 512  # nano's context
+
+
 @pytest.mark.parametrize("empty", ["drop", "error"])
 def test_empty_completions_are_dropped_or_refused(empty, tmp_path):
     rows = [*DEMONSTRATIONS, {"prompt": "q", "completion": ""}]
