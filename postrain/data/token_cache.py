@@ -21,7 +21,7 @@ from typing import Any, overload
 
 from pydantic import TypeAdapter
 
-from postrain.data import item_store
+from postrain.data import cache_limit, item_store
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
 from postrain.data.encode import Encoded
@@ -64,6 +64,7 @@ class TokenCache:
 
         `records` reads the training records again.
         """
+        cache_limit.limit()  # reports a mistake before rows are read
         found = self._read(records)
         try:
             if found is None:
@@ -83,7 +84,10 @@ class TokenCache:
             shutil.rmtree(old, ignore_errors=True)
         self._check_space()
         write_directory(self.directory, lambda directory: self._write(directory, build))
-        _print(f"data: tokens kept in {self.directory} ({_bytes_in(self.directory) / 1e6:,.0f} MB)")
+        _print(f"data: tokens kept in {self.directory} ({cache_limit.size(self.directory) / 1e6:,.0f} MB)")
+        if deleted := cache_limit.delete_surplus(self.directory):
+            names = ", ".join(one.name for one in deleted)
+            _print(f"data: deleted the caches used least recently, beyond ${cache_limit.VARIABLE}: {names}")
         return self._read(records)
 
     @contextmanager
@@ -144,6 +148,7 @@ class TokenCache:
             sets = self._sets(about["held_out"], iter(item_store.read(self.directory / HELD_OUT)))
         except (OSError, ValueError, LookupError, TypeError):
             return None
+        cache_limit.mark_used(self.directory)
         self.template.notes.update(dict.fromkeys(about["notes"]))
         held_out = alternating([one.records for one in sets if one.in_total])
         return Prepared(
@@ -222,10 +227,6 @@ def _checksum(file: Path) -> list[int]:
         while block := content.read(1 << 22):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return [size, crc]
-
-
-def _bytes_in(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.iterdir())
 
 
 def _print(line: str) -> None:

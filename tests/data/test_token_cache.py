@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from postrain.data import cache_key, cached_preparation, item_store, token_cache
+from postrain.data import cache_key, cache_limit, cached_preparation, item_store, token_cache
 from postrain.data.kinds import KINDS
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from tests.data.helpers import write_lines
 from tests.data.modules import NANO, prepared
 
@@ -193,6 +194,26 @@ def test_two_processes_build_a_cache_once(tmp_path):
     os.waitpid(child, 0)
     assert len(caches(tmp_path)) == 1
     assert json.loads((caches(tmp_path)[0] / token_cache.ABOUT).read_text())["rows"] == 28
+
+
+def test_least_recently_used_caches_beyond_the_limit_are_deleted(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS["Demonstration"])
+    first, second = data(path), data(path, seed=1)
+    for age, directory in enumerate(caches(tmp_path)):
+        os.utime(directory, (age, age))
+    data(path)  # used again
+    (kept,) = [one for one in caches(tmp_path) if one.stat().st_mtime > 9]
+    monkeypatch.setenv(cache_limit.VARIABLE, str(2.5 * cache_limit.size(kept) / 1e9))
+    data(path, seed=2)
+    assert len(caches(tmp_path)) == 2
+    assert kept in caches(tmp_path)
+    assert all(item.signature() for found in (first, second) for item in found.train)  # mapped files stay readable
+    monkeypatch.setenv(cache_limit.VARIABLE, "0")
+    data(path, seed=3)
+    assert len(caches(tmp_path)) == 1  # the one in use
+    monkeypatch.setenv(cache_limit.VARIABLE, "much")
+    with pytest.raises(ConfigError, match="POSTRAIN_CACHE_GB=much: expected a number of gigabytes"):
+        data(path)
 
 
 # Several sources --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,19 +55,24 @@ class UnpairedPreference(Record):
         """Each completion with its prompt, and each prompt with the completion of another record (`kto_pairing`)."""
         if encoder.pack:
             return super().encode_all(records, encoder)
-        completion = encoder.template.completions
-        encodings = (completion(record.prompt, (record.completion,), row=record.row) for record in records)
-        tokens = [(before, after) for before, (after,) in finish_all(encodings, encoder.template.tokenize)]
-        answers = [encoder.answer(record.row, *parts) for record, parts in zip(records, tokens, strict=True)]
-        # The truncation of an answer depends on max_length only, so it is the same after any prompt.
-        completions = [answer.ids[answer.supervised] for answer in answers]
-        others = kto_pairing([_key(prompt) for prompt, _ in tokens], [_key(ids) for ids in completions])
+        encode = encoder.template.completions
+        encodings = (encode(record.prompt, (record.completion,), row=record.row) for record in records)
+        tokens = finish_all(encodings, encoder.template.tokenize)
+        prompts, completions = [], []
+        for record, (prompt, (completion,)) in zip(records, tokens, strict=True):
+            answer = encoder.answer(record.row, prompt, completion)
+            # The truncation of an answer depends on max_length only, so it is the same after any prompt.
+            prompts.append(_packed(prompt))
+            completions.append(_packed(answer.ids[answer.supervised]))
+        others = kto_pairing(prompts, completions)
         uncounted = replace(encoder, cuts=Counter())  # counts each truncation once
+
+        def joined(at: int, other: int) -> EncodedRow:
+            return uncounted.answer(records[at].row, _unpacked(prompts[at]), _unpacked(completions[other]))
+
         return (
-            EncodedUnpairedPreference(
-                record.row, answer, uncounted.answer(record.row, prompt, completions[other]), label=record.label
-            )
-            for record, (prompt, _), answer, other in zip(records, tokens, answers, others, strict=True)
+            EncodedUnpairedPreference(record.row, joined(at, at), joined(at, others[at]), label=record.label)
+            for at, record in enumerate(records)
         )
 
     @classmethod
@@ -243,5 +249,10 @@ def _strides(keys: Sequence[Hashable]) -> list[int]:
     return strides
 
 
-def _key(ids: Tensor) -> bytes:
-    return ids.numpy().tobytes()
+def _packed(ids: Tensor) -> bytes:
+    """Token ids in a tenth of the memory of a tensor; all of them are kept until the rows are paired."""
+    return ids.numpy().astype(np.int32).tobytes()
+
+
+def _unpacked(ids: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(ids, np.int32).astype(np.int64))
