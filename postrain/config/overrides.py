@@ -30,10 +30,13 @@ from postrain.errors import ConfigError
 
 # Keys of a study that define several jobs.
 SWEEP_VALUES = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
-# Launchers in separate packages, and the extra that installs each.
-LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
-# Launchers that require another version of Hydra.
-UNAVAILABLE_LAUNCHERS = ("ray",)
+# Launchers in separate packages, and what pip installs for each.
+LAUNCHER_EXTRAS = {
+    "joblib": '"postrain[joblib]"',
+    "submitit_slurm": '"postrain[slurm]"',
+    "submitit_local": '"postrain[slurm]"',
+    "ray": '"postrain[ray]" -c constraints-ray.txt',
+}
 MODEL_NAME_ALONE = (
     "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
 )
@@ -204,11 +207,7 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
         if name in options:
             continue
         if name in LAUNCHER_EXTRAS and override.key_or_group == "hydra/launcher":
-            yield f'{override.input_line}: not installed; run `pip install "postrain[{LAUNCHER_EXTRAS[name]}]"`'
-            continue
-        if name in UNAVAILABLE_LAUNCHERS and override.key_or_group == "hydra/launcher":
-            available = ", ".join(options)
-            yield f"{override.input_line}: its package needs Hydra 1.4, postrain uses 1.3; available: {available}"
+            yield f"{override.input_line}: not installed; run `pip install {LAUNCHER_EXTRAS[name]}`"
             continue
         is_study_file = override.key_or_group == SWEEP and name.endswith(".yaml")
         if not is_study_file:

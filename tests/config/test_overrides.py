@@ -94,7 +94,7 @@ def test_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("ray", "hydra/launcher=ray: its package needs Hydra 1.4, postrain uses 1.3; available: basic, local"),
+        ("ray", 'hydra/launcher=ray: not installed; run `pip install "postrain[ray]" -c constraints-ray.txt`'),
         ("basik", "hydra/launcher=basik: no such option; did you mean basic? (available: basic, local)"),
     ],
 )
