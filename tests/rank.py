@@ -10,13 +10,16 @@ import torch.distributed as dist
 
 from postrain.hardware.ranks import init_process_group
 from postrain.jobs.session import TRAIN, execute
-from tests.training_runs import METHODS, SMALL, composed
+from postrain.runs.folder import RunFolder
+from tests.training_runs import METHODS, SMALL, composed, resumed
 
 # Two updates: the second is the first that depends on an optimizer step.
 TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")
+# Learning rates that do not depend on the number of updates.
+CONSTANT = ("method.schedule=constant", "method.warmup=0")
 # Runs that shard the policy, by name. The odd batch in small micro-batches gives the ranks different pass counts.
 SHARDED = {
-    "sharded": ["method=ppo"],
+    "sharded": ["method=ppo", *CONSTANT],
     "ragged": [
         "method=kto",
         "method.batch_size=7",
@@ -27,7 +30,7 @@ SHARDED = {
     # The reference is a second adapter, beside base weights that PiSSA has changed.
     "pissa": ["method=dpo", "adapter=pissa", "adapter.r=4", "method.precompute_ref_log_probs=false"],
 }
-
+FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=fp32")
 
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1, as /proc/net writes them.
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -54,7 +57,11 @@ def main(output: Path) -> None:
     for method in METHODS:
         run([f"method={method}", "trainer=ddp_cpu", f"name={method}"], output)
     for name, words in SHARDED.items():
-        run([*words, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=fp32", f"name={name}"], output)
+        run([*words, *FSDP, f"name={name}"], output)
+    # The test put it there: the first two updates of one process.
+    (unsharded,) = output.glob("unsharded/*/*")
+    words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
+    resumed(RunFolder(unsharded), *words)
     dist.destroy_process_group()
 
 

@@ -17,11 +17,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from postrain.errors import ConfigError
 from postrain.hardware import mps
 from postrain.hardware.checkpoint_io import FileCheckpointIO
+from postrain.hardware.optimizer_state import ShardedStrategy
 from postrain.processor import warn_if_slow
 from postrain.types import Count, Workers
 
@@ -226,9 +227,7 @@ class Hardware:
             return "auto"
         if self.strategy == "ddp":
             return DDPStrategy(process_group_backend="gloo" if self.accelerator == "cpu" else "nccl")
-        return ModelParallelStrategy(
-            data_parallel_size=self.ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
+        return ShardedStrategy(self.ranks)
 
 
 def _has_no_effect(name: str, value: Any) -> bool:

@@ -218,7 +218,7 @@ def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None]
 
 def silence_library_warnings() -> None:
     """Suppresses advertisements and hints of libraries."""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.pytorch")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.(pytorch|fabric)")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 

@@ -23,6 +23,7 @@ from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.hardware.optimizer_state import ORDER, by_name, by_number, grouped_names, saved_order
 from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
@@ -254,7 +255,9 @@ class LightningHooks(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         # Lightning's progress counts batches of a loader; ours starts at the current update after resume.
         checkpoint.pop("loops", None)
-        checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state()}
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        order = saved_order(self, optimizer, self.trainer.strategy)
+        checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state(), ORDER: order}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self.settings()
 
     def settings(self) -> dict[str, Any]:
@@ -264,8 +267,15 @@ class LightningHooks(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores counters and state."""
-        self.counters = Counters(**checkpoint["postrain"]["counters"])
-        self.load_state(checkpoint["postrain"]["state"])
+        saved = checkpoint["postrain"]
+        self.counters = Counters(**saved["counters"])
+        self.load_state(saved["state"])
+        states, order = checkpoint.get("optimizer_states", []), saved.get(ORDER)
+        if states and order == [name for name, _ in self.named_parameters()]:
+            # Of a sharded model; ShardedStrategy has loaded it already.
+            optimizer: Any = self.configure_optimizers()
+            groups = grouped_names(self, optimizer)
+            checkpoint["optimizer_states"] = [by_number(by_name(state, order, groups)) for state in states]
 
 
 def check_trainer(trainer: Trainer) -> None:

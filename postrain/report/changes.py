@@ -26,6 +26,7 @@ from postrain.report.values import mapping
 PER_TOKEN = "no interval: mean over tokens"
 PER_SET = "no interval: set statistic"
 UNSAVED = "no interval: not saved per row"
+TOO_FEW = f"no interval: fewer than {MIN_SAMPLES} rows"
 OF_SETS = ("completion/distinct", "completion/one_word", "repetition", "kl/log_ratio_max", "log_ratio_max")
 
 
@@ -119,6 +120,8 @@ def _gap(
         return newcombe(before, after, n), ""
     if base in OF_SETS:
         return None, PER_SET
+    if base in run.held_out:
+        return None, TOO_FEW
     parts = [f"eval/{part}/" for part in mapping(run.data.get("held_out")) if name.startswith(f"eval/{part}/")]
     whole = f"eval/{name.removeprefix(parts[0])}" if parts else name
     if whole.startswith(

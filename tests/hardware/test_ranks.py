@@ -11,13 +11,18 @@ import torch
 from postrain.hardware.ranks import _free_port, loopback_environment
 from postrain.runs.folder import RunFolder
 from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES
-from tests.training_runs import METHODS, final_state, records, small_run
+from tests.training_runs import METHODS, final_state, records, resumed, small_run
+
+ONE_RANK = ("trainer.strategy=single", "trainer.devices=1")
+# One more than those of the ranks; with the checkpoints of both.
+THREE_UPDATES = ("method.updates=3", "trainer.checkpoint_every=1")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """Run folders of every method, trained by two processes."""
+    """Run folders of every method, trained by two processes, and of one that one process began (`unsharded`)."""
     output = tmp_path_factory.mktemp("ranks")
+    small_run(output, *TWO_UPDATES, *SHARDED["sharded"], "name=unsharded")
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     shared |= loopback_environment(output / "store")
     processes = [
@@ -55,6 +60,17 @@ def test_two_ranks_equal_one(name, overrides, two_ranks, tmp_path):
     # Momentum, not weights: where a gradient is 0 up to rounding (key biases), Adam steps by the sign of the rounding.
     mine, theirs = (momentum(final_state(folder)) for folder in (two, one))
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+
+
+def test_a_run_resumes_with_another_number_of_ranks(two_ranks, tmp_path):
+    whole = small_run(tmp_path, *THREE_UPDATES, *SHARDED["sharded"], "name=whole")
+    (joined,), (sharded,) = two_ranks.glob("unsharded/*/*"), two_ranks.glob("sharded/*/*")
+    split = resumed(RunFolder(sharded), *ONE_RANK, *THREE_UPDATES, "allow_change=true")
+    for folder in (RunFolder(joined), split):
+        assert [record["update"] for record in records(folder)] == [0, 1, 2, 3]
+        assert records(folder)[3] == pytest.approx(records(whole)[3], rel=2e-3, abs=2e-4)
+        mine, theirs = (momentum(final_state(each)) for each in (folder, whole))
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
 
 
 def momentum(state: dict) -> torch.Tensor:
