@@ -15,10 +15,10 @@ from postrain.data.mixture_audit import of_run
 from postrain.data.mixture_inputs import check_settings, is_mixed, parts_of, required_template
 from postrain.data.preparation import Preparation, Prepared, Store
 from postrain.data.records import Record
-from postrain.data.rendering import Mode
 from postrain.data.schedule import DataSpec
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Hub, Paraphrases, World
+from postrain.data.template_choice import Mode
 from postrain.data.token_cache import MIN_BYTES, TokenCache
 
 MakeTemplate = Callable[[Mode], Template]

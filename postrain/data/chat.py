@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from postrain.data import rendering, tool_templates
+from postrain.data import rendering, template_choice, tool_templates
 from postrain.data.conversation import Answer, Message, Messages, as_answer
 from postrain.data.conversation_texts import ConversationTexts
-from postrain.data.rendering import INSTRUCTION, VERBATIM, RenderedAnswer
+from postrain.data.rendering import VERBATIM, RenderedAnswer
+from postrain.data.template_choice import INSTRUCTION
 from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
 from postrain.errors import ConfigError
 
@@ -51,15 +52,15 @@ class Template:
         self.seed = seed
         self.notes: dict[str, None] = {}
         """Notes on the encoded rows for the console: an ordered set."""
-        self.name, own = rendering.choose(tokenizer, mode)
-        self._adds_bos = rendering.adds_bos(tokenizer)
+        self.name, own = template_choice.choose(tokenizer, mode)
+        self._adds_bos = template_choice.adds_bos(tokenizer)
         self.tokenize = PieceTokenizer(tokenizer)
         if self.name == "tools":
             own = tool_templates.with_tools(own, tokenizer, bos=self._adds_bos)
         names = INSTRUCTION if self.name == "random" else (self.name,)
-        sources = tuple(own or rendering.bundled(name, bos=self._adds_bos) for name in names)
+        sources = tuple(own or template_choice.bundled(name, bos=self._adds_bos) for name in names)
         if install and not (self.name == "random" and tokenizer.chat_template):
-            rendering.install(tokenizer, sources[0])
+            template_choice.install(tokenizer, sources[0])
         special = rendering.special_ids(tokenizer)
         ends = (rendering.end_of_turn(source, tokenizer, self.tokenize) for source in sources)
         self.stop_ids: tuple[int, ...] = tuple(sorted({tokenizer.eos_token_id, *ends, *eos_ids}))

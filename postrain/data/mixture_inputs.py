@@ -11,10 +11,10 @@ from postrain.data.formats import parse
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.text import Text
 from postrain.data.mix_sources import MixSource, Replay
-from postrain.data.rendering import Mode
 from postrain.data.schedule import DataSpec
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Loaded
+from postrain.data.template_choice import Mode
 from postrain.errors import ConfigError
 
 REPLAY = "replay"

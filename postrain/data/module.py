@@ -32,10 +32,10 @@ from postrain.data.mix_sources import SHORT_FORMS, expand
 from postrain.data.preparation import HeldOutSet, Preparation
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.records import convert, encode
-from postrain.data.rendering import Mode
 from postrain.data.schedule import DataSpec, EvalBatches, TrainBatches
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Rows
+from postrain.data.template_choice import Mode
 from postrain.data.token_cache import common_columns
 from postrain.errors import ConfigError
 from postrain.types import Batch

@@ -12,7 +12,7 @@ from typing import Any
 from postrain.config.schema import abbreviate
 from postrain.data.files import open_split, read_path, rows_of
 from postrain.data.readers import Row, Table, make_table
-from postrain.data.rendering import Mode
+from postrain.data.template_choice import Mode
 from postrain.errors import ConfigError
 from postrain.types import Positive, Seed, Size
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows

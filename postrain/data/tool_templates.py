@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from postrain.data import rendering
+from postrain.data import rendering, template_choice
 from postrain.data.conversation import DECLARATION, Message, tools_of
 from postrain.errors import ConfigError
 
@@ -64,10 +64,10 @@ def with_tools(source: str | None, tokenizer: Any, *, bos: bool) -> str:
 
     The text has the tags of Hermes (<tools>, <tool_call>, <tool_response>), which inference engines parse.
     """
-    source = source or rendering.bundled("alpaca", bos=bos)
+    source = source or template_choice.bundled("alpaca", bos=bos)
     if {TOOLS, CALLS, RESULTS} <= rendered_parts(source, tokenizer.special_tokens_map):
         return source
-    return rendering.bundled("tools", bos=False) + "\n" + source
+    return template_choice.bundled("tools", bos=False) + "\n" + source
 
 
 def answer_after(before: str, whole: str, ends: Sequence[str], *, row: int) -> rendering.RenderedAnswer:
@@ -88,7 +88,7 @@ def check(messages: Sequence[Message], source: str, tokenizer: Any) -> None:
     missing = missing - rendered_parts(source, tokenizer.special_tokens_map) if missing else missing
     if not missing:
         return
-    own = "tool_use" if "tool_use" in rendering.named_templates(tokenizer) else "tools"
+    own = "tool_use" if "tool_use" in template_choice.named_templates(tokenizer) else "tools"
     remedy = (
         "write the reasoning into the content, as <think>...</think>"
         if missing == {REASONING}

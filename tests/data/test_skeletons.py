@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from postrain.data.rendering import INSTRUCTION, bundled, clock_at, render
+from postrain.data.rendering import clock_at, render
 from postrain.data.skeletons import Skeletons
+from postrain.data.template_choice import INSTRUCTION, bundled
 from postrain.data.template_proof import inserts_contents
 from postrain.errors import ConfigError
 from tests.data.helpers import MARKED, STRIPPING, UNMARKED
