@@ -208,8 +208,9 @@ class Mean:
     @classmethod
     def of_known(cls, values: Sequence[float | None]) -> Mean:
         """The mean over the rows whose value is known."""
-        total_B = torch.tensor([value or 0.0 for value in values], dtype=torch.float64)
-        return cls.of_rows(total_B, torch.tensor([float(value is not None) for value in values], dtype=torch.float64))
+        known = [value for value in values if value is not None]
+        total_B = torch.tensor([value or 0.0 for value in values])
+        return cls(sum(known), len(known), (total_B, torch.tensor([float(value is not None) for value in values])))
 
     def __add__(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.count + other.count)
