@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from postrain.errors import ConfigError
 from postrain.hardware import mps
 from postrain.hardware.checkpoint_io import FileCheckpointIO
+from postrain.hardware.environment import check_ranks
 from postrain.hardware.optimizer_state import ShardedStrategy
 from postrain.processor import warn_if_slow
 from postrain.types import Count, Workers
@@ -148,7 +149,8 @@ class Hardware:
         return torch.device(self.available.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
 
     def check(self) -> None:
-        """Raises ConfigError for devices that this machine does not have."""
+        """Raises ConfigError for devices that this machine does not have, and for other ranks than were started."""
+        check_ranks(self.devices, self.num_nodes)
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             other = "trainer=cpu (or trainer=ddp_cpu)" if mps.missing_reason() else "trainer=mps"
             raise ConfigError(f"trainer: no CUDA GPU is visible to PyTorch here; use {other}")

@@ -8,7 +8,6 @@ import pytest
 
 from postrain.errors import ConfigError
 from postrain.hardware.environment import check_ranks, first_node, launcher, read_srun, refuse_ranks
-from postrain.hardware.ranks import process_group
 from postrain.hardware.trainer import Hardware
 from tests.cli.test_main import run
 
@@ -73,8 +72,8 @@ def test_other_number_of_ranks_is_refused_with_the_options_to_use(names, environ
     check_ranks(devices=4, nodes=2)
     with pytest.raises(ConfigError, match=r"started 8 processes for a run of 1; .*devices=4 trainer.num_nodes=2, or"):
         check_ranks(devices=1, nodes=1)
-    with pytest.raises(ConfigError, match="started 8 processes"), process_group(Hardware(), None):
-        pass
+    with pytest.raises(ConfigError, match="started 8 processes"):
+        Hardware().check()
     with pytest.raises(ConfigError, match=r"a sweep: must not be started with (srun|torchrun)"):
         refuse_ranks("a sweep")
 
