@@ -53,8 +53,9 @@ def by_name(saved: Mapping[str, Any], order: Sequence[str], groups: Sequence[Seq
     }
 
 
-def by_number(named: Mapping[str, Any]) -> dict[str, Any]:
-    """A state by names with the numbers that an optimizer with its groups gives them."""
+def regrouped(saved: Mapping[str, Any], order: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A saved state as an optimizer with these groups numbers it."""
+    named = by_name(saved, order, groups)
     names = [name for group in named["param_groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
     return {

@@ -23,7 +23,7 @@ from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.hardware.optimizer_state import ORDER, by_name, by_number, grouped_names, saved_order
+from postrain.hardware.optimizer_state import ORDER, ShardedStrategy, grouped_names, regrouped, saved_order
 from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
@@ -271,11 +271,12 @@ class LightningHooks(LightningModule):
         self.counters = Counters(**saved["counters"])
         self.load_state(saved["state"])
         states, order = checkpoint.get("optimizer_states", []), saved.get(ORDER)
-        if states and order == [name for name, _ in self.named_parameters()]:
-            # Of a sharded model; ShardedStrategy has loaded it already.
+        # ShardedStrategy has loaded them already; without a trainer only the weights are loaded.
+        loads = self._trainer is not None and not isinstance(self.trainer.strategy, ShardedStrategy)
+        if loads and states and order == [name for name, _ in self.named_parameters()]:  # of a sharded model
             optimizer: Any = self.configure_optimizers()
             groups = grouped_names(self, optimizer)
-            checkpoint["optimizer_states"] = [by_number(by_name(state, order, groups)) for state in states]
+            checkpoint["optimizer_states"] = [regrouped(state, order, groups) for state in states]
 
 
 def check_trainer(trainer: Trainer) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from postrain.hardware.optimizer_state import by_name, by_number, grouped_names
+from postrain.hardware.optimizer_state import by_name, grouped_names, regrouped
 
 
 def test_state_follows_its_parameters_into_other_groups():
@@ -11,14 +11,15 @@ def test_state_follows_its_parameters_into_other_groups():
         "state": {0: {"exp_avg": 0.1}, 1: {"exp_avg": 0.2}, 3: {"exp_avg": 0.4}},
         "param_groups": [{"lr": 1.0, "params": [0, 3]}, {"lr": 2.0, "params": [1]}],
     }
-    named = by_name(saved, ["wte", "bias", "frozen", "proj"], [["proj"], ["wte"], ["bias"]])
+    order, groups = ["wte", "bias", "frozen", "proj"], [["proj"], ["wte"], ["bias"]]
+    named = by_name(saved, order, groups)
     assert named["state"] == {"wte": {"exp_avg": 0.1}, "bias": {"exp_avg": 0.2}, "proj": {"exp_avg": 0.4}}
     assert named["param_groups"] == [
         {"lr": 1.0, "params": ["proj"]},
         {"lr": 1.0, "params": ["wte"]},
         {"lr": 2.0, "params": ["bias"]},
     ]
-    assert by_number(named) == {
+    assert regrouped(saved, order, groups) == {
         "state": {1: {"exp_avg": 0.1}, 2: {"exp_avg": 0.2}, 0: {"exp_avg": 0.4}},
         "param_groups": [{"lr": 1.0, "params": [0]}, {"lr": 1.0, "params": [1]}, {"lr": 2.0, "params": [2]}],
     }
