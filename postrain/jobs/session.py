@@ -160,6 +160,10 @@ def without_refused(folder: RunFolder) -> Iterator[None]:
         announced = folder.manifest.exists()
         if isinstance(error, RefusedRun) or not announced:
             shutil.rmtree(folder.path, ignore_errors=True)
+            # Those of its name and its model, unless they hold other runs.
+            with suppress(OSError):
+                folder.path.parent.rmdir()
+                folder.path.parents[1].rmdir()
             if announced:
                 print(f"removed {folder.path}: the run made no update")
         raise

@@ -96,7 +96,7 @@ def test_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
     assert run(*words, f"paths.output={tmp_path / 'runs'}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert expected in line
-    assert [path for path in tmp_path.glob("runs/*/*/*") if path.exists()] == []
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_bad_reward_function_stops_before_training(kind, capsys, tmp_path):
 def test_run_that_is_refused_before_its_first_update_leaves_no_folder(word, message, capsys, tmp_path):
     assert run("method=sft", *SMALL, word, f"paths.output={tmp_path / 'runs'}") == 2
     assert message in capsys.readouterr().err
-    assert [path for path in tmp_path.glob("runs/*/*/*") if path.exists()] == []
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 def test_unwritable_output_folder_is_one_line(capsys, tmp_path):
