@@ -59,7 +59,7 @@ class Batch:
 
     def narrowed(self, width: int) -> Self:
         """The same items with their [B, T] tensors truncated to the first `width` tokens."""
-        wide = [f.name for f in fields(self) if f.name.endswith("_BT")]
+        wide = [f.name for f in fields(self) if f.name.endswith("_BT") and getattr(self, f.name) is not None]
         return replace(self, **{name: getattr(self, name)[:, :width] for name in wide})
 
     def prompt_groups(self) -> Sequence[int] | None:

@@ -43,7 +43,13 @@ KEYS = {
     "part": "split",
     "sweep.picture": "sweep.plot",
 }
-SYNONYMS = {"method.num_generations": "method.group_size"}
+SYNONYMS = {
+    "method.num_generations": "method.group_size",
+    **{
+        f"method.vllm_importance_sampling_{key}": f"method.rollout_importance_sampling_{key}"
+        for key in ("mode", "clip_max", "clip_min")
+    },
+}
 """Other names of a key that stay."""
 VALUES = {
     "method.reference_logps": {

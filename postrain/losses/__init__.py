@@ -17,6 +17,8 @@ from postrain.losses.advantages import token_rewards as token_rewards
 from postrain.losses.advantages import whiten as whiten
 from postrain.losses.divergence import exact_kl as exact_kl
 from postrain.losses.divergence import kl as kl
+from postrain.losses.importance_sampling import importance_weights as importance_weights
+from postrain.losses.importance_sampling import sampling_ratio as sampling_ratio
 from postrain.losses.policy_gradient import clipped_surrogate as clipped_surrogate
 from postrain.losses.policy_gradient import grpo as grpo
 from postrain.losses.policy_gradient import nash_md as nash_md

@@ -6,7 +6,8 @@ With one pass over a rollout the ratio is 1, and the gradient is REINFORCE's, �
 
 Axes: B completions, T completion tokens (left-aligned, padded). Arguments: `logps` [B, T] are the policy's
 log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] those of the sampling policy; `advantages`
-[B, T], or [B] with one advantage per completion; `mask` [B, T] is True at completion tokens.
+[B, T], or [B] with one advantage per completion; `mask` [B, T] is True at completion tokens; `importance_weights`
+[B, T] multiply the gradient of each token, not the value of the loss, where another distribution sampled it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from postrain.losses.divergence import SampledKL, kl
+from postrain.losses.importance_sampling import weighted_gradient
 from postrain.losses.reduction import Reduction, reduce
 
 ImportanceSamplingLevel = Literal["token", "sequence", "completion"]
@@ -96,12 +98,15 @@ def policy_terms(
     delta: float | None = None,
     importance_sampling_level: ImportanceSamplingLevel = "token",
     objective: Objective = "clipped",
+    importance_weights: Tensor | None = None,
 ) -> PolicyTerms:
     """Surrogate, ratio and clipped tokens, for the losses of this module and the metrics of methods.
 
     Raises ValueError for `delta` with cispo, where `clip_high` already bounds the ratio.
     """
     advantages_BT = advantages[:, None] if advantages.ndim == 1 else advantages
+    if importance_weights is not None:
+        logps = weighted_gradient(logps, importance_weights)
     ratio_BT = importance_ratio(logps - old_logps, mask, importance_sampling_level)
     if objective == "cispo":
         if delta is not None:
@@ -164,6 +169,7 @@ def grpo(
     ref_logps: Tensor | None = None,
     beta: float = 0.0,
     kl_estimator: SampledKL = "k3",
+    importance_weights: Tensor | None = None,
 ) -> Tensor:
     """Group relative policy optimisation and its family, a scalar (Shao et al. 2024, DeepSeekMath, eq. 3):
 
@@ -183,6 +189,7 @@ def grpo(
         delta=delta,
         importance_sampling_level=importance_sampling_level,
         objective=objective,
+        importance_weights=importance_weights,
     ).loss_BT
     if beta:
         if ref_logps is None:
@@ -194,7 +201,14 @@ def grpo(
 
 
 def rloo(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    importance_weights: Tensor | None = None,
 ) -> Tensor:
     """The clipped surrogate with the ratio of whole completions, the product of token ratios (Ahmadian et al. 2024,
     "Back to basics"), a mean over completions; `advantages` come from `leave_one_out`."""
@@ -206,15 +220,31 @@ def rloo(
         clip_low=clip_low,
         clip_high=clip_high,
         importance_sampling_level="completion",
+        importance_weights=importance_weights,
     )
 
 
 def reinforce(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    importance_weights: Tensor | None = None,
 ) -> Tensor:
     """REINFORCE++ (Hu et al. 2025): the clipped token surrogate, a mean over completions of their token means;
     `advantages` are rewards minus a baseline, whitened over the batch by `whiten`."""
-    return grpo(logps, old_logps, advantages, mask, clip_low=clip_low, clip_high=clip_high)
+    return grpo(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        importance_weights=importance_weights,
+    )
 
 
 def ppo(
@@ -224,11 +254,14 @@ def ppo(
     mask: Tensor,
     *,
     clip: float = 0.2,
+    importance_weights: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """PPO's policy loss, the clipped surrogate as a mean over tokens (Schulman et al. 2017, eq. 7); `advantages` come
     from `gae`, whitened by `whiten`. `ppo_value` is the critic's loss."""
-    terms = policy_terms(logps, old_logps, advantages, mask, clip_low=clip, clip_high=clip)
+    terms = policy_terms(
+        logps, old_logps, advantages, mask, clip_low=clip, clip_high=clip, importance_weights=importance_weights
+    )
     return reduce(terms.loss_BT, reduction, mask)
 
 
@@ -250,9 +283,17 @@ def ppo_value(
 
 
 def nash_md(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, reduction: Reduction = "mean"
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    importance_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """−Σ_t r_t A_t of each completion, a mean over completions (Munos et al. 2023, Nash-MD-PG); `advantages` come from
     `nash_md_advantages`. Its gradient at ratio 1 is that of A · log π."""
+    if importance_weights is not None:
+        logps = weighted_gradient(logps, importance_weights)
     loss_BT = -(importance_ratio(logps - old_logps, mask) * advantages * mask)
     return loss_BT.sum() if reduction == "sum" else reduce(loss_BT.sum(1), reduction)

@@ -32,7 +32,8 @@ from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
-from postrain.methods.online import PolicyGradient, completion_mask, concatenated, local_indices
+from postrain.methods.online import completion_mask, concatenated, local_indices
+from postrain.methods.policy_gradient import PolicyGradient
 from postrain.models.scoring import in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
@@ -52,6 +53,8 @@ class GroupExperience(Batch):
     """Weight of the completion's token losses in the sum."""
     in_loss_B: Tensor
     """False for completions without a gradient, which skip the forward pass."""
+    importance_weights_BT: Tensor | None = None
+    """π_old/π_sampler, truncated or masked; None if the engine samples from the policy."""
 
     def cost(self) -> list[int]:
         in_loss = self.in_loss_B.tolist()
@@ -130,11 +133,14 @@ class GroupRelative(PolicyGradient):
         selected_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
         advantages_BT = self.advantages(selected_PG, penalty_BT, mask_BT) * ~selected_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
-        has_gradient_B = (advantages_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
+        importance_weights_BT = self.importance_weights(rollouts, logps_BT)
+        weighted_BT = advantages_BT if importance_weights_BT is None else advantages_BT * importance_weights_BT
+        has_gradient_B = (weighted_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
         self.accumulate(rollouts.metrics())
         self.log_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
         in_loss_B = (weight_B != 0) & has_gradient_B
-        return GroupExperience(rows, logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
+        tensors = (logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
+        return GroupExperience(rows, *tensors, importance_weights_BT)
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs KL estimates (kl/exact with kl_estimator=exact)."""
@@ -216,6 +222,7 @@ class GroupRelative(PolicyGradient):
             mask_BT,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
+            importance_weights=batch.importance_weights_BT,
             **self.surrogate_options(),
         )
         loss_BT = terms.loss_BT

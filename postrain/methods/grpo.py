@@ -23,7 +23,7 @@ from postrain.losses.advantages import group_advantages, overlong_penalty
 from postrain.losses.divergence import KLEstimator
 from postrain.losses.policy_gradient import LossType, Objective, SurrogateOptions, completion_weights
 from postrain.methods.group_relative import GroupExperience, GroupRelative
-from postrain.methods.online import KLPlacement
+from postrain.methods.policy_gradient import KLPlacement
 from postrain.rollout.collect import Rollouts
 from postrain.types import CountOrZero, NonNegative, Positive
 

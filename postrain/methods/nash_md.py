@@ -21,6 +21,7 @@ from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import sampled_kl_metrics
 from postrain.methods.online import completion_mask, local_indices
 from postrain.methods.online_preference import OnlinePreference
+from postrain.methods.rollout_correction import RolloutCorrection
 from postrain.models.scoring import score
 from postrain.rollout.engine import Mixture
 from postrain.types import Batch, Fraction, LossSum, Mean, Positive, Rows
@@ -36,12 +37,14 @@ class Experience(Batch):
     advantages_BT: Tensor
     in_loss_B: Tensor
     """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
+    importance_weights_BT: Tensor | None = None
+    """π_old/π_sampler, truncated or masked; None if the engine samples from the policy."""
 
     def cost(self) -> list[int]:
         return [cost * in_loss for cost, in_loss in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
 
 
-class NashMD(OnlinePreference):
+class NashMD(OnlinePreference, RolloutCorrection):
     """Trains a policy on pairwise preferences towards their Nash equilibrium, by playing against a geometric mixture of
     policy and reference (Munos et al. 2023, Nash-MD-PG).
 
@@ -70,7 +73,8 @@ class NashMD(OnlinePreference):
         self.accumulate({"win_rate/mixture": Mean(preferred_B[known_B].sum(), known_B.sum())})
         in_loss_B = ~self.truncated_and_masked(policy)
         advantages_BT = losses.nash_md_advantages(preferred_B, logps_BT - ref_logps_BT, mask_BT, beta=self.beta)
-        return Experience(policy.rows, logps_BT, advantages_BT * in_loss_B[:, None], in_loss_B)
+        weights_BT = self.importance_weights(policy, logps_BT)
+        return Experience(policy.rows, logps_BT, advantages_BT * in_loss_B[:, None], in_loss_B, weights_BT)
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         for indices in self.minibatch_indices(self.batch_size):
@@ -82,7 +86,14 @@ class NashMD(OnlinePreference):
         found = score(self.policy, batch.rows, temperature=self.sampling.temperature)
         batch = batch.narrowed(found.mask_BT.shape[1])
         self.check_first_pass(batch.logps_BT, found.logps_BT)
-        total = losses.nash_md(found.logps_BT, batch.logps_BT, batch.advantages_BT, found.mask_BT, reduction="sum")
+        total = losses.nash_md(
+            found.logps_BT,
+            batch.logps_BT,
+            batch.advantages_BT,
+            found.mask_BT,
+            importance_weights=batch.importance_weights_BT,
+            reduction="sum",
+        )
         return LossSum(total, {})
 
     def denominator(self, batch: Experience) -> int:

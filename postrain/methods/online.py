@@ -1,5 +1,5 @@
-"""Bases of the online methods: `Online` samples completions from the policy and iterates over each rollout in epochs of
-mini-batches; `PolicyGradient` adds the KL penalty and the entropy bonus of PPO and the GRPO family.
+"""Base of the online methods: samples completions from the policy and iterates over each rollout in epochs of
+mini-batches. `RolloutCorrection` adds old log-probabilities and importance weights, `PolicyGradient` a KL penalty.
 
 The seed of a completion depends on the prompt's index in the global batch and the completion's number, not on the rank.
 
@@ -8,11 +8,11 @@ Axes: B completions, prompt-major, T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,31 +20,13 @@ from torch import Tensor, nn
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.losses.divergence import KLEstimator, kl
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
-from postrain.models.scoring import ReferenceScores, Scores, in_micro_batches, pad_T, score, score_with_reference
+from postrain.models.scoring import in_micro_batches, pad_T, score
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
 from postrain.seeds import derive_seed, generator
-from postrain.types import Count, LRSchedule, Max, Mean, NonNegative, Rows
-
-# Largest difference of two float32 log-probabilities due to summation order [nats].
-SAMPLER_TOLERANCE = 1e-2
-
-KLPlacement = Literal["reward", "loss"]
-
-BIASED_KL: Mapping[tuple[KLEstimator, KLPlacement], str] = {
-    ("k2", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1, or method.kl_in=loss",
-    ("k3", "reward"): "its expected gradient is not that of the KL; use method.kl_estimator=k1",
-    ("exact", "reward"): "it does not depend on the sampled token and has no gradient; use method.kl_in=loss",
-    ("k1", "loss"): "its expected gradient is 0; use method.kl_in=reward, or method.kl_estimator=exact or k2",
-    ("k3", "loss"): (
-        "its expected gradient is that of KL(reference ‖ policy), not of KL(policy ‖ reference); "
-        "use method.kl_estimator=exact or k2"
-    ),
-}
-"""Rejected combinations with reason and remedy; losses/divergence.py has the whole table."""
+from postrain.types import Count, LRSchedule, Mean, NonNegative, Rows
 
 
 class Online(Method):
@@ -167,22 +149,6 @@ class Online(Method):
             self.tokens_per_micro_batch,
         )
 
-    def old_logps(self, rollouts: Rollouts) -> Tensor:
-        """Old log-probabilities, [B, T], recorded while sampling or recomputed; sets `first_pass`."""
-        # In lower precision engine and scorer round differently. The first ratio must be 1, so recompute.
-        self.first_pass = self.components.engine.exact_logps and self.in_float32()
-        if self.first_pass:
-            return rollouts.logps_BT
-        logps_BT = self.logps(self.policy, rollouts.rows)
-        self.accumulate({"rollout/logp_error": sampler_error(rollouts.logps_BT, logps_BT, strict=False)})
-        return logps_BT
-
-    def check_first_pass(self, recorded_BT: Tensor, own_BT: Tensor) -> None:
-        """Checks, before the first optimizer step, that the policy reproduces the recorded log-probabilities."""
-        if self.first_pass:
-            error = sampler_error(recorded_BT, own_BT.detach(), strict=not self.dropout)
-            self.accumulate({"rollout/logp_error": error})
-
     def reference_logps(self, rows: Rows) -> Tensor:
         """Log-probabilities of the completions under the reference, without gradient, [B, T]."""
         with self.reference_policy.scoring() as frozen:
@@ -205,53 +171,6 @@ class Online(Method):
         return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
 
 
-class PolicyGradient(Online):
-    """Base of policy-gradient methods with a KL penalty and an entropy bonus."""
-
-    kl_coef: NonNegative = 0.0
-    """Weight of KL(policy ‖ reference); 0 needs no reference."""
-    kl_estimator: KLEstimator = "k1"
-    """KL estimator of the penalty: k1 with kl_in=reward; exact (a sum over the vocabulary), k2 or k3 with kl_in=loss,
-    where exact and k2 have the gradient of the KL. All estimates are logged."""
-    kl_in: KLPlacement = "reward"
-    """Where the KL penalty enters. reward: subtracted from the reward (k1). loss: added to the loss (exact, k2, k3)."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus [per nat]; 0 disables it."""
-
-    published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlacement]]] = frozenset()
-    """Combinations with a biased gradient that the method's paper uses."""
-
-    def on_model_attached(self) -> None:
-        super().on_model_attached()
-        self.coef = self.kl_coef
-
-    def check(self) -> None:
-        super().check()
-        chosen = (self.kl_estimator, self.kl_in)
-        if chosen in BIASED_KL and chosen not in self.published_kl:
-            raise ConfigError(
-                f"method.kl_estimator={self.kl_estimator} with method.kl_in={self.kl_in}: {BIASED_KL[chosen]}"
-            )
-
-    def kl_in_this_loss(self) -> bool:
-        """Whether the loss of this update has a KL term."""
-        return self.kl_in == "loss" and self.coef > 0
-
-    def scored(self, rows: Rows, head: Callable[[Tensor], Tensor] | None = None) -> Scores | ReferenceScores:
-        """Differentiable scores of these rows under the policy; with the exact KL in the loss, also its value."""
-        options: Any = {"temperature": self.sampling.temperature, "entropy": self.entropy_coef > 0, "head": head}
-        if self.kl_in_this_loss() and self.kl_estimator == "exact":
-            return score_with_reference(self.policy, self.reference_policy, rows, **options)
-        return score(self.policy, rows, **options)
-
-    def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
-        """The KL term of each token by `kl_estimator`, differentiable, [B, T], or [B, 1] for whole completions."""
-        if isinstance(found, ReferenceScores):
-            return found.kl_BT
-        assert self.kl_estimator != "exact"
-        return kl(found.logps_BT, ref_logps_BT, self.kl_estimator)
-
-
 def local_indices(indices: Sequence[int]) -> list[int]:
     """Indices of this rank's items (rank::world_size) in its share of the global batch."""
     world, rank = collectives.world_size(), collectives.rank()
@@ -262,20 +181,6 @@ def completion_mask(rows: Rows, device: torch.device) -> Tensor:
     """True at completion tokens, left-aligned, [B, T]."""
     counts_B = torch.tensor([int(mask.sum()) for mask in rows.supervised], device=device)
     return torch.arange(int(counts_B.max()), device=device) < counts_B[:, None]
-
-
-def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
-    """Largest difference between recorded and recomputed log-probabilities; both are 0 outside the mask.
-
-    With `strict` (all float32), raises ConfigError if it exceeds rounding: the first importance ratio would not be 1.
-    """
-    error = float((recorded_BT - own_BT).abs().max())
-    if strict and error > SAMPLER_TOLERANCE:
-        raise ConfigError(
-            f"rollout: sampled log-probabilities differ by {error:.2g} from the policy's own in float32, expected 0 up "
-            "to rounding: the engine and the model do not compute the same; report it with the model's name"
-        )
-    return Max(error)
 
 
 def concatenated(parts: Sequence[Rollouts]) -> Rollouts:

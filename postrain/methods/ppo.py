@@ -28,7 +28,9 @@ from postrain.losses.policy_gradient import policy_terms, ppo_value
 from postrain.losses.reduction import reduce
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, step_metrics
-from postrain.methods.online import PolicyGradient, local_indices, sampler_error
+from postrain.methods.online import local_indices
+from postrain.methods.policy_gradient import PolicyGradient
+from postrain.methods.rollout_correction import sampler_error
 from postrain.models.parts import ValueHead, trunk, unwrapped
 from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference, values
 from postrain.types import (
@@ -72,6 +74,8 @@ class Experience(Batch):
     """Value targets: unwhitened advantage + old value."""
     in_loss_B: Tensor
     """False for unscorable episodes, and for truncated ones with mask_truncated_completions; excluded from the loss."""
+    importance_weights_BT: Tensor | None = None
+    """π_old/π_sampler, truncated or masked; None if the engine samples from the policy."""
 
 
 class PPO(PolicyGradient):
@@ -130,7 +134,7 @@ class PPO(PolicyGradient):
         rollouts = self.rollout(batch)
         found = in_micro_batches(self.compare, rollouts.rows, self.tokens_per_micro_batch)
         # The first ratio must be 1: old log-probs are recomputed if the engine's are not exact (top-k, bf16).
-        recorded = self.components.engine.exact_logps and self.in_float32()
+        recorded = self.samples_from_policy()
         logps_BT = rollouts.logps_BT if recorded else found.logps_BT
         if self.critic_trunk is not None:
             found = replace(
@@ -151,7 +155,7 @@ class PPO(PolicyGradient):
         self.accumulate({"rollout/logp_error": sampler_error(rollouts.logps_BT, found.logps_BT, strict=recorded)})
         whitened_BT = collectives.whiten_globally(advantages_BT, in_loss_BT)
         tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
-        return Experience(rollouts.rows, *tensors, in_loss_B)
+        return Experience(rollouts.rows, *tensors, in_loss_B, self.importance_weights(rollouts, logps_BT))
 
     def compare(self, rows: Rows) -> ReferenceScores:
         """Log-probabilities of policy and reference, and values of a shared critic."""
@@ -227,7 +231,13 @@ class PPO(PolicyGradient):
             values_BT, batch.values_BT, batch.returns_BT, mask_BT, clip=self.value_clip, reduction="sum"
         )
         terms = policy_terms(
-            found.logps_BT, batch.logps_BT, batch.advantages_BT, mask_BT, clip_low=self.clip, clip_high=self.clip
+            found.logps_BT,
+            batch.logps_BT,
+            batch.advantages_BT,
+            mask_BT,
+            clip_low=self.clip,
+            clip_high=self.clip,
+            importance_weights=batch.importance_weights_BT,
         )
         policy_loss = reduce(terms.loss_BT, "sum", mask_BT)
         total = self.value_coef * value_loss

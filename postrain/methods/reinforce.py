@@ -16,7 +16,7 @@ from postrain.hardware import collectives
 from postrain.losses.advantages import group_centred, reward_to_go
 from postrain.losses.divergence import KLEstimator
 from postrain.methods.group_relative import GroupRelative
-from postrain.methods.online import KLPlacement
+from postrain.methods.policy_gradient import KLPlacement
 
 
 class Reinforce(GroupRelative):

@@ -28,4 +28,13 @@ declare(
     direction="min",
     bounds=POSITIVE,
 )
+declare("rollout/is_mean", "importance ratio policy/sampler, mean over tokens", bounds=POSITIVE)
+declare("rollout/is_max", "largest importance ratio policy/sampler", bounds=POSITIVE)
+declare(
+    "rollout/is_eff_sample_size",
+    "effective sample size of the importance weights as a share of the tokens: (Σ w)² / (N Σ w²)",
+    direction="max",
+    bounds=SHARE,
+)
+declare("rollout/is_clipped", "share of tokens whose importance weight is truncated or masked", bounds=SHARE)
 declare("environment/*", "counts of a multi-turn environment, mean over episodes")

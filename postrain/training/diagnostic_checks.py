@@ -229,3 +229,27 @@ def high_clip_fraction(history: History) -> str | None:
     if fractions is None or min(fractions) < 0.3:
         return None
     return f"{fmean(fractions):.0%} of the tokens are clipped."
+
+
+def sampler_mismatch(history: History) -> Finding | None:
+    windows = {name: last(history, f"rollout/is_{name}", 3) for name in ("mean", "eff_sample_size", "clipped")}
+    means, sizes, clipped = (fmean(values) if values else None for values in windows.values())
+    if means is None or sizes is None or clipped is None or not (sizes < 0.5 or clipped > 0.2 or means < 0.5):
+        return None
+    observed = (
+        f"The importance weights of sampled tokens have a mean of {means:.2f} (1 is expected), an effective sample "
+        f"size of {sizes:.0%} of the tokens, and {clipped:.0%} of them are truncated or masked."
+    )
+    if means < 0.5:
+        return Finding(
+            observed,
+            "The sampler's log-probabilities are higher than the policy's: top-k, top-p or min-p exclude much of the "
+            "distribution, or the server ignores rollout.temperature.",
+            "Set rollout.top_p=1, rollout.top_k=0 and rollout.min_p=0, or use a mode of token level.",
+        )
+    return Finding(
+        observed,
+        "The sampler's distribution is far from the policy's, so that few tokens carry most of the gradient.",
+        "Use the policy's precision (rollout.dtype), a lower method.learning_rate, or a mode of token "
+        "level (method.rollout_importance_sampling_mode=token_truncate).",
+    )

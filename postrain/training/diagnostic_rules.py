@@ -23,6 +23,7 @@ from postrain.training.diagnostic_checks import (
     reward_grows_with_length,
     reward_grows_with_repetition,
     reward_overoptimization,
+    sampler_mismatch,
     samples_become_unlikely,
     saturated_margins,
     stuck_at_ln_2,
@@ -229,5 +230,22 @@ RULES = (
         ),
         remedy="Lower method.learning_rate or method.epochs.",
         check=high_clip_fraction,
+    ),
+    Rule(
+        name="sampler_mismatch",
+        title="The sampler differs much from the policy",
+        symptom=(
+            "rollout/is_eff_sample_size is below 50%, rollout/is_clipped above 20% or rollout/is_mean below 0.5, as "
+            "means of three updates."
+        ),
+        cause=(
+            "Completions come from another distribution than the policy (other kernels, precision or weights, top-k or "
+            "top-p), and the importance weights that correct for it are very unequal or small."
+        ),
+        remedy=(
+            "Use the policy's precision (rollout.dtype), no top-k, top-p and min-p, a mode of token level "
+            "(method.rollout_importance_sampling_mode), or a lower method.learning_rate."
+        ),
+        check=sampler_mismatch,
     ),
 )

@@ -24,7 +24,14 @@ TRUNCATED: list[Change] = [
     ({"missing_eos_penalty": 0.7}, {}),
     ({"mask_truncated_completions": True}, {"missing_eos_penalty": 0.7}),
 ]
+OTHER_SAMPLER = {"rollout_importance_sampling_mode": "token_truncate"}
+CORRECTED: list[Change] = [
+    ({"rollout_importance_sampling_mode": "sequence_mask"}, OTHER_SAMPLER),
+    ({"rollout_importance_sampling_clip_max": 1.0}, OTHER_SAMPLER),
+    ({"rollout_importance_sampling_clip_min": 1.0}, OTHER_SAMPLER),
+]
 GROUPED: list[Change] = [
+    *CORRECTED,
     ({"group_size": 4}, {}),
     ({"clip_low": 0.99}, {}),
     ({"clip_high": 9.0}, {}),
@@ -62,6 +69,7 @@ CHANGES: dict[str, list[Change]] = {
         ({"minibatches_per_epoch": 2}, {}),
     ],
     "nash_md": [
+        *CORRECTED,
         *TRUNCATED,
         ({"group_size": 4}, {}),
         ({"beta": 0.37}, {}),
@@ -82,7 +90,11 @@ class MixtureEngine(ScriptedEngine):
     def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list:
         if isinstance(model, Mixture):
             self.calls += round(10 * model.coef)
-        return super().generate(model, prompts, seeds=seeds, stop=stop)
+        found = super().generate(model, prompts, seeds=seeds, stop=stop)
+        if self.exact_logps:
+            return found
+        source = torch.Generator().manual_seed(6)
+        return [replace(one, logps=one.logps + 0.3 * torch.randn(len(one.ids), generator=source)) for one in found]
 
 
 COMPLETIONS = [[2, 7, 0], [2, 3, 0], [2, 4], [1, 4, 9, 0], [3, 8, 0], [1, 5], [4, 0], [2, 2, 2, 2, 0]]
@@ -92,7 +104,7 @@ VALUES = {"1": 0.0, "2": 1.0, "3": 0.4, "4": 0.1}
 def update_gradients(method: str, **settings: Any) -> torch.Tensor:
     """The gradients of all mini-batches of one update, with different policy, sampler and reference."""
     components = {
-        "engine": MixtureEngine(COMPLETIONS),
+        "engine": MixtureEngine(COMPLETIONS, exact_logps=OTHER_SAMPLER.keys().isdisjoint(settings)),
         "template": NumberTemplate(),
         "reward": FirstTokenReward(VALUES),
     }

@@ -23,6 +23,10 @@ def join(*columns: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for entry in row for name, value in entry.items()} for row in zip(*columns, strict=True)]
 
 
+def weights(mean: float, size: float, clipped: float) -> dict[str, float]:
+    return {"rollout/is_mean": mean, "rollout/is_eff_sample_size": size, "rollout/is_clipped": clipped}
+
+
 STILL = [{"loss": LN_2, "margin": 0.0, "grad_norm": 0.3, "learning_rate": 1e-3}] * 3
 EVALS = join(ramp("eval/reward/total", 0.1, 0.9, 3), ramp("gold/total", 0.6, 0.2, 3))
 KL = [{"kl/exact": 0.1}] * 10 + [{"kl/exact": 0.9}] * 10
@@ -68,6 +72,9 @@ APPLIES: list[tuple[str, History, str]] = [
     ("zero_variance_groups", [{"group/frac_reward_zero_std": 0.9, "reward/total": 0.1}] * 5, "90% of the groups"),
     ("completions_truncated", [{"completion/finished": 0.0}] * 3, "max_new_tokens"),
     ("high_clip_fraction", [{"clip_fraction": 0.4}] * 3, "40%"),
+    ("sampler_mismatch", [weights(1.0, 0.4, 0.0)] * 3, "size of 40%"),
+    ("sampler_mismatch", [weights(0.9, 0.9, 0.3)] * 3, "30% of them"),
+    ("sampler_mismatch", [weights(0.4, 1.0, 0.0)] * 3, "exclude much of the distribution"),
 ]  # fmt: skip
 
 NOT_APPLIES: list[tuple[str, History]] = [
@@ -105,6 +112,8 @@ NOT_APPLIES: list[tuple[str, History]] = [
      + [{"group/frac_reward_zero_std": 0.1}]),
     ("completions_truncated", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
     ("high_clip_fraction", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),
+    ("sampler_mismatch", [weights(0.9, 0.6, 0.1)] * 3),
+    ("sampler_mismatch", [weights(1.0, 0.1, 0.0)] * 2),
 ]  # fmt: skip
 
 
