@@ -189,4 +189,4 @@ class Template:
 
 
 def _tensor(ids: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.fromiter(ids, np.int64, len(ids)))  # a fifth of the time of torch.tensor
+    return torch.from_numpy(np.array(ids, np.int64))  # an eighth of the time of torch.tensor

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,9 +60,7 @@ class Encoded(ABC):
 
     def signature(self) -> bytes:
         """Bytes that differ for different tokens, masks, labels, margins or columns."""
-        return b"".join(
-            row.ids.numpy().tobytes() + row.supervised.numpy().tobytes() + b"|" for row in self.token_rows()
-        )
+        return b"".join([row.signature() for row in self.token_rows()])
 
     def label_values(self) -> tuple[bool, ...]:
         """The labels of the record; the audit counts them under `label_names`."""
@@ -102,6 +101,9 @@ class EncodedRow(Encoded):
     def token_rows(self) -> tuple[EncodedRow, ...]:
         return (self,)
 
+    def signature(self) -> bytes:
+        return self.ids.numpy().tobytes() + self.supervised.numpy().tobytes() + b"|"
+
     def uses(self) -> list[TokenUse]:
         """The use of each token."""
         return ["loss" if supervised else "context" for supervised in self.supervised.tolist()]
@@ -131,13 +133,12 @@ class Encoder:
         """One row per answer, all with the same prompt, truncated to fit the longest answer."""
         before, completions = yield from self.template.completions(prompt, answers, row=row)
         kept = self.cut_prompt_for(before, max(completion.numel() for completion in completions))
-        mask = torch.zeros(kept.numel(), dtype=torch.bool)
-        return [self.joined(row, kept, mask, completion) for completion in completions]
+        return [self.joined(row, kept, completion) for completion in completions]
 
     def answer(self, row: int, prompt: Tensor, completion: Tensor) -> EncodedRow:
         """One row of prompt and completion."""
         kept = self.cut_prompt_for(prompt, completion.numel())
-        return self.joined(row, kept, torch.zeros(kept.numel(), dtype=torch.bool), completion)
+        return self.joined(row, kept, completion)
 
     def cut_prompt_for(self, prompt: Tensor, answer: int) -> Tensor:
         """The prompt truncated to leave `answer` tokens, down to one token."""
@@ -146,15 +147,20 @@ class Encoder:
             return self.eos()
         return self._truncated(prompt, max(1, min(self.max_length - answer, self.max_prompt_length)))
 
-    def joined(self, row: int, prompt: Tensor, prompt_mask: Tensor, completion: Tensor) -> EncodedRow:
-        """Prompt and completion in one row; a truncated completion keeps its end token."""
+    def joined(self, row: int, prompt: Tensor, completion: Tensor, prompt_mask: Tensor | None = None) -> EncodedRow:
+        """Prompt and completion in one row; a truncated completion keeps its end token.
+
+        `prompt_mask` is True for the tokens of the prompt in the loss, bool [L]; None if none is.
+        """
         room = self.max_length - prompt.numel()
         if completion.numel() > room:
             self.cuts[ANSWER_CUT] += 1
             completion = torch.cat([completion[: room - 1], completion[-1:]])
-        supervised = torch.cat([prompt_mask, torch.ones(completion.numel(), dtype=torch.bool)])
+        ids = torch.cat([prompt, completion])
+        supervised = np.ones(ids.numel(), np.bool_)  # a third of the time of tensors
+        supervised[: prompt.numel()] = False if prompt_mask is None else prompt_mask
         supervised[0] = False
-        return EncodedRow(row, torch.cat([prompt, completion]), supervised)
+        return EncodedRow(row, ids, torch.from_numpy(supervised))
 
     def eos(self) -> Tensor:
         """The eos token, [1]."""

@@ -35,7 +35,7 @@ from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.readers import Cell, Table
 from postrain.data.reading_progress import tracked
-from postrain.data.records import Record
+from postrain.data.records import NO_COLUMNS, Record
 from postrain.data.solutions import with_boxed_answer
 from postrain.data.values import clean_values, decode
 from postrain.errors import ConfigError
@@ -153,7 +153,8 @@ def _record(row: int, fields: Fields) -> Record:
         _check_weight(fields)
     fields.check_unused()
     # A column of the row takes precedence over a column that the format derives from the answer.
-    return replace(record, columns=with_boxed_answer({**record.columns, **fields.rest()}))
+    columns = with_boxed_answer({**record.columns, **fields.rest()})
+    return replace(record, columns=columns or NO_COLUMNS)
 
 
 def _check_weight(fields: Fields) -> None:

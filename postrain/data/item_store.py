@@ -150,7 +150,7 @@ def layout_of(item: Encoded) -> Layout:
     """The fields of an item with their types. Raises Unstorable."""
     found = {}
     for name, value in _values(item):
-        found[name] = layout_of(value) if isinstance(value, Encoded) else _type_of(value)
+        found[name] = layout_of(value) if isinstance(value, Encoded) else _type_of([value])
     return {"class": type(item).__name__, "fields": found}
 
 
@@ -158,12 +158,19 @@ def _values(item: Encoded) -> Iterator[tuple[str, Any]]:
     return ((field.name, getattr(item, field.name)) for field in fields(item))
 
 
-def _type_of(value: Any) -> str:
-    kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-    kind = "json" if isinstance(value, Mapping) else kind
-    if kind not in TYPES:
-        raise Unstorable(f"a value of the type {kind}")
-    return kind
+def _type_of(values: Sequence[Any]) -> str:
+    """The name in TYPES of the type of all values. Raises Unstorable."""
+    found = {value.dtype if isinstance(value, Tensor) else type(value) for value in values}
+    names = set(map(_type_name, found))
+    if len(names) > 1 or not names <= TYPES.keys():
+        raise Unstorable(f"values of the types {', '.join(sorted(names))}")
+    return names.pop()
+
+
+def _type_name(found: type | torch.dtype) -> str:
+    if isinstance(found, torch.dtype):
+        return str(found)
+    return "json" if issubclass(found, Mapping) else found.__name__
 
 
 def _table(items: Sequence[Encoded], layout: Layout) -> Any:
@@ -188,10 +195,10 @@ def _columns(items: Sequence[Encoded], layout: Layout, prefix: str = "") -> Iter
         values = [getattr(item, name) for item in items]
         if isinstance(kind, Mapping):
             yield from _columns(values, kind, f"{prefix}{name}.")
-        elif all(_type_of(value) == kind for value in values):
+        elif (found := _type_of(values)) == kind:
             yield f"{prefix}{name}", kind, values
         else:
-            raise Unstorable(f"{name} of different types")
+            raise Unstorable(f"{name} of the type {found}, after {kind}")
 
 
 class ItemTable(Items):

@@ -25,13 +25,12 @@ class ValueType:
     """For an Arrow array, a function that returns the value at an index."""
 
 
-def _list_type(pack: Callable[[Any], np.ndarray], unpack: Callable[[np.ndarray], Any]) -> ValueType:
+def _list_type(join: Callable[[Sequence[Any]], np.ndarray], unpack: Callable[[np.ndarray], Any]) -> ValueType:
     def packed(values: Sequence[Any]) -> Any:
         import pyarrow  # noqa: PLC0415 - start-up time
 
-        parts = [pack(value) for value in values]
-        offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
-        return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(np.concatenate(parts)))
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(join(values)))
 
     def reader(array: Any) -> Callable[[int], Any]:
         offsets, values = array.offsets.to_numpy(), array.values.to_numpy()
@@ -52,10 +51,11 @@ def _scalar_type(arrow_type: str, pack: Callable[[Any], Any] = lambda value: val
     return ValueType(packed, reader)
 
 
-def _flags(values: Sequence[Any]) -> np.ndarray:
-    if not all(isinstance(value, bool) for value in values):
+def _flags(values: Sequence[Sequence[Any]]) -> np.ndarray:
+    flags = [flag for value in values for flag in value]
+    if not all(isinstance(flag, bool) for flag in flags):
         raise Unstorable("a list of other values than true and false")
-    return np.array(values, dtype=np.uint8)
+    return np.array(flags, dtype=np.uint8)
 
 
 def _to_json(value: Mapping[str, Any]) -> str:
@@ -71,10 +71,10 @@ def _to_json(value: Mapping[str, Any]) -> str:
 
 TYPES: Mapping[str, ValueType] = {
     "torch.int64": _list_type(
-        lambda ids: ids.numpy().astype(np.int32), lambda ids: torch.from_numpy(ids.astype(np.int64))
+        lambda rows: torch.cat(tuple(rows)).int().numpy(), lambda ids: torch.from_numpy(ids.astype(np.int64))
     ),
     "torch.bool": _list_type(
-        lambda mask: mask.numpy().astype(np.uint8), lambda mask: torch.from_numpy(mask.astype(np.bool_))
+        lambda rows: torch.cat(tuple(rows)).byte().numpy(), lambda mask: torch.from_numpy(mask.astype(np.bool_))
     ),
     "tuple": _list_type(_flags, lambda flags: tuple(map(bool, flags.tolist()))),
     "int": _scalar_type("int64"),

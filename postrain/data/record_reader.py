@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from postrain.data.encode import Encoded, LossOn
 from postrain.data.formats import parse
@@ -114,14 +115,14 @@ class Split:
 
 def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: int, source: str) -> Split:
     """Holds out a fraction of the prompts with all their rows, at most `eval_rows` prompts and rows."""
-    prompts = sorted({record.prompt_content() for record in records})
+    prompts = {record.prompt_content() for record in records}
     if len(prompts) < 2:
         raise ConfigError(
             f"{source}: {len(prompts)} different prompts are too few to hold one out; give held-out rows with "
             "data.eval_path=FILE"
         )
     wanted = min(math.ceil(fraction * len(prompts)), eval_rows, len(prompts) - 1)
-    drawn = set(sorted(prompts, key=lambda prompt: derive_seed(seed, f"held out: {prompt}"))[:wanted])
+    drawn = {*nsmallest(wanted, prompts, key=lambda prompt: (derive_seed(seed, f"held out: {prompt}"), prompt))}
     held_out = tuple(record for record in records if record.prompt_content() in drawn)
     train = tuple(record for record in records if record.prompt_content() not in drawn)
     return Split(train, held_out[:eval_rows], {SURPLUS: len(held_out[eval_rows:])})

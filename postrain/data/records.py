@@ -19,6 +19,8 @@ from postrain.errors import ConfigError
 
 KINDS: dict[str, type[Record]] = {}
 """All record kinds by name; importing the files of `kinds/` registers them."""
+NO_COLUMNS: Mapping[str, Any] = {}
+"""Shared by many records, because a dict of their own takes 80 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,10 @@ def conversion(source: type[Source], target: type[Record], reason: str = "") -> 
 def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
     """Converts records to `kind`. Raises ConfigError with both kinds if there is no conversion."""
     have = type(records[0]).__name__ if records else kind
-    found = Conversion(lambda record: (record,)) if have == kind else CONVERSIONS.get((have, kind))
+    unused = Counter(part for record in records for part in record.unused_parts(kind))
+    if have == kind:
+        return Converted(tuple(records), unused=unused)
+    found = CONVERSIONS.get((have, kind))
     if found is None:
         possible = " or ".join(wanted for held, wanted in CONVERSIONS if held == have)
         raise ConfigError(
@@ -163,7 +168,6 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
             f"{_mapping_hint(records[0], kind)}"
         )
     converted = [found.build(record) for record in records]
-    unused = Counter(part for record in records for part in record.unused_parts(kind))
     return Converted(
         tuple(record for made in converted for record in made),
         Counter(found.reason for made in converted if not made),

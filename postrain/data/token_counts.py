@@ -98,10 +98,7 @@ def fingerprint(items: Iterable[Encoded], gold: Sequence[Any] = (), after: Any =
 
 def _leading(ids: np.ndarray, token: int) -> int:
     """How often `token` occurs at the beginning."""
-    if not len(ids) or ids[0] != token:
-        return 0
-    others = np.flatnonzero(ids != token)
-    return int(others[0]) if len(others) else len(ids)
+    return next((place for place, found in enumerate(ids) if found != token), len(ids))
 
 
 def _name(percentile: int) -> str:

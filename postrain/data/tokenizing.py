@@ -81,18 +81,12 @@ class PieceTokenizer:
         if backend is None:
             return self._call(texts)
         if self._words is not None and not backend.encode_special_tokens:
-            return self._by_words(self._words, texts)
+            return [*map(self._words.of, texts)]
         ids = [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
         before, self._texts = self._texts, self._texts + len(texts)
         if before < MANY <= self._texts and (words := word_ids(backend)) is not None:
-            same = all(words.of(text) == found for text, found in zip(texts, ids, strict=True) if text.isascii())
-            self._words = words if same else None
+            self._words = words if [*map(words.of, texts)] == ids else None
         return ids
-
-    def _by_words(self, words: WordIds, texts: list[str]) -> list[list[int]]:
-        others = [text for text in texts if not text.isascii()]
-        found = iter(words.backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
-        return [words.of(text) if text.isascii() else next(found).ids for text in texts]
 
     def _backend(self) -> Any:
         """The tokenizer of the library tokenizers, if calling it gives the same ids; a third of the time is saved."""

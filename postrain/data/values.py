@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ def decode(text: str) -> Any:
     the error message.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        return DECODER.decode(text)
     except RecursionError:
         raise json.JSONDecodeError(f"nested deeper than {MAX_LEVELS} levels", text, _too_deep_at(text)) from None
 
@@ -56,7 +57,7 @@ def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
     replaced: set[str] = set()
     if isinstance(values, DuplicateKeys):
         raise ConfigError(f"{where}: the column {values.key!r:.60} occurs twice; remove one of them")
-    return {_text(name): _clean(value, name, where, replaced, 1) for name, value in values.items()}, replaced
+    return {_name(name): _clean(value, name, where, replaced, 1) for name, value in values.items()}, replaced
 
 
 def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) -> Any:
@@ -81,13 +82,18 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
     if isinstance(value, list | tuple):
         return [_clean(item, column, where, replaced, level + 1) for item in value]
     return {
-        _text(name) if isinstance(name, str) else name: _clean(item, column, where, replaced, level + 1)
+        _name(name) if isinstance(name, str) else name: _clean(item, column, where, replaced, level + 1)
         for name, item in value.items()
     }
 
 
 def _text(value: str) -> str:
     return NOT_TEXT.sub(REPLACEMENT, value)
+
+
+def _name(value: str) -> str:
+    """The name of a column or field, one object for all rows."""
+    return sys.intern(_text(value))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,6 +108,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int | OversizedInteger:
     return int(digits) if len(digits) <= MAX_DIGITS else OversizedInteger(len(digits.lstrip("-")))
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 def _too_deep_at(text: str) -> int:

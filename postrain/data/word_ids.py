@@ -4,7 +4,8 @@ A tokenizer of GPT-2's kind cuts a text at its added tokens, and the rest into w
 word is tokenized on its own, so the ids of a text are those of its words, of which most occurred before. `WordIds`
 cuts by Python's `re` and asks the tokenizer for new words only.
 
-Only for the splitters of SPLITS, and for ASCII texts: there `re` and the tokenizer agree on letters, digits and spaces.
+Only for the splitters of SPLITS. Parts with characters of which `re` and the tokenizer may know different classes
+(unicode_classes.py) are given to the tokenizer.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from postrain.data.unicode_classes import in_ascii, in_unicode
+
 MAX_WORDS = 200_000
 """Words that are kept, in about 50 MB; then all are forgotten."""
+PARTS = 256
+"""Texts between added tokens whose ids are kept: a template repeats some in every row."""
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -42,33 +48,48 @@ SPLITS: tuple[tuple[list[Mapping[str, Any]], str], ...] = (
 )
 """The steps by which tokenizers cut a text, and the same as one regular expression."""
 CHANGES_NO_ASCII = ("NFC", "NFKC")
+"""The normalizers that may come before the steps."""
+UNPRINTABLE = (*range(33), 127, *range(128, 161), 173)
+BYTE_LEVEL = {byte: chr(256 + place) for place, byte in enumerate(UNPRINTABLE)}
+"""The characters that stand for bytes in the vocabulary, where they are not those of Latin-1 (a space is Ġ)."""
 
 
 class WordIds(dict[str, Sequence[int]]):
     """The ids of words by word."""
 
-    def __init__(self, backend: Any, words: re.Pattern[str]) -> None:
+    def __init__(self, backend: Any, regex: str) -> None:
         super().__init__()
-        self.backend, self.words = backend, words
+        self.backend, self.normalizer, self.model = backend, backend.normalizer, backend.model
+        self.ascii = in_ascii(regex)
+        self.unicode, self.known = in_unicode(regex)
         self.added = {token.content: (number,) for number, token in backend.get_added_tokens_decoder().items()}
         longest_first = sorted(self.added, key=len, reverse=True)
         self.cuts = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.added else None
+        self.part_ids = lru_cache(PARTS)(self._part_ids)
 
     def of(self, text: str) -> list[int]:
-        """The ids of an ASCII text."""
+        """The ids of a text."""
         if len(self) > MAX_WORDS:
             self.clear()
         parts = self.cuts.split(text) if self.cuts else [text]
-        ids: list[int] = []
-        for number, part in enumerate(parts):
-            if number % 2:
-                ids += self.added[part]
-            else:
-                ids += chain.from_iterable(map(self.__getitem__, self.words.findall(part)))
-        return ids
+        return [*chain.from_iterable(map(self.part_ids, parts))]
+
+    def _part_ids(self, part: str) -> Sequence[int]:
+        """The ids of an added token, or of a text without one."""
+        if part in self.added:
+            return self.added[part]
+        if part.isascii():
+            words = self.ascii.findall(part)
+        else:
+            normal = part if self.normalizer is None else self.normalizer.normalize_str(part)
+            if not self.known.fullmatch(normal):
+                return self.backend.encode(part, add_special_tokens=False).ids
+            words = self.unicode.findall(normal)
+        return [*chain.from_iterable(map(self.__getitem__, words))]
 
     def __missing__(self, word: str) -> Sequence[int]:
-        found = self[word] = tuple(self.backend.encode(word, add_special_tokens=False).ids)
+        in_bytes = word.encode().decode("latin-1").translate(BYTE_LEVEL)
+        found = self[word] = tuple([token.id for token in self.model.tokenize(in_bytes)])
         return found
 
 
@@ -82,13 +103,7 @@ def word_ids(backend: Any) -> WordIds | None:
     added = backend.get_added_tokens_decoder().values()
     if any(one.lstrip or one.rstrip or one.single_word or one.normalized for one in added):
         return None
-    return WordIds(backend, re.compile(in_ascii(regex), re.ASCII))
-
-
-def in_ascii(regex: str) -> str:
-    """A regular expression of the library tokenizers for ASCII texts, as Python's `re` reads it."""
-    classes = regex.replace(r"\p{L}\p{N}]", "a-zA-Z0-9]").replace(r"\s\p{N}]", r"\s0-9]")
-    return classes.replace(r"\p{L}", "[a-zA-Z]").replace(r"\p{N}", "[0-9]")
+    return WordIds(backend, regex)
 
 
 def _state(part: Any) -> dict[str, Any]:

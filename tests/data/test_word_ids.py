@@ -1,4 +1,4 @@
-"""Ids looked up by word equal those of the tokenizer, for every known splitter and any ASCII text."""
+"""Ids looked up by word equal those of the tokenizer, for every known splitter and any text."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ PARTS = [
     " The",
     "answer",
     "_",
+    *"üß’…\xa0\x85\u2028\u3000\u200b\xad²½٣Ⅳ字か한ж\u0301é",
+    *("e\u0301", "🙂", "👩‍🚀", "\U00020000", "\u180e", "\u017f", "'\u017f", "\u212a"),
 ]
 
 
@@ -54,14 +56,30 @@ def tokenizer(splitter: pre_tokenizers.PreTokenizer, **options: bool) -> Tokeniz
     return inner
 
 
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()])
 @pytest.mark.parametrize("name", SPLITTERS)
-def test_ids_by_word_equal_the_ids_of_the_tokenizer(name):
+def test_ids_by_word_equal_the_ids_of_the_tokenizer(name, normalizer):
     inner = tokenizer(SPLITTERS[name])
+    inner.normalizer = normalizer
     words = word_ids.word_ids(inner)
     assert words is not None
     draw = random.Random(name)
     texts = ["".join(draw.choices(PARTS, k=draw.randrange(12))) for _ in range(4000)]
     assert [words.of(text) for text in texts] == [e.ids for e in inner.encode_batch_fast(texts)]
+
+
+@pytest.mark.parametrize("name", SPLITTERS)
+def test_characters_of_known_classes_are_cut_as_by_the_tokenizer(name):
+    words = word_ids.word_ids(tokenizer(SPLITTERS[name]))
+    assert words is not None
+    draw = random.Random(name)
+    known = [*filter(words.known.fullmatch, map(chr, range(0x20000)))]
+    assert len(known) > 60_000
+    before = ["a", "1", " ", "  ", "-", "\n", "'", "'s", ""]
+    for _ in range(40):
+        text = "".join(draw.choice(before) + draw.choice(known) for _ in range(300))
+        pieces = SPLITTERS[name].pre_tokenize_str(text)
+        assert words.unicode.findall(text) == [text[start:end] for _, (start, end) in pieces]
 
 
 def test_forgotten_words_are_looked_up_again(monkeypatch):

@@ -83,8 +83,8 @@ class Demonstration(Record):
         supervised = ~weightless & (is_assistant if encoder.loss_on == "assistant" else torch.ones_like(is_assistant))
         kept = encoder.cut_prompt_for(ids[:last], len(ids) - last)
         # cut_prompt_for removes tokens on the left, so their mask values are removed on the left too.
-        mask = supervised[:last][last - len(kept) :] if last else torch.zeros(1, dtype=torch.bool)
-        encoded = encoder.joined(self.row, kept, mask, ids[last:])
+        mask = supervised[:last][last - len(kept) :] if last else None
+        encoded = encoder.joined(self.row, kept, ids[last:], mask)
         encoded.supervised[len(kept) :] &= answer.in_loss
         return encoded
 
