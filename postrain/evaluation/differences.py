@@ -61,8 +61,9 @@ def input_mismatch_notes(
 def shares(result: EvalResult, metric: str) -> Shares:
     """Each item's value of a metric; empty if neither their weighted nor their plain mean is the metric's value, or if
     items repeat."""
-    items = [record for record in result.records if isinstance(record.get(metric), bool | int | float)]
-    weighted = {item.get("row"): (float(item[metric]), float(item.get("weight", 1))) for item in items}
+    found = [(record, record.get(metric.removeprefix(f"{record.get('part')}/"))) for record in result.records]
+    items = [(record, value) for record, value in found if isinstance(value, bool | int | float)]
+    weighted = {record.get("row"): (float(value), float(record.get("weight", 1))) for record, value in items}
     plain = {row: (share, 1.0) for row, (share, _) in weighted.items()}
     if len(weighted) < len(items):
         return {}
@@ -86,16 +87,7 @@ def paired(mine: Shares, theirs: Shares) -> Estimate:
     rows = list(mine)
     if all(mine[row][1] == theirs[row][1] == 1 for row in rows):
         return Estimate.paired([mine[row][0] for row in rows], [theirs[row][0] for row in rows])
-    sums = [[(values[row][0] * values[row][1], values[row][1]) for row in rows] for values in (mine, theirs)]
-    totals = [(sum(total for total, _ in side), sum(weight for _, weight in side)) for side in sums]
-
-    def without(row: int) -> float:
-        left = [
-            (total - side[row][0]) / (weight - side[row][1]) for (total, weight), side in zip(totals, sums, strict=True)
-        ]
-        return left[0] - left[1]
-
-    value = totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1]
-    least = min(weight for _, weight in totals)
-    heaviest = max(weight for side in sums for _, weight in side)
-    return Estimate.jackknife(value, [without(row) for row in range(len(rows))] if heaviest < least else [value])
+    one, other = (
+        ([found[row][0] * found[row][1] for row in rows], [found[row][1] for row in rows]) for found in (mine, theirs)
+    )
+    return Estimate.ratio_gap(one, other)

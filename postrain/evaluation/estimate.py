@@ -12,6 +12,7 @@ ROUNDING = 1e-6
 LONGEST_STEP = 700.0  # e to this power is still a float
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 # 97.5 % quantiles of Student's t with 1, 2, ... 30 degrees of freedom.
+TotalsCounts = tuple[Sequence[float], Sequence[float]]
 T = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
     2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
@@ -199,6 +200,26 @@ class Estimate:
         _, high = _around([t for t, _ in items], -inf, 0)
         value = total / count if items else float("nan")
         return cls._of(jackknife_interval(value, without, low, high), len(items))
+
+    @classmethod
+    def ratio_gap(cls, mine: TotalsCounts, theirs: TotalsCounts) -> Estimate:
+        """The ratio of `mine` minus that of `theirs`, as in `ratio`, over the same items with counts of their own.
+
+        Items of both are left out together. If one item has most of a count, the interval is infinite.
+        """
+        items = [item for item in zip(*mine, *theirs, strict=True) if item[1] or item[3]]
+        sums = [sum(column) for column in zip(*items, strict=True)]
+        if not items or not sums[1] or not sums[3]:
+            return cls(value=float("nan"), low=-inf, high=inf, n=0)
+
+        def gap(total: float, count: float, other_total: float, other_count: float) -> float:
+            return total / count - other_total / other_count
+
+        value = gap(*sums)
+        if max(max(item[1], item[3]) for item in items) >= min(sums[1], sums[3]):
+            return cls._of(jackknife_interval(value, [value]), len(items))
+        without = [gap(*(whole - one for whole, one in zip(sums, item, strict=True))) for item in items]
+        return cls.jackknife(value, without)
 
     @classmethod
     def _of(cls, found: Interval, n: int) -> Estimate:

@@ -21,6 +21,7 @@ from postrain.evaluation.parts import rows_by_part, with_parts
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
+from postrain.models.scoring import ReferenceScores
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count, CountOrZero, Max, Mean, PerRow
 
@@ -124,14 +125,14 @@ def sampled_metrics(
     eval_model: EvalModel, rollouts: Rollouts, data: DataModule, settings: Evaluation
 ) -> dict[str, Mean | Max]:
     """Metrics of sampled completions."""
-    found = own_metrics(eval_model, rollouts)
+    found, references = own_metrics(eval_model, rollouts), compare_to_reference(eval_model, rollouts)
     texts = rollouts.completions
     found = {
         **found,
         DISTINCT: Mean(distinct_text_share(texts), 1),
         ONE_WORD: Mean(one_word_share(texts), 1),
         "repetition": Mean(1 - distinct_n(texts, 3), 1),
-        **reference_metrics(eval_model, rollouts),
+        **reference_metrics(references),
     }
     if settings.greedy:
         found |= {
@@ -141,7 +142,8 @@ def sampled_metrics(
     gold = {f"gold/{part}": mean for part, mean in means(scores).items()}
     for name, positions in rows_by_part(rollouts.rows.row_ids, data).items():
         own = rollouts.select(positions)
-        found |= {f"{name}/{metric}": value for metric, value in own_metrics(eval_model, own).items()}
+        of_part = own_metrics(eval_model, own) | reference_metrics(references.select(positions))
+        found |= {f"{name}/{metric}": value for metric, value in of_part.items()}
         found |= {f"{name}/gold/{part}": mean for part, mean in means([scores[at] for at in positions]).items()}
     return {f"eval/{name}": value for name, value in found.items()} | gold
 
@@ -164,9 +166,12 @@ def unrewarded_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:
     return {name: value for name, value in rollouts.metrics().items() if name.startswith(shapes)}
 
 
-def reference_metrics(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
+def reference_metrics(found: ReferenceScores) -> dict[str, Mean | Max]:
     """KL to the reference on the policy's own completions, and their mean log-probability under the reference:
     `reference_logp` [nats/token] drops when a policy stops writing natural language."""
-    found = compare_to_reference(eval_model, rollouts)
-    kl = {name: value for name, value in kl_metrics(found).items() if name in ("kl/exact", "kl/log_ratio_max")}
-    return {**kl, "reference_logp": Mean((found.ref_logps_BT * found.mask_BT).sum(), found.mask_BT.sum())}
+    logps_BT, tokens_B = found.ref_logps_BT * found.mask_BT, found.mask_BT.sum(1)
+    return {
+        "kl/exact": Mean(found.kl_BT.sum(), tokens_B.sum(), rows=(found.kl_BT.sum(1), tokens_B)),
+        "kl/log_ratio_max": kl_metrics(found)["kl/log_ratio_max"],
+        "reference_logp": Mean(logps_BT.sum(), tokens_B.sum(), rows=(logps_BT.sum(1), tokens_B)),
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
@@ -35,16 +36,30 @@ def rows_by_part(rows: Iterable[int], data: DataModule) -> dict[str, list[int]]:
 
 
 def with_parts(result: EvalResult, data: DataModule) -> EvalResult:
-    """The result of a task with PART/METRIC for each part and each metric that is a mean over held-out rows."""
-    if not data.held_out:
+    """The result of a task with PART/METRIC for each part and each metric that is a mean over held-out rows.
+
+    Its records get the field `part`.
+    """
+    part_of = {record.get("row"): part for record in result.records if (part := _part(record, data))}
+    if not part_of:
         return result
-    found: dict[str, Estimate] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for metric in result.metrics:
-        items = {row: item for row, item in shares(result, metric).items() if isinstance(row, int)}
-        for name, positions in rows_by_part(items, data).items():
-            rows = [*items]
-            found[f"{name}/{metric}"] = _estimate([items[rows[position]] for position in positions])
-    return replace(result, metrics={**result.metrics, **found})
+        for row, item in shares(result, metric).items():
+            if row in part_of:
+                found.setdefault(f"{part_of[row]}/{metric}", []).append(item)
+    records = (
+        {**record, "part": part_of[record["row"]]} if record.get("row") in part_of else record
+        for record in result.records
+    )
+    metrics = {**result.metrics, **{name: _estimate(items) for name, items in found.items()}}
+    return replace(result, metrics=metrics, records=tuple(records))
+
+
+def _part(record: Mapping[str, Any], data: DataModule) -> str:
+    """The part of the held-out row that an item comes from; empty without one."""
+    row = record.get("held_out_row", record.get("row"))
+    return data.held_out_part(row) if isinstance(row, int) else ""
 
 
 def _estimate(items: Sequence[tuple[float, float]]) -> Estimate:

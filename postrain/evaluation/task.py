@@ -17,7 +17,8 @@ option.
 
 Records: one mapping per item. `row` identifies the item, equal for equal items of two models. A field named like a
 metric holds the item's value of it (number or bool), weighted by the optional field `weight`. If the weighted or the
-plain mean of a field equals the metric's value, compared models get the paired difference of that metric.
+plain mean of a field equals the metric's value, compared models get the paired difference of that metric. If several
+items come from one held-out row, `held_out_row` is its number; it is `row` otherwise.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class ToolCalls:
         records = [
             {
                 "row": f"{item.row}/{len(item.prompt)}",
+                "held_out_row": item.row,
                 "prompt": item.text,
                 "completion": text,
                 "expected": _expected(item),

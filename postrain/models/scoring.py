@@ -163,6 +163,11 @@ class ReferenceScores:
     entropy_BT: Tensor | None = None
     """Entropy of the next-token distribution at each supervised token, in nats; None unless requested."""
 
+    def select(self, rows: Sequence[int]) -> ReferenceScores:
+        """The scores of some rows, in order."""
+        known = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+        return replace(self, **{name: value[[*rows]] for name, value in known.items()})
+
 
 def score_with_reference(
     model: nn.Module,

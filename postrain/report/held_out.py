@@ -19,7 +19,9 @@ class HeldOutRows:
     """The total of each row before training, such as the loss of all its tokens."""
     after: Sequence[float]
     counts: Sequence[float]
-    """What the totals are sums over: the tokens of a row in the loss, or 1."""
+    """What the totals of the last evaluation are sums over: the tokens of a row in the loss, or 1."""
+    counts_before: Sequence[float] | None = None
+    """The same of the first one if it differs, as for the tokens of a completion; else None."""
 
     def last(self) -> Estimate:
         """The metric in the last evaluation."""
@@ -29,6 +31,8 @@ class HeldOutRows:
 
     def change(self) -> Estimate:
         """After minus before, over the same rows."""
+        if self.counts_before is not None:
+            return Estimate.ratio_gap((self.after, self.counts), (self.before, self.counts_before))
         gaps = [later - earlier for earlier, later in zip(self.before, self.after, strict=True)]
         return Estimate.gain(gaps) if set(self.counts) == {1} else Estimate.ratio(gaps, self.counts)
 
@@ -53,9 +57,9 @@ def read_held_out(records: Iterable[Record]) -> dict[str, HeldOutRows]:
             saved.setdefault(str(record.get("metric")), {})[update_of(record)] = totals, counts
     found = {}
     for name, by_update in saved.items():
-        (before, counts), (after, counts_after) = by_update[min(by_update)], by_update[max(by_update)]
-        if len(by_update) > 1 and counts == counts_after:
-            found[name] = HeldOutRows(before, after, counts)
+        (before, counts_before), (after, counts) = by_update[min(by_update)], by_update[max(by_update)]
+        if len(by_update) > 1 and len(counts) == len(counts_before):
+            found[name] = HeldOutRows(before, after, counts, None if counts == counts_before else counts_before)
     return found
 
 

@@ -47,9 +47,18 @@ def test_accuracy_counts_the_rows_that_changed() -> None:
     assert saved["accuracy"].change().value == pytest.approx(1.5 / 4)
 
 
+def test_change_of_a_mean_over_sampled_tokens_is_a_difference_of_ratios_over_the_same_prompts() -> None:
+    sampled = records(kl=([0.0, 0.0, 0.0], [6.0, 2.0, 4.0], [3, 4, 2]))
+    sampled[0]["counts"] = [5, 1, 2]
+    change = read_held_out(sampled)["kl"].change()
+    # Without row 1, 2, 3: 6 / 6, 10 / 5, 8 / 7.
+    expected = Estimate.jackknife(12 / 9, [1, 2, 8 / 7])
+    assert (change.value, change.low, change.high, change.n) == pytest.approx((12 / 9, expected.low, expected.high, 3))
+
+
 def test_rows_of_other_data_and_damaged_lines_give_no_interval() -> None:
     changed = records(loss=([1.0], [2.0], [3]))
-    changed[-1]["counts"] = [4]
+    changed[-1] |= {"totals": [1.0, 2.0], "counts": [1, 3]}
     assert read_held_out([*changed, {"update": 5, "metric": "loss", "totals": "x"}, {"totals": [None]}]) == {}
     assert read_held_out(records(loss=([1.0], [2.0], [3]))[:1]) == {}
     assert read_held_out(records(loss=([1.0], [2.0], [3])))["loss"] == HeldOutRows([1.0], [2.0], [3.0])
