@@ -100,6 +100,15 @@ FOREIGN_KEYS = (
     ForeignKey("top_k", "rollout.top_k"),
     ForeignKey("use_vllm vllm vllm_mode", note="choose rollout=vllm"),
     ForeignKey(
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode rollout_is rollout_rs tis_imp_ratio_cap",
+        "method.rollout_importance_sampling_mode",
+    ),
+    ForeignKey(
+        "vllm_importance_sampling_cap vllm_importance_sampling_clip_max rollout_is_threshold",
+        "method.rollout_importance_sampling_clip_max",
+    ),
+    ForeignKey("max_async_level max_staleness staleness_threshold async_generation_ratio", "rollout.overlap"),
+    ForeignKey(
         "num_generations num_return_sequences n_samples_per_prompt num_samples_per_prompt rollout_n rollout.n best_of",
         "method.group_size samples",
     ),

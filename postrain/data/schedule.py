@@ -89,7 +89,11 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for update in range(max(self.start, self.done()), self.updates):
-            yield collate([self.items[index] for index in self.indices(update)[self.rank :: self.ranks]])
+            yield self.batch(update)
+
+    def batch(self, update: int) -> Batch:
+        """This rank's share of the batch of one update."""
+        return collate([self.items[index] for index in self.indices(update)[self.rank :: self.ranks]])
 
     def indices(self, update: int) -> list[int]:
         """The items of a global batch. A batch may span two epochs."""

@@ -190,6 +190,7 @@ class GroupRelative(PolicyGradient):
             )
             if len(with_gradient) >= self.batch_size:
                 break
+        self.start_next_rollout(self.group_size)
         with_gradient = sorted(with_gradient)[: self.batch_size]
         count = len(found) * self.batch_size
         others = sorted(set(range(count)).difference(with_gradient))[: self.batch_size - len(with_gradient)]

@@ -64,6 +64,7 @@ class NashMD(OnlinePreference, RolloutCorrection):
         policy = self.rollout(batch, num_generations=size)
         mixture = Mixture(self.policy, self.reference_policy, self.mixture)
         opponent = self.rollout(batch, num_generations=size, purpose="opponent", model=mixture)
+        self.start_next_rollout(size)
         preferred_B = self.preferences(policy, opponent).nanmean(2).flatten()
         mask_BT = completion_mask(policy.rows, self.device)
         logps_BT = self.old_logps(policy)

@@ -8,7 +8,7 @@ Axes: B completions, prompt-major, T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from operator import add
@@ -23,10 +23,12 @@ from postrain.hardware import collectives
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
 from postrain.models.scoring import in_micro_batches, pad_T, score
+from postrain.rollout.ahead import SampledAhead
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
+from postrain.rollout.turns import Rollout
 from postrain.seeds import derive_seed, generator
-from postrain.types import Count, LRSchedule, Mean, NonNegative, Rows
+from postrain.types import Batch, Count, LRSchedule, Mean, NonNegative, Rows
 
 
 class Online(Method):
@@ -51,6 +53,10 @@ class Online(Method):
         # True before the first optimizer step of a rollout: recomputed log-probs must equal the recorded ones.
         self.first_pass = False
         self.last_step_BT: tuple[Tensor, Tensor, Tensor] | None = None
+        self.overlap: int = getattr(self.components.engine, "overlap", 0)
+        self.sampled_ahead = SampledAhead()
+        self.next_prompts: Prompts | None = None
+        """With rollout.overlap=1, this rank's prompts of the next update; None outside an update."""
         self.check()
 
     def steps_per_update(self) -> int:
@@ -97,19 +103,65 @@ class Online(Method):
         """
         if indices is None:
             indices = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
-        seeds = [
-            derive_seed(self.components.seed, purpose, self.counters.updates, index, number)
-            for index in indices
-            for number in range(num_generations)
-        ]
-        repeated = prompts.select([i for i in range(len(prompts)) for _ in range(num_generations)])
-        rollouts = self.sample_and_score(self.policy if model is None else model, repeated, seeds)
+        update = self.counters.updates
+        seeds = self.completion_seeds(purpose, update, indices, num_generations)
+        ahead = self.sampled_ahead.take(update, indices) if purpose == "rollout" else None
+        rollouts = self.sample_and_score(
+            self.policy if model is None else model, repeated(prompts, num_generations), seeds, ahead
+        )
         # Exposes NaN in the policy's weights, even if the loss masks these tokens.
         self.accumulate({"rollout/logp": Mean(rollouts.logps_BT.sum(), torch.cat(rollouts.rows.supervised).sum())})
         return rollouts
 
-    def sample_and_score(self, model: nn.Module | Mixture, prompts: Prompts, seeds: Sequence[int]) -> Rollouts:
-        """One completion per prompt with its reward; `seeds` has one seed per completion."""
+    def completion_seeds(self, purpose: str, update: int, indices: Sequence[int], num_generations: int) -> list[int]:
+        """One seed per completion, prompt-major."""
+        seed = self.components.seed
+        return [derive_seed(seed, purpose, update, index, i) for index in indices for i in range(num_generations)]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        update = self.counters.updates + 1
+        if self.overlap and update < self.updates:
+            prompts = self.datamodule.train_dataloader().batch(update)
+            assert isinstance(prompts, Prompts)
+            self.next_prompts = prompts
+        super().training_step(batch, batch_idx)
+
+    def start_next_rollout(self, num_generations: int = 1) -> None:
+        """With rollout.overlap=1, starts to sample the next update's completions from the current policy. Call it once
+        the completions of this update are sampled."""
+        if self.next_prompts is None:
+            return
+        update, components = self.counters.updates + 1, self.components
+        indices = range(collectives.rank(), self.batch_size, collectives.world_size())
+        self.sampled_ahead.start(
+            update,
+            indices,
+            components.engine,
+            self.policy,
+            components.template,
+            repeated(self.next_prompts.select(range(len(indices))), num_generations),
+            seeds=self.completion_seeds("rollout", update, indices, num_generations),
+            environment=components.environment,
+        )
+        self.next_prompts = None
+
+    def state(self) -> dict[str, Any]:
+        ahead = self.sampled_ahead.state(self.counters.updates) if self.overlap else {}
+        return {**super().state(), **({"sampled_ahead": ahead} if ahead else {})}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
+        self.sampled_ahead.load_state(state.get("sampled_ahead", {}))
+
+    def sample_and_score(
+        self,
+        model: nn.Module | Mixture,
+        prompts: Prompts,
+        seeds: Sequence[int],
+        episodes: Sequence[Rollout] | None = None,
+    ) -> Rollouts:
+        """One completion per prompt with its reward; `seeds` has one seed per completion. `episodes` are those sampled
+        ahead."""
         components = self.components
         return collect(
             components.engine,
@@ -119,6 +171,7 @@ class Online(Method):
             seeds=seeds,
             reward=components.reward,
             environment=components.environment,
+            episodes=episodes,
         )
 
     def rollout_metrics(self, rollouts: Rollouts) -> Metrics:
@@ -169,6 +222,11 @@ class Online(Method):
         """`evaluate`, and rewards, lengths and finish rate of one completion per prompt, sampled with fixed seeds."""
         seeds = [derive_seed(self.components.seed, "evaluation", index, number) for number in range(len(batch))]
         return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
+
+
+def repeated(prompts: Prompts, times: int) -> Prompts:
+    """Each prompt several times in a row."""
+    return prompts.select([index for index in range(len(prompts)) for _ in range(times)])
 
 
 def local_indices(indices: Sequence[int]) -> list[int]:

@@ -74,6 +74,7 @@ class OnlineDPO(OnlinePreference):
     def prepare(self, batch: Prompts) -> OnlinePairs:
         """Samples, compares, and pairs the best with the worst completion of each prompt."""
         rollouts = self.rollout(batch, num_generations=self.group_size)
+        self.start_next_rollout(self.group_size)
         average_PG = average_preference(self.preferences(rollouts, rollouts))
         best_P, worst_P = average_PG.nan_to_num(-1.0).argmax(1), average_PG.nan_to_num(2.0).argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size

@@ -132,6 +132,7 @@ class PPO(PolicyGradient):
     def prepare(self, batch: Prompts) -> Experience:
         """Rollouts → rewards → values → GAE advantages and returns."""
         rollouts = self.rollout(batch)
+        self.start_next_rollout()
         found = in_micro_batches(self.compare, rollouts.rows, self.tokens_per_micro_batch)
         # The first ratio must be 1: old log-probs are recomputed if the engine's are not exact (top-k, bf16).
         recorded = self.samples_from_policy()
@@ -254,7 +255,8 @@ class PPO(PolicyGradient):
         return LossSum(total, metrics)
 
     def state(self) -> dict[str, Any]:
-        return {"coef": self.coef}
+        return {**super().state(), "coef": self.coef}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
         self.coef = state["coef"]

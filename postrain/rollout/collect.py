@@ -69,13 +69,18 @@ def collect(
     seeds: Sequence[int],
     reward: Reward | None = None,
     environment: Environment = SINGLE_TURN,
+    episodes: Sequence[Rollout] | None = None,
 ) -> Rollouts:
-    """One rollout per prompt, on the policy's device; `seeds` has one for each row.
+    """One rollout per prompt, on the policy's device; `seeds` has one for each row. `episodes` were sampled earlier.
 
     The reward is that of the whole text, observations of the environment included, plus the environment's own reward,
     which is logged as reward/environment.
     """
-    rollouts = roll_out(engine, policy, template, prompts, seeds=seeds, environment=environment)
+    rollouts = (
+        roll_out(engine, policy, template, prompts, seeds=seeds, environment=environment)
+        if episodes is None
+        else episodes
+    )
     texts = tuple(template.decode(rollout.ids) for rollout in rollouts)
     scored = reward(prompts.texts, texts, prompts.columns) if reward else RewardBatch(torch.zeros(len(texts)), {})
     if environment.stop:

@@ -13,6 +13,7 @@ from typing import Annotated, Protocol, runtime_checkable
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from postrain.errors import ConfigError
 from postrain.models.reference import Reference
 from postrain.types import Completion, Sampling, Stop
 
@@ -38,7 +39,8 @@ class Engine(Protocol):
     @property
     def exact_logps(self) -> bool:
         """True if recorded log-probabilities equal the policy's up to rounding: no top-k, top-p or min-p, no weights in
-        lower precision. If False, methods recompute old log-probabilities."""
+        lower precision or of an earlier policy. If False, methods recompute old log-probabilities and weigh gradients
+        by importance."""
         ...
 
     def generate(
@@ -59,6 +61,24 @@ class Reserving(Protocol):
 
     def reserve(self, row_tokens: int) -> None:
         """`row_tokens` is the number of tokens of the longest row: prompt, completion and observations."""
+        ...
+
+
+Overlap = Annotated[int, Interval(ge=0, le=1)]
+"""Updates that sampling is ahead of learning."""
+
+
+class EngineLost(ConfigError):
+    """The engine stopped, or lost its weights, while it sampled."""
+
+
+@runtime_checkable
+class KeepsWeights(Protocol):
+    """An engine that can keep a copy of the policy's weights, and sample from it while the policy changes."""
+
+    def keep_weights(self, model: nn.Module, prompts: Sequence[Tensor]) -> Engine | None:
+        """Transfers the weights of `model`; returns an engine that samples from them in another thread and ignores its
+        `model`, or None if this engine needs the trainer's thread. `prompts` are some that it will continue."""
         ...
 
 

@@ -20,7 +20,7 @@ from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backe
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
 from postrain.rollout.decode.sampling import truncates
-from postrain.rollout.engine import Mixture
+from postrain.rollout.engine import Mixture, Overlap
 from postrain.types import Completion, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
 
@@ -47,6 +47,9 @@ class LocalEngine:
     dtype: Literal["policy", "bf16"] = "policy"
     """Precision of decode steps: the policy's dtype, or bf16 copies of its weights. With bf16, methods recompute old
     log-probabilities. On a processor without bf16 instructions bf16 is slow and prints a warning."""
+    overlap: Overlap = 0
+    """1: sample the next batch before the current one is learned, as `rollout=vllm` does at the same time; off-policy
+    by one update, and not faster. 0: sample each batch from the policy that learns it."""
 
     @property
     def sampling(self) -> Sampling:
@@ -56,7 +59,7 @@ class LocalEngine:
     @property
     def exact_logps(self) -> bool:
         """See `Engine.exact_logps`."""
-        return self.dtype == "policy" and not truncates(self.sampling)
+        return self.dtype == "policy" and not truncates(self.sampling) and not self.overlap
 
     @torch.no_grad()
     def generate(

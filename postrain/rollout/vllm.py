@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from threading import RLock
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from annotated_types import Interval
@@ -25,10 +26,11 @@ from postrain.hardware import collectives
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.weight_sync import fingerprint
-from postrain.rollout.engine import Mixture
+from postrain.rollout.engine import Mixture, Overlap
 from postrain.rollout.vllm_colocated import Colocated, for_cpus
 from postrain.rollout.vllm_http import Connection, ServerLost
 from postrain.rollout.vllm_probe import check_weights
+from postrain.rollout.vllm_rows import rows_of, settings
 from postrain.rollout.vllm_server import Server, WeightTransfer
 from postrain.types import (
     Completion,
@@ -42,6 +44,7 @@ from postrain.types import (
     Stop,
 )
 
+T = TypeVar("T")
 ADDRESS = re.compile(r"https?://[^\s/]+(/\S*)?")
 RESTARTS = 3
 """Restarts of a server during one rollout that are waited for."""
@@ -81,6 +84,8 @@ class VLLMState:
     """Fingerprint of the loaded weights."""
     row_tokens: int | None = None
     """Tokens of the longest row of the data with its completion; None if unknown."""
+    lock: RLock = field(default_factory=RLock)
+    """Held while vLLM samples, so that its weights are not replaced meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,6 +125,10 @@ class VLLMEngine:
     transfer_dir: str | None = None
     """server: folder for weights sent as files, on a file system that the server reads too, such as /dev/shm on one
     machine. null is the system's folder for temporary files."""
+    overlap: Overlap = 0
+    """1: sample the next batch while the current one is learned, from the policy before its update; the server needs
+    processors of its own. Off-policy by one update. 0: sample each batch from the policy that learns it. A colocated
+    vLLM samples before the update, which is not faster."""
     enable_lora: bool = False
     """server: send a LoRA adapter through `transfer_dir` as an adapter, instead of all merged weights. The server needs
     `--enable-lora --max-lora-rank RANK` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
@@ -160,12 +169,29 @@ class VLLMEngine:
         """See `Engine.generate`."""
         if isinstance(model, Mixture):
             raise ConfigError("rollout=vllm samples one model, and this method a mixture of two; use rollout=local")
-        limits = stop.limits or [self.max_new_tokens] * len(prompts)
-        rows = [settings(self.sampling, *row, stop) for row in zip(seeds, limits, strict=True)]
+        rows = rows_of(self.sampling, seeds, stop)
+
+        def sample() -> list[Completion]:
+            backend = self._transfer(model, prompts)
+            found = backend.complete(prompts, rows)
+            backend.release()
+            return found
+
+        return self._repeat_when_lost(sample)
+
+    def keep_weights(self, model: nn.Module, prompts: Sequence[Tensor]) -> KeptWeights | None:
+        """See `postrain.rollout.engine.KeepsWeights`; None for a colocated vLLM, which shares the trainer's GPU."""
+        if self.url is None:
+            return None
+        return KeptWeights(self.sampling, self._repeat_when_lost(lambda: self._transfer(model, prompts)), self._state)
+
+    def _repeat_when_lost(self, action: Callable[[], T]) -> T:
+        """The result of an action, which is repeated when the server was lost and is back."""
         lost: ServerLost | None = None
         for _ in range(RESTARTS + 1):
             try:
-                return self._generate(model, prompts, rows)
+                with self._state.lock:
+                    return action()
             except ServerLost as error:
                 # The ranks would have to agree on which of them repeats its requests.
                 if collectives.world_size() > 1 or self.url is None:
@@ -179,9 +205,8 @@ class VLLMEngine:
         """See `postrain.rollout.engine.Reserving`."""
         self._state.row_tokens = row_tokens
 
-    def _generate(
-        self, model: nn.Module, prompts: Sequence[Tensor], rows: Sequence[Mapping[str, Any]]
-    ) -> list[Completion]:
+    def _transfer(self, model: nn.Module, prompts: Sequence[Tensor]) -> Backend:
+        """The running vLLM, with the weights of `model`."""
         host = self._state
         if host.backend is None:
             host.backend = self._start(model)
@@ -197,11 +222,10 @@ class VLLMEngine:
             backend.load(model)
             if prompts:
                 dtype = self._dtype_of(model)
-                check_weights(backend.complete, model, prompts, rows[0], dtype=dtype, where=backend.where)
+                row = settings(self.sampling, 0, self.max_new_tokens, Stop(()))
+                check_weights(backend.complete, model, prompts, row, dtype=dtype, where=backend.where)
             host.loaded = now
-        found = backend.complete(prompts, rows)
-        backend.release()
-        return found
+        return backend
 
     def _start(self, model: nn.Module) -> Backend:
         dtype = self._dtype_of(model)
@@ -231,23 +255,20 @@ class VLLMEngine:
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
 
-def settings(sampling: Sampling, seed: int, limit: int, stop: Stop) -> dict[str, Any]:
-    """A row's sampling parameters as vLLM calls them, in this process and over HTTP alike."""
-    return {
-        "max_tokens": limit,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k or -1,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "seed": seed,
-        # Explicit, since a server would use the model's generation config.
-        "repetition_penalty": 1.0,
-        "stop_token_ids": list(stop.ids),
-        "stop": list(stop.texts),
-        "include_stop_str_in_output": True,
-        # Stop texts are matched in the text including special tokens.
-        "skip_special_tokens": False,
-        "spaces_between_special_tokens": False,
-        # Of the sampled token only.
-        "logprobs": 0,
-    }
+@dataclass(frozen=True)
+class KeptWeights:
+    """Samples from the weights that a server has; an `Engine` for another thread."""
+
+    sampling: Sampling
+    backend: Backend
+    state: VLLMState
+    exact_logps: bool = False
+
+    def generate(
+        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
+    ) -> list[Completion]:
+        """See `Engine.generate`; ignores `model`. Raises ServerLost if the server has lost the weights."""
+        with self.state.lock:
+            if not self.backend.has_weights():
+                raise ServerLost(f"{self.backend.where}: it has restarted")
+            return self.backend.complete(prompts, rows_of(self.sampling, seeds, stop))

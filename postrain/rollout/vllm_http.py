@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from postrain.errors import ConfigError
+from postrain.rollout.engine import EngineLost
 
 SERVE = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
 POLL = 2.0
 """Seconds between questions whether a server is up."""
 
 
-class ServerLost(ConfigError):
+class ServerLost(EngineLost):
     """The server cannot be reached, or stopped while it answered."""
 
 

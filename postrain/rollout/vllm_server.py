@@ -57,6 +57,7 @@ class Server:
     def load(self, model: nn.Module) -> None:
         """See `Backend.load`; all ranks wait until it is done."""
         version, adapter = uuid.uuid4().hex, None
+        collectives.gather(None)  # other ranks may still sample from the earlier weights
         if collectives.rank() == 0:
             adapter = self.transfer.send(model, version, fresh=not self.has_weights())
             # The prefix cache holds prompts computed with the earlier weights.

@@ -250,6 +250,6 @@ def sampler_mismatch(history: History) -> Finding | None:
     return Finding(
         observed,
         "The sampler's distribution is far from the policy's, so that few tokens carry most of the gradient.",
-        "Use the policy's precision (rollout.dtype), a lower method.learning_rate, or a mode of token "
-        "level (method.rollout_importance_sampling_mode=token_truncate).",
+        "Use the policy's precision (rollout.dtype), rollout.overlap=0, a lower method.learning_rate, or a mode of "
+        "token level (method.rollout_importance_sampling_mode=token_truncate).",
     )
