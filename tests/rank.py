@@ -1,8 +1,12 @@
-"""One rank of a process group that trains every method once; tests/hardware/test_ranks.py starts two."""
+"""Two ranks of a process group that train every method once; started by tests/hardware/test_ranks.py.
+
+The second rank is a fork of the first: importing and composing take longer than training.
+"""
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import torch.distributed as dist
 from postrain.hardware.ranks import init_process_group
 from postrain.jobs.session import TRAIN, execute
 from postrain.runs.folder import RunFolder
+from postrain.training import train  # noqa: F401 (before the fork: all of torch, transformers and Lightning)
 from tests.training_runs import METHODS, SMALL, composed, resumed
 
 # Two updates: the second is the first that depends on an optimizer step.
@@ -51,23 +56,27 @@ def listening() -> list[str]:
 
 def main(output: Path) -> None:
     """Runs all methods, one after another, in one group."""
+    configs = [composed([*SMALL, *TWO_UPDATES, *words, f"paths.output={output}"]) for words in all_runs()]
+    second = os.fork() == 0
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(second)))
     init_process_group("gloo")
     dist.barrier()
     (output / f"listening-{dist.get_rank()}.json").write_text(json.dumps(listening()))
-    for method in METHODS:
-        run([f"method={method}", "trainer=ddp_cpu", f"name={method}"], output)
-    for name, words in SHARDED.items():
-        run([*words, *FSDP, f"name={name}"], output)
+    for config in configs:
+        execute(TRAIN, config, overrides=[], group=None)
     # The test put it there: the first two updates of one process.
     (unsharded,) = output.glob("unsharded/*/*")
     words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
     resumed(RunFolder(unsharded), *words)
     dist.destroy_process_group()
+    if not second:
+        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
-def run(words: list[str], output: Path) -> None:
-    """One small run of this rank."""
-    execute(TRAIN, composed([*SMALL, *TWO_UPDATES, *words, f"paths.output={output}"]), overrides=[], group=None)
+def all_runs() -> Iterator[list[str]]:
+    """The words of each run."""
+    yield from ([f"method={method}", "trainer=ddp_cpu", f"name={method}"] for method in METHODS)
+    yield from ([*words, *FSDP, f"name={name}"] for name, words in SHARDED.items())
 
 
 if __name__ == "__main__":

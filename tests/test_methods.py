@@ -44,9 +44,14 @@ UPDATES_DIVISOR = {
     "grpo": 4,
     "rloo": 6,
     "reinforce": 5,
+    "simpo": 2,
 }
 # Divisors of the default batch size, for methods that need no more; group-relative methods halve it in any case.
-BATCH_DIVISOR = {"cpo": 2, "orpo": 2, "lora_sft": 2, "ppo": 2, "nash_md": 2}
+BATCH_DIVISOR = {
+    **dict.fromkeys(("cpo", "orpo", "lora_sft", "ppo", "nash_md", "online_dpo"), 2),
+    **dict.fromkeys(("sft", "pretrain", "dpo", "ipo", "kto", "reward", "prm"), 2),
+    "simpo": 4,
+}
 # Metrics of held-out rows, which need no sampled completions.
 MEASURED_ON_ROWS = ("eval/accuracy", "eval/loss", "eval/step_accuracy", "eval/win_rate")
 
