@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra.utils import get_class
 from lightning.pytorch import Callback
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from postrain.errors import ConfigError
@@ -89,6 +90,19 @@ class Recorder(Callback):
 
 
 @contextmanager
+def blank_pictures() -> Iterator[None]:
+    """Rendering the figures of a report takes longer than the run; tests/report renders them."""
+
+    def savefig(figure: Figure, file: Any, **_: Any) -> None:
+        if not isinstance(file, Path):
+            file.write("<svg></svg>")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", savefig)
+        yield
+
+
+@contextmanager
 def added_callback(callback: Callback) -> Iterator[None]:
     """Adds a callback to all runs."""
     original = run_module.callbacks
@@ -121,9 +135,9 @@ def shared_run(method: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRu
         words = [f"method={method}", *([f"adapter={adapter}"] if adapter else [])]
         chosen = composed(words)["adapter"]
         if str(chosen) not in runs:
-            # A report takes longer than the run; one per method is enough.
             report = f"report={chosen['_target_'].endswith('NoAdapter')}"
-            runs[str(chosen)] = recorded_run(tmp_path_factory.mktemp("shared_run"), *words, report)
+            with blank_pictures():
+                runs[str(chosen)] = recorded_run(tmp_path_factory.mktemp("shared_run"), *words, report)
         return runs[str(chosen)]
 
     return run
