@@ -1,4 +1,4 @@
-"""Collective operations over ranks: sums, gathered objects, gradients and shards. Each is the identity on one rank.
+"""Collective operations over ranks: sums, gathered objects and gradients. Each is the identity on one rank.
 
 Gradients are summed here once per step instead of by DistributedDataParallel's hooks, so ranks may use different
 numbers of micro-batches, and a rank without rows in a mini-batch contributes zeros. PyTorch's reduce-scatter sums the
@@ -8,14 +8,11 @@ gradients of sharded parameters (DTensors).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
@@ -73,10 +70,10 @@ def gather(value: T) -> list[T]:
 
 
 def sum_gradients(parameters: Sequence[Parameter]) -> None:
-    """Replaces each gradient by its sum over ranks; a gradient missing on some ranks counts as zero there."""
-    for parameter in parameters:
-        if isinstance(parameter, DTensor) and parameter.grad is not None:
-            parameter.grad *= world_size()  # fully_shard computes the mean over ranks
+    """Replaces each gradient by its sum over ranks; a gradient missing on some ranks counts as zero there.
+
+    Gradients of sharded parameters are sums already (sharding.py).
+    """
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if world_size() == 1 or not whole:
         return
@@ -105,21 +102,3 @@ def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:
     for gradient in (*whole, *shards):
         gradient.mul_(factor)
     return norm
-
-
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards every transformer block over the ranks of `mesh` with PyTorch's fully_shard.
-
-    Modules outside blocks, such as the embedding, stay whole, since scoring and sampling call trunk and head
-    separately. Blocks keep their gathered weights until the next backward, so a rollout gathers each only once.
-    """
-    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        for block in blocks:
-            if not isinstance(block, FSDPModule):
-                fully_shard(block, mesh=mesh, reshard_after_forward=False)
-
-
-def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The full state dict of a sharded model on the first rank, {} on the others; all ranks must call it."""
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return cast("dict[str, Tensor]", state)

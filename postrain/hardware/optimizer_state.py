@@ -73,7 +73,8 @@ class ShardedStrategy(ModelParallelStrategy):
     tensors, written by the first rank.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, *, reshard_after_forward: bool = True) -> None:
+        self.reshard_after_forward = reshard_after_forward
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class Hardware:
     strategy: Literal["single", "ddp", "fsdp"] = "single"
     """single: one process. ddp: a copy of the model on every rank. fsdp: weights, gradients and optimizer state sharded
     over the ranks (PyTorch's fully_shard)."""
+    reshard_after_forward: bool = True
+    """With strategy=fsdp, free the gathered weights of a block between its forward and backward pass while gradients
+    are computed (ZeRO-3). false keeps those of all blocks until the backward pass (ZeRO-2): less communication, more
+    memory."""
     precision: Literal["fp32", "bf16-mixed", "bf16"] = "fp32"
     """fp32, bf16-mixed (fp32 weights, bf16 autocast) or bf16 (bf16 weights). fp16 is not supported: it gives NaN on a
     CPU and loses small log-ratios."""
@@ -229,7 +233,7 @@ class Hardware:
             return "auto"
         if self.strategy == "ddp":
             return DDPStrategy(process_group_backend="gloo" if self.accelerator == "cpu" else "nccl")
-        return ShardedStrategy(self.ranks)
+        return ShardedStrategy(self.ranks, reshard_after_forward=self.reshard_after_forward)
 
 
 def _has_no_effect(name: str, value: Any) -> bool:

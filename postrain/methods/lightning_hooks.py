@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,7 +24,7 @@ from torch import nn
 from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
-from postrain.hardware import collectives
+from postrain.hardware import sharding
 from postrain.hardware.optimizer_state import ORDER, ShardedStrategy, grouped_names, regrouped, saved_order
 from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
@@ -72,6 +74,10 @@ class LightningHooks(LightningModule):
     def items_per_update(self) -> int:
         """Number of data items per update, over all ranks."""
         raise NotImplementedError
+
+    def trained_models(self) -> list[nn.Module]:
+        """The models that training changes: the policy, and further ones such as a separate critic."""
+        return [self.policy]
 
     def steps_per_update(self) -> int:
         """Number of optimizer steps per update."""
@@ -195,9 +201,15 @@ class LightningHooks(LightningModule):
         )
 
     def configure_model(self) -> None:
-        """Shards the policy if the strategy provides a device mesh (FSDP)."""
-        if self.device_mesh is not None:
-            collectives.shard(self.policy, self.device_mesh["data_parallel"])
+        """Shards policy, critic and reference if the strategy provides a device mesh (FSDP)."""
+        if self.device_mesh is None:
+            return
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        change = partial(sharding.shard, mesh=self.device_mesh["data_parallel"], compute_dtype=dtype)
+        for model in self.trained_models():
+            change(model)
+        if self.components.reference is not None:
+            self.components.reference.convert(change)
 
     def on_fit_start(self) -> None:
         """Moves reward and preference models, which are not submodules, to the policy's device."""

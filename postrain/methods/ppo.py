@@ -129,6 +129,9 @@ class PPO(PolicyGradient):
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
         self.exceeds_target_kl = False
 
+    def trained_models(self) -> list[nn.Module]:
+        return [self.policy, *([] if self.critic_trunk is None else [self.critic_trunk])]
+
     def prepare(self, batch: Prompts) -> Experience:
         """Rollouts → rewards → values → GAE advantages and returns."""
         rollouts = self.rollout(batch)

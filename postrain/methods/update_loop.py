@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from postrain.hardware import collectives
+from postrain.hardware import collectives, sharding
 from postrain.hardware.memory import total_memory
 from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
@@ -168,15 +168,8 @@ class UpdateLoop(LightningHooks):
         counts = collectives.all_sum(
             torch.tensor([self.denominator(minibatch), sum(minibatch.cost())], device=self.device)
         )
-        groups = self.micro_batches(minibatch)
-        dummies = self.dummy_passes(len(groups))
-        for group in groups:
-            with self.no_sync(), gradient_checkpointing(self.policy, enabled=self.gradient_checkpointing):
-                found = self.loss_sum(minibatch.select(group))
-                self.manual_backward(found.total / counts[0])
-            self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
-        for _ in range(dummies):
-            self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
+        with self.freed_blocks():
+            self.accumulate_gradients(minibatch, counts[0])
         self.accumulate({"loss": Mean(0.0, self.denominator(minibatch))})
         collectives.sum_gradients(self.trainable_parameters())
         self.accumulate(
@@ -186,6 +179,25 @@ class UpdateLoop(LightningHooks):
         if self.may_step():
             self.optimizer.step()
             self.counters.optimizer_steps += 1
+
+    def accumulate_gradients(self, minibatch: Batch, count: torch.Tensor) -> None:
+        """Adds the gradients of the loss of each micro-batch, divided by the global `count` of its units."""
+        groups = self.micro_batches(minibatch)
+        dummies = self.dummy_passes(len(groups))
+        for group in groups:
+            with self.no_sync(), gradient_checkpointing(self.policy, enabled=self.gradient_checkpointing):
+                found = self.loss_sum(minibatch.select(group))
+                self.manual_backward(found.total / count)
+            self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
+        for _ in range(dummies):
+            self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
+
+    def freed_blocks(self) -> AbstractContextManager[None]:
+        """Frees the gathered blocks of sharded models between forward and backward pass."""
+        if self.device_mesh is None or not getattr(self.trainer.strategy, "reshard_after_forward", True):
+            return nullcontext()
+        reference = self.components.reference and self.components.reference.frozen
+        return sharding.blocks_freed([*self.trained_models(), *([reference] if reference else [])])
 
     def in_float32(self) -> bool:
         """Whether all computation is in float32, so that recomputed log-probabilities agree within small tolerances."""

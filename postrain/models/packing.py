@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from postrain.models.parts import RELATIVE_TOLERANCE, trunk, unwrapped
+from postrain.models.parts import RELATIVE_TOLERANCE, trunk_output, unwrapped
 from postrain.models.reference import in_eval_mode
 
 NAME = "postrain_packed"
@@ -173,7 +173,8 @@ def packed_states(model: nn.Module, packing: Packing) -> Tensor:
     on_device = replace(packing, gather_M=packing.gather_M.to(device), inverse_N=packing.inverse_N.to(device))
     ids_1N, positions_1N = packing.ids_N[None].to(device), packing.positions_N[None].to(device)
     with use_attention(unwrapped(model).config, NAME):
-        found = trunk(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False, packing=on_device)
+        inputs = {"input_ids": ids_1N, "position_ids": positions_1N, "use_cache": False, "packing": on_device}
+        found = trunk_output(model, **inputs)
     return found.last_hidden_state[0]
 
 
@@ -182,7 +183,7 @@ def padded_states(model: nn.Module, ids: Sequence[Tensor]) -> Tensor:
     # Not the pad token: transformers warns about it without an attention mask.
     filler = 1 if unwrapped(model).config.get_text_config().pad_token_id == 0 else 0
     ids_RL = pad_sequence(list(ids), batch_first=True, padding_value=filler).to(next(model.parameters()).device)
-    return trunk(model)(input_ids=ids_RL, use_cache=False).last_hidden_state
+    return trunk_output(model, input_ids=ids_RL, use_cache=False).last_hidden_state
 
 
 def supports_packing(model: nn.Module) -> bool:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from postrain.hardware.sharding import call_gathered
+
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,6 +31,12 @@ def unwrapped(model: Any) -> PreTrainedModel:
 def trunk(model: nn.Module) -> nn.Module:
     """The module that maps ids to `last_hidden_state`, including the final normalization."""
     return unwrapped(model).base_model
+
+
+def trunk_output(model: nn.Module, **inputs: Any) -> Any:
+    """The trunk's output. The head of a sharded model can be used afterwards, until the next backward pass."""
+    inner = trunk(model)
+    return inner(**inputs) if inner is model else call_gathered(model, lambda: inner(**inputs))
 
 
 def logits_of(model: nn.Module, states: Tensor) -> Tensor:
@@ -62,7 +70,7 @@ def probe(model: nn.Module) -> Tensor:
 @torch.no_grad()
 def parts_agree(model: nn.Module) -> bool:
     """Whether trunk and `logits_of` reproduce the model's output on eight tokens; expects eval mode."""
-    states_1LD = trunk(model)(input_ids=_probe_ids(model), use_cache=False).last_hidden_state
+    states_1LD = trunk_output(model, input_ids=_probe_ids(model), use_cache=False).last_hidden_state
     whole = probe(model)
     mine = logits_of(model, states_1LD)[0].float()[-len(whole) :]
     tolerance = RELATIVE_TOLERANCE.get(states_1LD.dtype, 3e-2)

@@ -46,12 +46,17 @@ class Reference:
         adapted = hasattr(policy, "disable_adapter")
         return cls(policy, frozen if frozen is not None or adapted else frozen_copy(policy))
 
-    def reduce_precision(self, dtype: torch.dtype) -> None:
-        """Converts the frozen model, if there is one, now or when it is loaded."""
+    def convert(self, change: Callable[[nn.Module], object]) -> None:
+        """Changes the frozen model in place (its precision, its sharding), if there is one, now or when it is loaded."""
         if self._frozen is not None:
-            self._frozen.to(dtype)
+            change(self._frozen)
         if (load := self._load) is not None:
-            self._load = lambda: load().to(dtype)
+            self._load = lambda: changed(load(), change)
+
+    @property
+    def frozen(self) -> nn.Module | None:
+        """The frozen model, if it is in memory."""
+        return self._frozen
 
     @property
     def is_rounded(self) -> bool:
@@ -72,8 +77,9 @@ class Reference:
                 with in_eval_mode(self._policy), adapter_disabled(self._policy):
                     yield self._policy
             else:
-                # Lightning moves only the policy, since no module owns the reference.
-                yield frozen.to(next(self._policy.parameters()).device)
+                # Lightning moves only the policy, since no module owns the reference. `to` would free gathered weights.
+                device = next(self._policy.parameters()).device
+                yield frozen if next(frozen.parameters()).device == device else frozen.to(device)
 
     @contextmanager
     def resident(self) -> Iterator[nn.Module | None]:
@@ -89,6 +95,12 @@ class Reference:
             yield self._frozen
         finally:
             self._frozen = None
+
+
+def changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
+    """The model after `change`."""
+    change(model)
+    return model
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
 from postrain.evaluation.parts import check_part_names
-from postrain.hardware.collectives import full_state_dict
+from postrain.hardware.sharding import full_state_dict
 from postrain.hardware.environment import is_first_rank
 from postrain.methods.base import Method
 from postrain.methods.components import MethodComponents, reward_and_preference
@@ -94,7 +94,7 @@ def build(
         )
     )
     if config.trainer.reference_precision and method.components.reference:
-        method.components.reference.reduce_precision(torch.bfloat16)
+        method.components.reference.convert(lambda model: model.to(torch.bfloat16))
     return Components(method, data, audit, tokenizer, other)
 
 

@@ -105,17 +105,17 @@ def test_reduced_precision_halves_the_reference_and_leaves_the_policy():
     policy = tiny_model("llama")
     reference = Reference.for_policy(policy)
     assert not reference.is_rounded
-    reference.reduce_precision(torch.bfloat16)
+    reference.convert(lambda model: model.to(torch.bfloat16))
     assert reference.is_rounded
     with reference.scoring() as frozen:
         assert {p.dtype for p in frozen.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
     loaded = Reference(policy, load=lambda: tiny_model("llama"))
-    loaded.reduce_precision(torch.bfloat16)
+    loaded.convert(lambda model: model.to(torch.bfloat16))
     with loaded.scoring() as frozen:
         assert next(frozen.parameters()).dtype == torch.bfloat16
     adapted = Reference(policy)
-    adapted.reduce_precision(torch.bfloat16)
+    adapted.convert(lambda model: model.to(torch.bfloat16))
     assert not adapted.is_rounded
 
 

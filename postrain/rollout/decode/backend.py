@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
-from postrain.models.parts import RELATIVE_TOLERANCE, logits_of, trunk, unwrapped
+from postrain.models.parts import RELATIVE_TOLERANCE, logits_of, trunk_output, unwrapped
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.rollout.decode.cache import CacheSpec, SlotCache
 from postrain.rollout.decode.fast import Decoder, decoder_of, is_supported
@@ -92,7 +92,7 @@ class SlotBackend:
         lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         cache = DynamicCache()
         with autocast_to(self.device, self.autocast_dtype()):
-            states = trunk(self.model)(input_ids=ids_PL, past_key_values=cache, use_cache=True).last_hidden_state
+            states = trunk_output(self.model, input_ids=ids_PL, past_key_values=cache, use_cache=True).last_hidden_state
             last = states[torch.arange(len(prompts), device=self.device), lengths_P - 1]
             return Prefilled(logits_of(self.model, last), lengths_P, (cache,))
 

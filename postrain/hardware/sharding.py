@@ -1,0 +1,89 @@
+"""Sharded models (FSDP2, PyTorch's fully_shard): weights, gradients and optimizer states are divided over the ranks.
+
+A transformer block is gathered for its own computation. The other weights (embeddings, head, last norm) are gathered
+together and stay until the next backward pass, because scoring and sampling call trunk and head separately.
+
+Ranks gather together, so they must call a sharded model equally often. They do where gradients are computed (see
+`UpdateLoop.dummy_passes`). Elsewhere, ranks sample different numbers of tokens and score different numbers of
+micro-batches; there, blocks stay gathered after their first forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+T = TypeVar("T")
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
+    """Shards all weights of a model over the ranks of `mesh`, each transformer block as a unit.
+
+    With `compute_dtype`, weights are gathered in that dtype and gradients are summed in float32; the shards and the
+    optimizer keep the dtype of the weights.
+    """
+    # Autocast casts the inputs of blocks.
+    precision = MixedPrecisionPolicy(compute_dtype, compute_dtype and torch.float32, cast_forward_inputs=False)
+    blocks = transformer_blocks(model)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=precision)
+    for unit in (*blocks, model):
+        # Gradients are the sum over ranks, not their mean.
+        cast("FSDPModule", unit).set_gradient_divide_factor(1.0)
+        cast("FSDPModule", unit).set_force_sum_reduction_for_comms(True)
+    sharded: Any = model
+    sharded.call_gathered = lambda function: function()
+    register_fsdp_forward_method(model, "call_gathered")
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """The entries of the outermost module lists; lists inside a block, as of experts, belong to the block."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and module not in inside:
+            found.extend(module)
+            inside.update(each for block in module for each in block.modules())
+    return found
+
+
+def call_gathered(model: Any, function: Callable[[], T]) -> T:
+    """function(), with the weights outside blocks gathered; just function() if the model is not sharded."""
+    if not isinstance(model, FSDPModule):
+        return function()
+    found: list[T] = []
+    # Without an output: PyTorch hooks the outputs of a forward method, and warns where they are views.
+    model.call_gathered(lambda: found.append(function()))  # pyright: ignore[reportAttributeAccessIssue]
+    return found[0]
+
+
+@contextmanager
+def blocks_freed(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the block, gathered blocks are freed after each forward pass and gathered again in the backward pass.
+
+    Every rank must call the models equally often there.
+    """
+    blocks = [block for model in models for block in model.modules() if isinstance(block, FSDPModule)]
+    blocks = [block for block in blocks if block not in models]
+    for block in blocks:
+        block.reshard()
+        block.set_reshard_after_forward(True, recurse=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.set_reshard_after_forward(False, recurse=False)
+
+
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The full state dict of a sharded model on the first rank, {} on the others; all ranks must call it."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return cast("dict[str, Tensor]", state)
