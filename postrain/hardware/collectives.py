@@ -20,6 +20,8 @@ from postrain.losses.advantages import whiten
 from postrain.precision import widen
 
 T = TypeVar("T")
+BUCKET_ELEMENTS = 2**25
+"""Elements of the gradients that are copied and summed together: 128 MiB in float32, beside the gradients."""
 
 
 def world_size() -> int:
@@ -82,12 +84,26 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
     whole = [parameter for parameter, found in zip(whole, present.tolist(), strict=True) if found]
     if not whole:
         return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in whole])
-    dist.all_reduce(flat)
-    for parameter, total in zip(whole, flat.split([p.numel() for p in whole]), strict=True):
-        # With master weights, the gradients of 16-bit parameters are float32.
-        dtype = getattr(parameter, "grad_dtype", None) or parameter.dtype
-        parameter.grad = total.view_as(parameter).to(dtype, copy=True)
+    for bucket in in_buckets(whole):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        dist.all_reduce(flat)
+        for parameter, total in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            # With master weights, the gradients of 16-bit parameters are float32.
+            dtype = getattr(parameter, "grad_dtype", None) or parameter.dtype
+            parameter.grad = total.view_as(parameter).to(dtype, copy=True)
+
+
+def in_buckets(parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+    """Consecutive parameters in groups of at most BUCKET_ELEMENTS; a larger one is alone."""
+    buckets: list[list[Parameter]] = []
+    free = 0
+    for parameter in parameters:
+        if not buckets or parameter.numel() > free:
+            buckets.append([])
+            free = BUCKET_ELEMENTS
+        buckets[-1].append(parameter)
+        free -= parameter.numel()
+    return buckets
 
 
 def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:

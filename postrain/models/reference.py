@@ -47,7 +47,7 @@ class Reference:
         return cls(policy, frozen if frozen is not None or adapted else frozen_copy(policy))
 
     def convert(self, change: Callable[[nn.Module], object]) -> None:
-        """Changes the frozen model in place (its precision, its sharding), if there is one, now or when it is loaded."""
+        """Changes the frozen model in place, if there is one, now or when it is loaded: precision, sharding."""
         if self._frozen is not None:
             change(self._frozen)
         if (load := self._load) is not None:

@@ -13,8 +13,8 @@ from torch import nn
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
 from postrain.evaluation.parts import check_part_names
-from postrain.hardware.sharding import full_state_dict
 from postrain.hardware.environment import is_first_rank
+from postrain.hardware.sharding import full_state_dict
 from postrain.methods.base import Method
 from postrain.methods.components import MethodComponents, reward_and_preference
 from postrain.models.adapters import Adapter
@@ -114,7 +114,9 @@ def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
     # The cast restores the type of `to`, which transformers wraps without annotations.
     base, saved = adapter.split(config.resolved)
     model = cast("nn.Module", load(base, dtype=hardware.dtype, quantization=adapter.quantization()))
-    model = model if adapter.quantization() else model.to(hardware.device)
+    # A sharded model is moved block by block when it is sharded.
+    stays = adapter.quantization() or hardware.strategy == "fsdp"
+    model = model if stays else model.to(hardware.device)
     trainable_tokens = adapter.new_token_ids(model, data.chat_template.tokenizer, data.token_ids())
     return adapter.wrap(model, head=head, trainable_tokens=trainable_tokens, saved=saved)
 

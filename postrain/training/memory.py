@@ -5,15 +5,15 @@
 
 Gradients stay allocated until the next backward pass, and none of the last three exist at the same time. Activations
 come from a pass on fake tensors (models/memory_trace.py), everything else from shapes. On a GPU the parts are those of
-its memory. Not included: learned rewards and judges that run in this process, user code, and memory that the allocator
-keeps after it is freed.
+its memory. A sharded model (trainer.strategy=fsdp) is gathered beside its shards: block by block where gradients are
+computed, as a whole for sampling and scoring. Not included: learned rewards and judges that run in this process, user
+code, and memory that the allocator keeps after it is freed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.hardware.memory import available_memory, resident_memory
+from postrain.hardware.sharding import transformer_blocks
 from postrain.methods.optim import make_optimizer
 from postrain.models.adapters import NoAdapter
 from postrain.models.gradient_checkpointing import gradient_checkpointing
@@ -34,9 +35,9 @@ from postrain.models.size import size_of
 from postrain.processor import supports_packed_weights
 from postrain.rollout.decode.fast import is_supported
 from postrain.training.config import TrainConfig
+from postrain.training.memory_estimate import GIB, MemoryEstimate
 from postrain.training.workload import completion_tokens, largest_micro_batch
 
-GIB = 2**30
 LATER_IMPORTS = 0.15 * GIB
 """Libraries and caches that a process loads after the estimate, and threads."""
 FRAGMENTATION, FRAGMENTATION_OF_ADAPTERS = 1.25, 1.6
@@ -45,62 +46,6 @@ adapters. Measured on a CPU (docs/howto/memory.md)."""
 CUDA_CONTEXT = 0.6 * GIB
 NF4_BYTES = 0.516
 """Bytes of a 4-bit weight with double quantization (Dettmers et al. 2023, section 3)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """Bytes by part."""
-
-    process: float
-    """Python, torch and the data; on a GPU, the CUDA context."""
-    weights: float
-    """The policy, its adapter and a separate critic."""
-    reference: float
-    """A frozen copy of the initial policy, or another reference model."""
-    gradients: float
-    optimizer: float
-    activations: float
-    """Tensors of the forward and backward pass of the largest micro-batch."""
-    sampling: float
-    """KV cache, copies of weights for decoding, and logits."""
-    scoring: float
-    """Comparing completions with the reference in evaluations."""
-    available: float | None
-    """Memory that the run may use, with that of this process; None if unknown."""
-    parameters: int
-    trained: int
-    tokens: int
-    """Tokens of the largest micro-batch."""
-
-    @property
-    def total(self) -> float:
-        """The peak."""
-        fixed = self.process + self.weights + self.reference + self.gradients + self.optimizer
-        # Loading reads a mapped file into the weights.
-        return max(fixed + max(self.activations, self.sampling, self.scoring), self.process + 2 * self.weights)
-
-    def render(self) -> str:
-        """For the console: one line per part."""
-        share = "" if self.available is None else f" of {self.available / GIB:.1f} GiB available"
-        notes = {
-            "weights": f"{self.parameters:,} parameters",
-            "gradients": f"{self.trained:,} trained parameters",
-            "activations": f"micro-batch of {self.tokens:,} tokens",
-            "sampling": "after activations are freed",
-            "scoring": "after activations are freed",
-        }
-        lines = [f"memory estimate: {self.total / GIB:.2f} GiB{share}"]
-        for name, value in self.parts().items():
-            lines.append(f"  {name:<12}{value / GIB:6.2f} GiB  {notes.get(name, '')}".rstrip())
-        return "\n".join(lines)
-
-    def parts(self) -> dict[str, float]:
-        """The parts that are not empty, in bytes."""
-        names = [field.name for field in fields(self) if field.name not in ("available", *COUNTS)]
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
-
-
-COUNTS = ("parameters", "trained", "tokens")
 
 
 def check_memory(config: TrainConfig, data: DataModule) -> None:
@@ -166,34 +111,42 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
     # Before the trace, which imports modules of its own.
     process = CUDA_CONTEXT if hardware.device.type == "cuda" else resident_memory() + LATER_IMPORTS
     available = memory_of_run(config)
-    model = FakeModel(config.resolved, method.head, config.adapter, dtype=hardware.dtype, device=hardware.device)
+    fake = partial(FakeModel, config.resolved, method.head, config.adapter, device=hardware.device)
+    model = fake(dtype=hardware.dtype)
     separate_critic = getattr(method, "critic", "shared") == "separate"
     critic = sum(p.numel() for p in trunk(model.policy).parameters()) if separate_critic else 0
     trained = critic + sum(p.numel() for p in model.policy.parameters() if p.requires_grad)
     masters = hardware.master_weights and hardware.dtype != torch.float32
     item = hardware.dtype.itemsize
     work = largest_micro_batch(config, data)
-    peak = model.peak(
+    sharded, mixed = hardware.strategy == "fsdp", hardware.precision == "bf16-mixed"
+    # Sharded weights are gathered in bf16, others are copied to bf16 by autocast.
+    traced = fake(dtype=torch.bfloat16) if sharded and mixed else model
+    peak = traced.peak(
         work.rows,
         accumulates=work.micro_batches > 1,
         exact_kl=getattr(method, "kl_estimator", "") == "exact" and getattr(method, "kl_in", "") == "loss",
         entropy=getattr(method, "entropy_coef", 0) > 0,
         float32_gradients=masters,
-        context=partial(training_context, config, model.policy),
+        context=partial(training_context, config, traced.policy),
     )
     gradient_bytes = (trained - critic) * (4 if masters else item)
-    shards = hardware.devices * hardware.num_nodes if hardware.strategy == "fsdp" else 1
+    whole_gradients = gradient_bytes // 2 if traced is not model else gradient_bytes
+    shards = hardware.ranks if sharded else 1
+    block_by_block, whole = gathered_bytes(config, model.policy)
     loaded = weight_bytes(config, model)
     overhead = FRAGMENTATION if isinstance(config.adapter, NoAdapter) else FRAGMENTATION_OF_ADAPTERS
     return MemoryEstimate(
         process=process,
         weights=(loaded + critic * item) / shards,
-        reference=frozen_copies(config) * loaded * reference_share(config),
+        reference=frozen_copies(config) * loaded * reference_share(config) / shards,
         gradients=(gradient_bytes + critic * item) / shards,
         optimizer=optimizer_bytes(config, model.policy, critic) / shards,
-        activations=overhead * max(0, peak - gradient_bytes) * (2 if separate_critic else 1),
-        sampling=sampling_bytes(config, data, model),
-        scoring=scoring_bytes(config, model, loaded),
+        activations=overhead * max(0, peak - whole_gradients) * (2 if separate_critic else 1),
+        loading=0.0 if sharded and hardware.device.type == "cuda" else 2 * loaded,
+        gathered=block_by_block * (1 + separate_critic + frozen_copies(config)),
+        sampling=sampling_bytes(config, data, model) + whole,
+        scoring=scoring_bytes(config, model, loaded) + whole * (1 + frozen_copies(config)),
         available=available,
         parameters=size_of(config.resolved),
         trained=trained,
@@ -218,6 +171,22 @@ def weight_bytes(config: TrainConfig, model: FakeModel) -> float:
     linear = [layer.weight for layer in trunk(model.base).modules() if isinstance(layer, nn.Linear)]
     frozen = [weight for weight in linear if not weight.requires_grad]
     return whole - sum(weight.numel() * (weight.dtype.itemsize - NF4_BYTES) for weight in frozen)
+
+
+def gathered_bytes(config: TrainConfig, policy: nn.Module) -> tuple[float, float]:
+    """Bytes of gathered weights of a sharded model: of a forward and backward pass block by block, and of the whole.
+
+    Weights and gradients outside blocks, and of the block in work; weights of the next one, which is fetched meanwhile.
+    """
+    hardware = config.trainer
+    if hardware.strategy != "fsdp":
+        return 0.0, 0.0
+    item = 2 if hardware.precision == "bf16-mixed" else hardware.dtype.itemsize
+    blocks = [sum(p.numel() for p in block.parameters()) for block in transformer_blocks(policy)]
+    total = sum(p.numel() for p in policy.parameters())
+    if not hardware.reshard_after_forward:
+        return 2.0 * item * total, float(item * total)
+    return float(item * (2 * (total - sum(blocks)) + 3 * max(blocks))), float(item * total)
 
 
 def frozen_copies(config: TrainConfig) -> int:
@@ -273,8 +242,10 @@ def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> f
     dtype = torch.bfloat16 if item == 2 else torch.float32
     window = getattr(shape, "sliding_window", None)
     windowed = window is not None and window < prompt + completion_tokens(config)
-    copied = is_supported(unwrapped(model.policy), windowed=windowed) and (
-        config.trainer.device.type == "cuda" or supports_packed_weights(dtype)
+    copied = (
+        config.trainer.strategy != "fsdp"
+        and is_supported(unwrapped(model.policy), windowed=windowed)
+        and (config.trainer.device.type == "cuda" or supports_packed_weights(dtype))
     )
     copies = size_of(config.resolved) * item if copied else 0
     # Sampling makes float32 weights of the logits, and pads them.

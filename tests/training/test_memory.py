@@ -51,6 +51,21 @@ def test_reference_in_the_loss_is_a_second_model_except_with_an_adapter():
     assert lora.trained < ppo.trained / 5
 
 
+def test_sharded_run_keeps_its_share_and_gathers_block_by_block():
+    fsdp = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=fp32", "trainer.devices=4")
+    whole, found = estimated("method=ppo"), estimated("method=ppo", *fsdp)
+    for part in ("weights", "reference", "gradients", "optimizer"):
+        assert getattr(found, part) == pytest.approx(getattr(whole, part) / 4)
+    # nano: four blocks of 198,272 parameters; embeddings of 1,024 tokens and 512 positions, and the last norm.
+    block, outside = 198_272, (1024 + 512 + 2) * 128
+    assert found.parameters == 4 * block + outside
+    # Policy and reference.
+    assert found.gathered == 2 * 4 * (2 * outside + 3 * block)
+    assert (whole.gathered, found.scoring - whole.scoring) == (0, 2 * 4 * found.parameters)
+    zero2 = estimated("method=ppo", *fsdp, "trainer.reshard_after_forward=false")
+    assert zero2.gathered == 2 * 2 * 4 * found.parameters
+
+
 def test_gradient_checkpointing_lowers_activations():
     plain, recomputed = (estimated("method=sft", f"method.gradient_checkpointing={each}") for each in ("false", "true"))
     assert recomputed.activations < plain.activations / 2

@@ -1,0 +1,90 @@
+"""Sharded models in a group of one rank: what is sharded, when blocks are gathered, and equal gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from postrain.hardware.sharding import blocks_freed, full_state_dict, shard, transformer_blocks
+from postrain.models.scoring import score
+from postrain.types import Rows
+from tests.tiny import tiny_model
+
+ROWS = Rows(
+    ids=(torch.tensor([3, 5, 7, 9, 2]), torch.tensor([3, 5, 8, 1])),
+    supervised=(torch.tensor([False, False, True, True, True]), torch.tensor([False, False, True, True])),
+    row_ids=(0, 1),
+)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    store = tmp_path_factory.mktemp("group") / "store"
+    init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    destroy_process_group()
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The gradients of the mean log-probability of ROWS."""
+    score(model, ROWS).logps_BT.mean().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in found.items()}
+
+
+def is_sharded(module: nn.Module) -> set[bool]:
+    return {isinstance(parameter, DTensor) for parameter in module.parameters()}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3"])
+def test_gradients_equal_those_of_the_whole_model(architecture, mesh):
+    whole, sharded = tiny_model(architecture), tiny_model(architecture)
+    expected = gradients(whole)
+    shard(sharded, mesh)
+    assert is_sharded(sharded) == {True}
+    with blocks_freed([sharded]):
+        found = gradients(sharded)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-7) for name in expected)
+    assert is_sharded(sharded) == {True}
+    assert {name: value.shape for name, value in full_state_dict(sharded).items()} == {
+        name: value.shape for name, value in whole.state_dict().items()
+    }
+
+
+def test_blocks_are_freed_only_where_gradients_are_computed(mesh):
+    model = tiny_model("gpt2")
+    shard(model, mesh)
+    block, embedding = model.transformer.h[0], model.transformer.wte
+    with torch.no_grad():
+        score(model, ROWS)
+    assert (is_sharded(block), is_sharded(embedding)) == ({False}, {False})
+    with blocks_freed([model]):
+        assert is_sharded(block) == {True}
+        score(model, ROWS)
+        assert (is_sharded(block), is_sharded(embedding)) == ({True}, {False})
+    score(model, ROWS).logps_BT.sum().backward()
+    assert is_sharded(model) == {True}
+
+
+def test_weights_are_gathered_in_the_compute_dtype_and_trained_in_their_own(mesh):
+    model = tiny_model("llama")
+    expected = gradients(tiny_model("llama"))
+    shard(model, mesh, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        score(model, ROWS).logps_BT.mean()
+        assert {parameter.dtype for parameter in model.model.layers[0].parameters()} == {torch.bfloat16}
+        found = gradients(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    mine, theirs = (torch.cat([each.flatten() for each in of.values()]) for of in (found, expected))
+    assert float((mine - theirs).norm() / theirs.norm()) < 0.05
+
+
+def test_module_lists_inside_a_block_belong_to_it():
+    experts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    blocks = [nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"experts": experts})), nn.Linear(2, 2)]
+    model = nn.ModuleDict({"embed": nn.Linear(2, 2), "layers": nn.ModuleList(blocks)})
+    assert transformer_blocks(model) == blocks
