@@ -52,14 +52,18 @@ class SampledAhead:
         environment: Environment,
     ) -> None:
         """Samples from the policy's current weights; see `roll_out`. The main thread transfers the weights."""
-        keeper = engine.keep_weights(policy, prompts.ids) if isinstance(engine, KeepsWeights) else None
+        kept = engine.keep_weights(policy, prompts.ids) if isinstance(engine, KeepsWeights) else None
 
         def sample() -> list[Rollout]:
-            return roll_out(keeper or engine, policy, template, prompts, seeds=seeds, environment=environment)
+            try:
+                return roll_out(kept or engine, policy, template, prompts, seeds=seeds, environment=environment)
+            finally:
+                if kept:
+                    kept.release()
 
         # An update that fails is repeated from its own rollouts, so they stay until the next one has ended.
         self.pending = {number: kept for number, kept in self.pending.items() if number >= update - 1}
-        self.pending[update] = Pending(tuple(indices), in_thread(sample) if keeper else done(sample()))
+        self.pending[update] = Pending(tuple(indices), in_thread(sample) if kept else done(sample()))
 
     def take(self, update: int, indices: Sequence[int]) -> list[Rollout] | None:
         """The rollouts of these prompts; None if there are none. Waits until they are sampled."""

@@ -72,13 +72,21 @@ class EngineLost(ConfigError):
     """The engine stopped, or lost its weights, while it sampled."""
 
 
+class KeptEngine(Engine, Protocol):
+    """Samples in another thread from the weights that were kept, and ignores its `model`."""
+
+    def release(self) -> None:
+        """Ends it. Until then the other methods of the engine wait, which would replace the weights."""
+        ...
+
+
 @runtime_checkable
 class KeepsWeights(Protocol):
     """An engine that can keep a copy of the policy's weights, and sample from it while the policy changes."""
 
-    def keep_weights(self, model: nn.Module, prompts: Sequence[Tensor]) -> Engine | None:
-        """Transfers the weights of `model`; returns an engine that samples from them in another thread and ignores its
-        `model`, or None if this engine needs the trainer's thread. `prompts` are some that it will continue."""
+    def keep_weights(self, model: nn.Module, prompts: Sequence[Tensor]) -> KeptEngine | None:
+        """Transfers the weights of `model`; None if this engine needs the trainer's thread. `prompts` are some that it
+        will continue."""
         ...
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Lock
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
@@ -84,8 +84,8 @@ class VLLMState:
     """Fingerprint of the loaded weights."""
     row_tokens: int | None = None
     """Tokens of the longest row of the data with its completion; None if unknown."""
-    lock: RLock = field(default_factory=RLock)
-    """Held while vLLM samples, so that its weights are not replaced meanwhile."""
+    lock: Lock = field(default_factory=Lock)
+    """Held while vLLM samples, so that its weights are not replaced meanwhile; by KeptWeights until its release."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,21 +177,27 @@ class VLLMEngine:
             backend.release()
             return found
 
-        return self._repeat_when_lost(sample)
+        with self._state.lock:
+            return self._repeat_when_lost(sample)
 
     def keep_weights(self, model: nn.Module, prompts: Sequence[Tensor]) -> KeptWeights | None:
         """See `postrain.rollout.engine.KeepsWeights`; None for a colocated vLLM, which shares the trainer's GPU."""
         if self.url is None:
             return None
-        return KeptWeights(self.sampling, self._repeat_when_lost(lambda: self._transfer(model, prompts)), self._state)
+        self._state.lock.acquire()
+        try:
+            backend = self._repeat_when_lost(lambda: self._transfer(model, prompts))
+        except BaseException:
+            self._state.lock.release()
+            raise
+        return KeptWeights(self.sampling, backend, self._state)
 
     def _repeat_when_lost(self, action: Callable[[], T]) -> T:
         """The result of an action, which is repeated when the server was lost and is back."""
         lost: ServerLost | None = None
         for _ in range(RESTARTS + 1):
             try:
-                with self._state.lock:
-                    return action()
+                return action()
             except ServerLost as error:
                 # The ranks would have to agree on which of them repeats its requests.
                 if collectives.world_size() > 1 or self.url is None:
@@ -257,7 +263,7 @@ class VLLMEngine:
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """Samples from the weights that a server has; an `Engine` for another thread."""
+    """Samples from the weights that a server has; see `postrain.rollout.engine.KeptEngine`."""
 
     sampling: Sampling
     backend: Backend
@@ -268,7 +274,10 @@ class KeptWeights:
         self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
     ) -> list[Completion]:
         """See `Engine.generate`; ignores `model`. Raises ServerLost if the server has lost the weights."""
-        with self.state.lock:
-            if not self.backend.has_weights():
-                raise ServerLost(f"{self.backend.where}: it has restarted")
-            return self.backend.complete(prompts, rows_of(self.sampling, seeds, stop))
+        if not self.backend.has_weights():
+            raise ServerLost(f"{self.backend.where}: it has restarted")
+        return self.backend.complete(prompts, rows_of(self.sampling, seeds, stop))
+
+    def release(self) -> None:
+        """See `postrain.rollout.engine.KeptEngine`."""
+        self.state.lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,32 @@ def test_a_mistake_of_an_environment_is_reported_by_the_next_update():
 def test_a_server_samples_from_the_kept_weights_while_the_policy_changes(monkeypatch):
     monkeypatch.setattr(vllm_http, "POLL", 0.01)
     calls, model = Calls(), tiny_model()
-    with fake_server(calls) as (url, handler):
+    with fake_server(calls) as (url, _handler):
         vllm = engine(url, overlap=1)
         kept = vllm.keep_weights(model, PROMPTS[:1])
         sent = calls.weights["transformer.wte.weight"].clone()
         change(model)
-        found = kept.generate(None, PROMPTS[:1], seeds=[1], stop=STOP)
-        assert found[0].ids.tolist() == sample(vllm, tiny_model())[0].ids.tolist()
-        assert calls.weights["transformer.wte.weight"].equal(sent)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(sample, vllm, model)
+            for turn in range(3):
+                kept.generate(None, PROMPTS[:1], seeds=[turn], stop=STOP)
+                assert calls.weights["transformer.wte.weight"].equal(sent)
+            kept.release()
+            waiting.result()
+        assert calls.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)
+
+
+def test_kept_weights_that_a_restart_lost_are_not_sampled_from(monkeypatch):
+    monkeypatch.setattr(vllm_http, "POLL", 0.01)
+    calls, model = Calls(), tiny_model()
+    with fake_server(calls) as (url, handler):
+        vllm = engine(url, overlap=1)
+        kept = vllm.keep_weights(model, PROMPTS[:1])
         handler.restart_at = "/weight_info"
         with pytest.raises(EngineLost):
             kept.generate(None, PROMPTS[:1], seeds=[1], stop=STOP)
         with pytest.raises(EngineLost, match="has restarted"):
             kept.generate(None, PROMPTS[:1], seeds=[1], stop=STOP)
+        kept.release()
         sample(vllm, model)
         assert calls.weights["transformer.wte.weight"].equal(model.transformer.wte.weight)

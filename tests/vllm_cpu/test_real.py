@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,26 @@ def test_server_follows_every_change_of_the_weights(server, model):
         again = [each.ids.tolist() for each in sample(engine, model)]
         assert again == [each.ids.tolist() for each in sample(engine, model)]
         change(model, seed)
+
+
+def test_kept_weights_are_sampled_in_a_thread_while_the_policy_changes(server, model):
+    engine = engine_of(server, overlap=1)
+    before = [each.ids.tolist() for each in sample(engine, model)]
+    kept = engine.keep_weights(model, PROMPTS)
+    assert kept
+
+    def turns() -> list[Completion]:
+        kept.generate(model, PROMPTS, seeds=SEEDS[::-1], stop=Stop((0,), (), str))
+        found = kept.generate(model, PROMPTS, seeds=SEEDS, stop=Stop((0,), (), str))
+        kept.release()
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(turns)
+        change(model, 9)
+        after = [each.ids.tolist() for each in sample(engine, model)]
+    assert [each.ids.tolist() for each in running.result()] == before
+    assert after != before
 
 
 def test_a_killed_server_gets_the_weights_when_it_is_back(server, model, capsys):
