@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ from postrain.runs.folder import RunFolder
 STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 NORMAL_EXITS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
 # Environment variable with the path of the rendezvous file of one machine's ranks.
+TIMEOUT = timedelta(hours=1)
+"""How long ranks wait for each other: while the first one writes a checkpoint of 100 GB or a slow reward is computed.
+NCCL's default of ten minutes ends such a run; a rank that died is noticed without it."""
 RENDEZVOUS = "POSTRAIN_RENDEZVOUS"
 # Seconds in which the first rank may raise the error that ended another rank.
 GRACE_SECONDS = 10.0
@@ -96,10 +100,11 @@ def loopback_environment(rendezvous: Path) -> dict[str, str]:
 def init_process_group(backend: str) -> None:
     """Joins the process group: through the rendezvous file on one machine, through MASTER_ADDR on several nodes."""
     if RENDEZVOUS not in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=TIMEOUT)
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, init_method=f"file://{os.environ[RENDEZVOUS]}", rank=rank, world_size=size)
+    file = f"file://{os.environ[RENDEZVOUS]}"
+    dist.init_process_group(backend, timeout=TIMEOUT, init_method=file, rank=rank, world_size=size)
 
 
 def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Event) -> list[subprocess.Popen[bytes]]:

@@ -112,14 +112,15 @@ class UpdateLoop(LightningHooks):
         """Metrics of one held-out batch, `rows` in its order; `index` numbers it, for seeds."""
         found: dict[str, Mean | Max] = {}
         groups, rows = self.micro_batches(batch), defaultdict(list)
-        for group in groups:
-            part = batch.select(group)
-            loss = self.loss_sum(part)
-            metrics = {"loss": Mean(loss.total.detach(), self.denominator(part), loss.rows), **loss.metrics}
-            for name, value in metrics.items():
-                if isinstance(value, Mean) and value.rows is not None:
-                    rows[name].append(torch.stack(value.rows).float().cpu())
-            add_metrics(found, metrics)
+        with self.freed_blocks():
+            for group in groups:
+                part = batch.select(group)
+                loss = self.loss_sum(part)
+                metrics = {"loss": Mean(loss.total.detach(), self.denominator(part), loss.rows), **loss.metrics}
+                for name, value in metrics.items():
+                    if isinstance(value, Mean) and value.rows is not None:
+                        rows[name].append(torch.stack(value.rows).float().cpu())
+                add_metrics(found, metrics)
         order = torch.tensor([index for group in groups for index in group]).argsort()
         for name, parts in rows.items():
             mean, (total_B, count_B) = found[name], torch.cat(parts, dim=1)[:, order]
@@ -193,7 +194,7 @@ class UpdateLoop(LightningHooks):
             self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
 
     def freed_blocks(self) -> AbstractContextManager[None]:
-        """Frees the gathered blocks of sharded models between forward and backward pass."""
+        """Frees the gathered blocks of sharded models after each forward pass; ranks do equally many inside."""
         if self.device_mesh is None or not getattr(self.trainer.strategy, "reshard_after_forward", True):
             return nullcontext()
         reference = self.components.reference and self.components.reference.frozen

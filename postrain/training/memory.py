@@ -145,8 +145,8 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
         activations=overhead * max(0, peak - whole_gradients) * (2 if separate_critic else 1),
         loading=0.0 if sharded and hardware.device.type == "cuda" else 2 * loaded,
         gathered=block_by_block * (1 + separate_critic + frozen_copies(config)),
-        sampling=sampling_bytes(config, data, model) + whole,
-        scoring=scoring_bytes(config, model, loaded) + whole * (1 + frozen_copies(config)),
+        sampling=gathered_with(sampling_bytes(config, data, model), whole),
+        scoring=gathered_with(scoring_bytes(config, model, loaded), whole * (1 + frozen_copies(config))),
         available=available,
         parameters=size_of(config.resolved),
         trained=trained,
@@ -187,6 +187,11 @@ def gathered_bytes(config: TrainConfig, policy: nn.Module) -> tuple[float, float
     if not hardware.reshard_after_forward:
         return 2.0 * item * total, float(item * total)
     return float(item * (2 * (total - sum(blocks)) + 3 * max(blocks))), float(item * total)
+
+
+def gathered_with(part: float, whole: float) -> float:
+    """The bytes of a part that runs on gathered weights; 0 for a part that does not run."""
+    return part + whole if part else 0.0
 
 
 def frozen_copies(config: TrainConfig) -> int:
@@ -253,11 +258,12 @@ def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> f
 
 
 def scoring_bytes(config: TrainConfig, model: FakeModel, loaded: float) -> float:
-    """Log-probabilities of sampled completions under policy and reference, without gradients; a reference that is not
-    in the loss is loaded for it."""
-    if config.method.head != "causal" or not config.evaluation.completions:
+    """Log-probabilities of completions under policy and reference, without gradients, in evaluations and of rollouts;
+    a reference that is not in the loss is loaded for an evaluation."""
+    method, count = config.method, config.evaluation.completions
+    if method.head != "causal":
         return 0.0
-    positions = config.evaluation.completions * completion_tokens(config)
+    positions = max(count * completion_tokens(config), config.micro_batch_tokens if method.needs_reward else 0)
     logits = min(positions * model.width, CHUNK_ELEMENTS[config.trainer.device.type])
-    separate = config.reference is not None or isinstance(config.adapter, NoAdapter)
-    return 6 * 4 * logits + loaded * (separate and not config.method.needs_reference())
+    separate = count and (config.reference is not None or isinstance(config.adapter, NoAdapter))
+    return 6 * 4 * logits + loaded * bool(separate and not method.needs_reference())
