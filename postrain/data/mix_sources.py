@@ -63,7 +63,7 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(settings)
     if isinstance(mix := found.get("mix"), list | tuple):
-        found["mix"] = mix = dict.fromkeys(mix)
+        found["mix"] = mix = _listed(mix)
     if isinstance(mix, Mapping):
         keys = names([str(key) for key in mix])
         found["mix"] = {keys[str(key)]: _mix_source(str(key), value) for key, value in mix.items()}
@@ -77,6 +77,17 @@ def expand(settings: Mapping[str, Any]) -> dict[str, Any]:
         keys = names([str(file) for file in files])
         found["eval_path"] = {keys[str(file)]: str(file) for file in files}
     return found
+
+
+def _listed(files: Sequence[Any]) -> dict[str, None]:
+    """The sources of a list, weighted by their sizes. Raises ConfigError."""
+    found = Counter(map(str, files))
+    for file, count in found.items():
+        if file not in files:
+            raise ConfigError(f"data.mix: expected files or data options in a list, got {file}; weights go without [ ]")
+        if count > 1:
+            raise ConfigError(f"data.mix: {file} is listed {count} times; give weights, as in {{{file}: 2, OTHER: 1}}")
+    return dict.fromkeys(found)
 
 
 def names(keys: Sequence[str]) -> dict[str, str]:

@@ -118,14 +118,14 @@ def _gap(
     base = name.removeprefix("eval/")
     if (n := _share_of(run, name, groups.get("after", ()))) and 0 <= before <= 1 and 0 <= after <= 1:
         return newcombe(before, after, n), ""
-    if base in OF_SETS:
+    parts = [f"{part}/" for part in mapping(run.data.get("held_out")) if base.startswith(f"{part}/")]
+    whole = base.removeprefix(parts[0]) if parts else base
+    if whole in OF_SETS:
         return None, PER_SET
     if base in run.held_out:
         return None, TOO_FEW
-    parts = [f"eval/{part}/" for part in mapping(run.data.get("held_out")) if name.startswith(f"eval/{part}/")]
-    whole = f"eval/{name.removeprefix(parts[0])}" if parts else name
-    if whole.startswith(
-        ("eval/gold/", "eval/completion/", "eval/length/", "eval/reward/chosen", "eval/reward/rejected")
+    if name.startswith("eval/") and whole.startswith(
+        ("gold/", "completion/", "length/", "reward/chosen", "reward/rejected")
     ):
         return None, UNSAVED
     if not base.startswith(("gold/", "reward/")):

@@ -232,6 +232,8 @@ def test_names_of_equal_files_contain_the_folder():
         (["data.mix={short.jsonl: 1, base.txt: 1}"], r"data\.mix\.base: .*running text; .*data\.replay=base\.txt"),
         (["data.mix={short.jsonl: 1, prompts.jsonl: 1}"], r"data\.mix\.prompts: this method trains on Demonstration"),
         (["data.mix={short.jsonl: 1, empty.jsonl: 1}"], r"empty\.jsonl is empty"),
+        (["data.mix=[short.jsonl,long.jsonl,short.jsonl]"], r"data\.mix: short\.jsonl is listed 2 times; give weights"),
+        (["data.mix=[{short.jsonl: 1}]"], r"data\.mix: expected files or data options in a list, got \{'short\.jsonl'"),
         (
             ["data.mix={replay: {path: short.jsonl}}", "data.replay=base.txt"],
             r"data\.mix\.replay: the name of data\.re",
