@@ -93,9 +93,9 @@ class RolloutCorrection(Online):
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         if "_is_weight" not in metrics:
             return super().derived(metrics)
-        # (Σ w)² / (N Σ w²)
+        # (Σ w)² / (N Σ w²), at most 1 up to rounding
         effective = metrics["_is_weight"] ** 2 / max(metrics["_is_weight_squared"], torch.finfo(torch.float32).tiny)
-        return {**super().derived(metrics), "rollout/is_eff_sample_size": effective}
+        return {**super().derived(metrics), "rollout/is_eff_sample_size": min(1.0, effective)}
 
 
 def sampler_error(recorded_BT: Tensor, own_BT: Tensor, *, strict: bool) -> Max:
