@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from postrain.hardware import collectives
 from postrain.rollout import vllm_http
 from postrain.rollout.ahead import Pending, SampledAhead, done, in_thread
 from postrain.rollout.engine import EngineLost
-from postrain.rollout.turns import EnvironmentStats, Rollout
+from postrain.rollout.turns import SINGLE_TURN, EnvironmentStats, Rollout
 from postrain.runs.folder import RunFolder
 from tests.methods.builders import ScriptedEngine, make_method, plain_logps
 from tests.methods.test_rollouts import FirstTokenReward, NumberTemplate, logged, prompts
@@ -23,6 +24,8 @@ from tests.rollout.fake_vllm import Calls, fake_server
 from tests.rollout.test_vllm_server import PROMPTS, STOP, change, engine, sample
 from tests.tiny import tiny_model
 from tests.training_runs import final_state, records, resumed, same, small_run
+
+TEMPLATE: Any = NumberTemplate()
 
 
 def episode(*ids: int) -> Rollout:
@@ -100,6 +103,35 @@ def test_dynamic_sampling_beyond_the_first_batch_uses_the_current_policy():
     # Two batches of two completions, two of the next update, and two more of it.
     assert len(sampler.weights) == 8
     assert logged(method, "group/prompts_sampled") == 2
+
+
+class Slow(ScriptedEngine):
+    """Keeps weights, and answers only once `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__([[1, 4, 0]], exact_logps=False)
+        self.go, self.released = Event(), Event()
+
+    def keep_weights(self, model: Any, prompts: Any) -> Any:
+        return self
+
+    def release(self) -> None:
+        self.released.set()
+
+    def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list:
+        assert self.go.wait(30)
+        return super().generate(tiny_model(), prompts, seeds=seeds, stop=stop)
+
+
+def test_learning_continues_before_the_engine_has_sampled():
+    slow, kept = Slow(), SampledAhead()
+    kept.start(1, [0], slow, tiny_model(), TEMPLATE, prompts(1), seeds=[5], environment=SINGLE_TURN)
+    assert not kept.pending[1].episodes.done()
+    slow.go.set()
+    found = kept.take(1, [0])
+    assert found is not None
+    assert found[0].ids.tolist() == [1, 4, 0]
+    assert slow.released.is_set()
 
 
 def test_a_run_with_overlap_resumes_bit_for_bit(tmp_path):

@@ -204,6 +204,7 @@ def test_missing_requirements_are_one_line_errors(calls, monkeypatch):
     with pytest.raises(ConfigError, match=r"^rollout\.enable_lora=true: [^\n]*rollout\.mode=server$"):
         engine(enable_lora=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("postrain.rollout.vllm.for_cpus", lambda: False)
     with pytest.raises(ConfigError, match=r"^rollout=vllm needs a GPU[^\n]*rollout=local[^\n]*$"):
         engine()
 
