@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.cli.commands import ignore_closed_pipe
+from postrain.cli.resume_auto import with_newest_run
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_flags, to_config_error
 from postrain.config.check import check
@@ -107,7 +108,7 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
     if (options := listing_of_named_groups(argv[1:], conf)) is not None:
         print(options)
         return 0
-    line = prepare(prepend_sweep_overrides(argv[1:]), conf, config_name)
+    line = prepare(prepend_sweep_overrides(with_newest_run(argv[1:])), conf, config_name)
     words, cfg_flags = split_cfg_flags(line.arguments)
     sys.argv = [argv[0], *words]
     # hydra.help.template of the primary config uses both for --help.

@@ -65,7 +65,14 @@ def refuse_ranks(what: str) -> None:
 
 
 def check_ranks(devices: int, nodes: int) -> None:
-    """Raises ConfigError if torchrun or srun started another number of ranks than `trainer` names."""
+    """Raises ConfigError if torchrun or srun started another number of ranks than `trainer` names, or if torchrun
+    could not restart them."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            f"torchrun --max-restarts={restarts}: PyTorch would give restarted ranks the addresses of the ended ones; "
+            "start it as TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend=c10d (or --standalone)"
+        )
     size = int(os.environ.get("WORLD_SIZE", 1))
     if (name := launcher()) is None or size == devices * nodes:
         return

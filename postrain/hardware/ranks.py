@@ -11,6 +11,7 @@ interface, and gloo and NCCL use the loopback interface.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -35,10 +36,14 @@ from postrain.runs.folder import RunFolder
 # Exit codes that are not errors: still running, done, killed by the first rank, or stopped by a signal.
 STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 NORMAL_EXITS = (None, 0, -signal.SIGKILL, *(128 + number for number in STOPPED))
-# Environment variable with the path of the rendezvous file of one machine's ranks.
+LOST_RANK = re.compile(
+    r"Connection (reset|closed|refused)|connectFullMesh|Broken pipe|ncclRemoteError|NCCL communicator was aborted"
+)
+"""What gloo and NCCL say in a rank when another one has ended."""
 TIMEOUT = timedelta(hours=1)
 """How long ranks wait for each other: while the first one writes a checkpoint of 100 GB or a slow reward is computed.
 NCCL's default of ten minutes ends such a run; a rank that died is noticed without it."""
+# Environment variable with the path of the rendezvous file of one machine's ranks.
 RENDEZVOUS = "POSTRAIN_RENDEZVOUS"
 # Seconds in which the first rank may raise the error that ended another rank.
 GRACE_SECONDS = 10.0
@@ -79,6 +84,13 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         if not is_first_of_node():
             print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
         raise
+    except RuntimeError as error:
+        if not LOST_RANK.search(str(error)):
+            raise
+        raise ConfigError(
+            f"rank {os.environ['RANK']}: another rank ended, or its node cannot be reached; its own messages say why. "
+            "name=NAME resume=auto continues from the newest checkpoint when the command is started again"
+        ) from error
     finally:
         finished.set()
         for process in others:

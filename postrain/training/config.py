@@ -77,7 +77,8 @@ class TrainConfig(Section):
     name: str | None = None
     """Name of the run in its folder and in trackers; null is the method's name."""
     resume: str | None = None
-    """Run folder to resume, such as runs/ppo/nano/..."""
+    """Run folder to resume, such as runs/ppo/nano/...; `auto` is the newest run of this `name` that has a checkpoint,
+    or a new run without one."""
     allow_change: bool = False
     """Allow a resumed run to continue with other settings or other rows."""
     report: bool = True

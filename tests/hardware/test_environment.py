@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from postrain.errors import ConfigError
 from postrain.hardware.environment import check_ranks, first_node, launcher, read_srun, refuse_ranks
+from postrain.hardware.ranks import process_group
 from postrain.hardware.trainer import Hardware
 from tests.cli.test_main import run
 
@@ -93,3 +95,27 @@ def test_trainer_ignores_a_slurm_job(environment, tmp_path):
     trainer = Hardware().make_trainer([], [], tmp_path)
     assert (trainer.world_size, trainer.global_rank) == (1, 0)
     assert type(trainer._accelerator_connector.cluster_environment).__name__ == "LightningEnvironment"
+
+
+def test_torchrun_that_cannot_restart_ranks_is_refused(environment):
+    environment(TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        check_ranks(devices=4, nodes=2)
+    environment({"TORCHELASTIC_USE_AGENT_STORE": "False"})
+    check_ranks(devices=4, nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("[pair.cc:537] Read error [127.0.0.1]:14725: Connection reset by peer. This is typically caused by", True),
+        ("[pair.cc:553] Connection closed by peer [10.0.0.2]:4411", True),
+        ("NCCL error: remote process exited or there was a network error, ncclRemoteError", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_lost_rank_is_one_line(message, lost, environment):
+    environment({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})
+    expected = pytest.raises(ConfigError, match="another rank ended") if lost else pytest.raises(RuntimeError)
+    with expected, process_group(Hardware(strategy="ddp"), Path()):
+        raise RuntimeError(message)

@@ -21,9 +21,7 @@ if "SLURM_CONF" not in os.environ:
 TRAIN = [sys.executable, str(CONF.parent / "train.py"), "method=sft", *SMALL]
 JOB = """#!/bin/bash
 #SBATCH --requeue --open-mode=append --signal=USR1@120
-name=job-$SLURM_JOB_ID
-folder=$(ls -d runs/$name/*/* 2>/dev/null | tail -n 1)
-srun {command} ${{folder:+resume=$folder}} name=$name trainer=ddp_cpu method.updates=8 trainer.checkpoint_every=100
+srun {command} name=job-$SLURM_JOB_ID resume=auto trainer=ddp_cpu method.updates=8 trainer.checkpoint_every=100
 [ $? -eq 138 ] && scontrol requeue $SLURM_JOB_ID
 """
 
