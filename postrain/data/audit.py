@@ -6,7 +6,6 @@ counts and a few shortened rows for the report.
 
 from __future__ import annotations
 
-import collections
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -200,18 +199,16 @@ def count(
     train: Sequence[Encoded],
     held_out: Sequence[Encoded],
     template: Template,
+    counts: TokenCounts,
+    *,
     gold: Sequence[Any] = (),
     offset: int = 0,
-    counts: TokenCounts | None = None,
 ) -> dict[str, Any]:
-    """The fields of an audit that are computed from tokens.
+    """The fields of an audit that are computed from tokens; `counts` are those of `train`.
 
     `gold` are the gold columns of the held-out rows, which the evaluation of completions uses. `offset` is subtracted
-    from the numbers of the previewed rows. `counts` are the counts of `train` if they are known.
+    from the numbers of the previewed rows.
     """
-    if counts is None:
-        counts = TokenCounts(template)
-        collections.deque(counts.counted(train), maxlen=0)
     return {
         **counts.fields(),
         "fingerprint": fingerprint(held_out, gold, after=counts.digest),

@@ -35,7 +35,7 @@ def joint_audit(
     total = each[0]
     gold = [record.columns.get("gold") for record in found.records.held_out] if settings.gold else []
     held_out = [item for one in found.held_out for item in one.items]
-    counted = audits.count(found.train, held_out, template, gold=gold, counts=tokens)
+    counted = audits.count(found.train, held_out, template, tokens, gold=gold)
     names = [one.name for one in found.sources]
     return replace(
         total,

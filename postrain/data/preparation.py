@@ -254,8 +254,8 @@ class Preparation:
                 train,
                 held_out,
                 self.template,
+                counts,
                 gold=[one.columns.get("gold") for one in parts.held_out] if self.settings.gold else [],
                 offset=self.offset,
-                counts=counts,
             ),
         )

@@ -13,7 +13,7 @@ from postrain.data.encode import EncodedRow
 from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.data.kinds.steps import EncodedSteps
 from postrain.data.kinds.unpaired_preference import EncodedUnpairedPreference
-from postrain.data.token_counts import fingerprint
+from postrain.data.token_counts import TokenCounts, fingerprint
 from postrain.errors import ConfigError
 from tests.data.helpers import byte_tokenizer
 
@@ -29,6 +29,8 @@ def row(ids: list[int], supervised: int, number: int = 1) -> EncodedRow:
 
 
 def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False) -> Audit:
+    counts = TokenCounts(TEMPLATE)
+    assert [*counts.counted(items)] == [*items]
     return Audit(
         source="x.jsonl",
         kind=kind,
@@ -46,7 +48,7 @@ def audit(items, held_out=(), kind: str = "Demonstration", packed: bool = False)
         offered=(),
         cut={},
         samples="",
-        **count(items, held_out, TEMPLATE),
+        **count(items, held_out, TEMPLATE, counts),
     )
 
 

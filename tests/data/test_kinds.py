@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from postrain.data.audit import count
 from postrain.data.encode import Encoded, EncodedRow, Encoder, collate
 from postrain.data.formats import parse
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.layouts import FORMATS, Fields, number, row_format, text
 from postrain.data.records import CONVERSIONS, KINDS, Record, conversion, convert, encode
+from postrain.data.token_counts import TokenCounts
 from postrain.data.tokenizing import Encoding
 from postrain.types import Batch, Rows
 from tests.data.helpers import chat, table
@@ -69,7 +69,8 @@ def test_registered_kind_with_a_new_column_passes_the_whole_pipeline() -> None:
     batch = collate(items)
     assert isinstance(batch, Rows)
     assert encoder.template.decode(batch.ids[0][batch.supervised[0]]) == "xzq"
-    assert count(items, items, encoder.template)["supervised"] == 4
+    counts = TokenCounts(encoder.template)
+    assert (len([*counts.counted(items)]), counts.fields()["supervised"]) == (len(items), 4)
     assert convert(found.records, "Prompt", source="rows").records == (
         Prompt(row=found.records[0].row, prompt=chat("w")),
     )
