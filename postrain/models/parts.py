@@ -50,7 +50,9 @@ def logits_of(model: nn.Module, states: Tensor) -> Tensor:
     if divisor := getattr(config, "logits_scaling", None):
         logits = logits / divisor
     for name in ("logit_scale", "lm_head_multiplier"):
-        logits = logits * getattr(config, name, 1.0)
+        # A product with 1 would read and write all logits, and again in the backward pass.
+        if (factor := getattr(config, name, 1.0)) != 1:
+            logits = logits * factor
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return logits
