@@ -101,6 +101,9 @@ class EncodedRow(Encoded):
     def token_rows(self) -> tuple[EncodedRow, ...]:
         return (self,)
 
+    def sequences(self) -> tuple[Tensor, ...]:
+        return (self.ids,)
+
     def signature(self) -> bytes:
         return self.ids.numpy().tobytes() + self.supervised.numpy().tobytes() + b"|"
 

@@ -87,10 +87,13 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
         except Malformed as problem:
             raise ConfigError(f"{table.where(row)}: {problem}") from None
         used = template.columns if template else ()
-        unused.update(name for name, value in fields.rest().items() if not empty(value) and name not in used)
-        unused.update(fields.unused | shadowed)
-        repaired.update(fields.repaired)
-        warned.update(fields.warned)
+        rest = (name for name, value in fields.rest().items() if not empty(value) and name not in used)
+        for name in (*rest, *(fields.unused | shadowed)):
+            unused[name] += 1
+        for change in fields.repaired:
+            repaired[change] += 1
+        for warning in fields.warned:
+            warned[warning] += 1
     return Parsed(_with_all_answers(records), dropped, unused, repaired, warned)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -21,8 +20,8 @@ from postrain.data.unicode_classes import in_ascii, in_unicode
 
 MAX_WORDS = 200_000
 """Words that are kept, in about 50 MB; then all are forgotten."""
-PARTS = 256
-"""Texts between added tokens whose ids are kept: a template repeats some in every row."""
+PARTS = 2_000
+"""Added tokens and texts between them whose ids are kept: the first ones, of which a template repeats some."""
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -62,22 +61,27 @@ class WordIds(dict[str, Sequence[int]]):
         self.backend, self.normalizer, self.model = backend, backend.normalizer, backend.model
         self.ascii = in_ascii(regex)
         self.unicode, self.known = in_unicode(regex)
-        self.added = {token.content: (number,) for number, token in backend.get_added_tokens_decoder().items()}
-        longest_first = sorted(self.added, key=len, reverse=True)
-        self.cuts = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.added else None
-        self.part_ids = lru_cache(PARTS)(self._part_ids)
+        added = {token.content: [number] for number, token in backend.get_added_tokens_decoder().items()}
+        longest_first = sorted(added, key=len, reverse=True)
+        self.cuts = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
+        self.parts: dict[str, Sequence[int]] = added
 
     def of(self, text: str) -> list[int]:
         """The ids of a text."""
         if len(self) > MAX_WORDS:
             self.clear()
-        parts = self.cuts.split(text) if self.cuts else [text]
-        return [*chain.from_iterable(map(self.part_ids, parts))]
+        ids: list[int] = []
+        for part in self.cuts.split(text) if self.cuts else [text]:
+            found = self.parts.get(part)
+            if found is None:
+                found = self._part_ids(part)
+                if len(self.parts) < PARTS:
+                    self.parts[part] = found
+            ids += found
+        return ids
 
     def _part_ids(self, part: str) -> Sequence[int]:
-        """The ids of an added token, or of a text without one."""
-        if part in self.added:
-            return self.added[part]
+        """The ids of a text without added tokens."""
         if part.isascii():
             words = self.ascii.findall(part)
         else:
@@ -88,7 +92,10 @@ class WordIds(dict[str, Sequence[int]]):
         return [*chain.from_iterable(map(self.__getitem__, words))]
 
     def __missing__(self, word: str) -> Sequence[int]:
-        in_bytes = word.encode().decode("latin-1").translate(BYTE_LEVEL)
+        if word.isascii() and word.isprintable():
+            in_bytes = word.replace(" ", BYTE_LEVEL[32])
+        else:
+            in_bytes = word.encode().decode("latin-1").translate(BYTE_LEVEL)
         found = self[word] = tuple([token.id for token in self.model.tokenize(in_bytes)])
         return found
 
