@@ -61,10 +61,11 @@ class WordIds(dict[str, Sequence[int]]):
         self.backend, self.normalizer, self.model = backend, backend.normalizer, backend.model
         self.ascii = in_ascii(regex)
         self.unicode, self.known = in_unicode(regex)
-        added = {token.content: [number] for number, token in backend.get_added_tokens_decoder().items()}
+        decoder = backend.get_added_tokens_decoder()
+        added: dict[str, Sequence[int]] = {token.content: [number] for number, token in decoder.items()}
         longest_first = sorted(added, key=len, reverse=True)
         self.cuts = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
-        self.parts: dict[str, Sequence[int]] = added
+        self.parts = added
 
     def of(self, text: str) -> list[int]:
         """The ids of a text."""
