@@ -84,6 +84,7 @@ def test_characters_of_known_classes_are_cut_as_by_the_tokenizer(name):
 
 def test_forgotten_words_are_looked_up_again(monkeypatch):
     monkeypatch.setattr(word_ids, "MAX_WORDS", 3)
+    monkeypatch.setattr(word_ids, "PARTS", 6)
     inner = tokenizer(BYTES)
     words = word_ids.word_ids(inner)
     assert words is not None
