@@ -78,12 +78,11 @@ class Benchmark:
 
     def matches(self, record: Record) -> Iterator[int]:
         """The prompts that a record contains."""
-        equal = self.short.get(tuple(words(record.prompt_content())))
-        if equal is not None:
+        if self.short and (equal := self.short.get(tuple(words(record.prompt_content())))) is not None:
             yield equal
         covered: dict[int, set[int]] = defaultdict(set)
-        for gram in ngrams(words("\n".join(record.content())), self.ngram):
-            for prompt, first in self.places.get(gram, ()):
+        for gram in filter(self.places.__contains__, ngrams(words("\n".join(record.content())), self.ngram)):
+            for prompt, first in self.places[gram]:
                 covered[prompt].update(range(first, first + self.ngram))
         yield from (prompt for prompt, found in covered.items() if len(found) >= self.overlap * self.words[prompt])
 
