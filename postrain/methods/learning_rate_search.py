@@ -234,7 +234,7 @@ def rows_of(batch: Batch) -> Rows:
 
 
 def settle_learning_rate(method: Method, batches: Iterator[Batch]) -> None:
-    """Finds the learning rate where it is `auto`; checks one that is far above the default.
+    """Finds the learning rate where it is `auto`; checks one that is far above the default, except with fsdp.
 
     Raises RefusedRun for a rate that destroys the policy in its first updates.
     """
@@ -247,7 +247,7 @@ def settle_learning_rate(method: Method, batches: Iterator[Batch]) -> None:
             group["initial_lr"] = method.learning_rate * group.get(LR_RATIO, 1.0)
         if collectives.rank() == 0:
             print(describe_found(method.learning_rate, found), flush=True)
-    elif method.check_learning_rate and method.peak_learning_rate > SUSPICIOUS * default:
+    elif method.device_mesh is None and method.check_learning_rate and method.peak_learning_rate > SUSPICIOUS * default:
         check_rate(method, default, batches)
 
 

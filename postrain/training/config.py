@@ -109,6 +109,11 @@ class TrainConfig(Section):
         self.adapter.quantization()
         for task in self.evaluation.tasks.values():
             assert task.value
+        if self.method.learning_rate == "auto" and self.trainer.strategy == "fsdp":
+            raise ConfigError(
+                "method.learning_rate=auto: its trials exchange weights, and trainer.strategy=fsdp shards them; leave "
+                f"it out for the default, {self.default_learning_rate:g}, or give a rate"
+            )
         if self.method.learning_rate is None:
             self.method.learning_rate = self.default_learning_rate
             record(self, "method", "learning_rate", self.default_learning_rate)

@@ -20,6 +20,7 @@ from postrain.methods.pretrain import Pretrain
 from postrain.methods.sft import SFT
 from postrain.models.size import micro_batch_tokens
 from tests.test_lightning import QUIET, config, method_arguments
+from tests.training_runs import train_config
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,12 @@ def test_rate_that_destroys_the_policy_is_refused_with_its_divergence():
     assert " nats/token and change the loss of their rows from 0.693 to " in message
     assert " (allowed 0.5 nats/token, no rise of the loss); the default is 0.0001. " in message
     assert message.endswith("Give a lower rate or auto, or method.check_learning_rate=false")
+
+
+def test_sharded_run_refuses_trials_before_it_starts():
+    config = train_config(["method=sft", "method.learning_rate=auto", "trainer=fsdp", "trainer.accelerator=cpu"])
+    with pytest.raises(ConfigError, match=r"learning_rate=auto.*fsdp.*default, 0\.002"):
+        config.check()
 
 
 def test_rate_is_the_default_of_the_model_from_python():
