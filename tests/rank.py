@@ -9,13 +9,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 
 from postrain.hardware.ranks import init_process_group
+from postrain.hardware.sharding import shard
 from postrain.jobs.session import TRAIN, execute
+from postrain.models.weight_sync import merged_weights
+from postrain.rollout.vllm_adapter import AdapterTransfer
+from postrain.rollout.vllm_transfer import DiskTransfer
 from postrain.runs.folder import RunFolder
 from postrain.training import train  # noqa: F401 (before the fork: all of torch, transformers and Lightning)
+from tests.models.test_weight_sync import adapted
 from tests.training_runs import METHODS, SMALL, composed, resumed
 
 # Two updates: the second is the first that depends on an optimizer step.
@@ -68,9 +78,35 @@ def main(output: Path) -> None:
     (unsharded,) = output.glob("unsharded/*/*")
     words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
     resumed(RunFolder(unsharded), *words)
+    check_transfers()
     dist.destroy_process_group()
     if not second:
         sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+
+
+def check_transfers() -> None:
+    """Compares the weights of a sharded policy with those that the first rank sends to a vLLM server."""
+    whole, sharded = adapted("gpt2"), adapted("gpt2")
+    merged, lora = dict(merged_weights(whole)), {k: v for k, v in whole.state_dict().items() if "lora_" in k}
+    with whole.disable_adapter():
+        base = dict(merged_weights(whole))
+    shard(sharded, init_device_mesh("cpu", (2,)), torch.bfloat16)
+    sent: list[dict[str, torch.Tensor]] = []
+
+    def request(path: str, body: dict[str, Any]) -> None:
+        folder = Path(body["lora_path"] if "lora_path" in body else body["kwargs"]["weights_path"])
+        (file,) = folder.glob("*.safetensors")
+        sent.append(load_file(file))
+
+    servers: Any = SimpleNamespace(request=request)
+    transfer = DiskTransfer(servers, None, torch.float32)
+    transfer.send(sharded, "1", fresh=True)
+    assert AdapterTransfer(servers, transfer, None).send(sharded, "2", fresh=True) == "postrain-2"
+    expected = [merged, base, {name.replace(".default", ""): each for name, each in lora.items()}]
+    assert len(sent) == (3 if dist.get_rank() == 0 else 0)
+    for theirs, mine in zip(sent, expected, strict=False):
+        assert theirs.keys() == mine.keys()
+        assert all(each.equal(mine[name]) for name, each in theirs.items())
 
 
 def all_runs() -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None 
         cast("FSDPModule", unit).set_gradient_divide_factor(1.0)
         cast("FSDPModule", unit).set_force_sum_reduction_for_comms(True)
     sharded: Any = model
+    # Gathered weights take the place of the shards in the modules.
+    sharded.shards = dict(model.named_parameters(remove_duplicate=False))
     sharded.call_gathered = lambda function: function()
     register_fsdp_forward_method(model, "call_gathered")
 
@@ -81,6 +84,23 @@ def blocks_freed(models: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for block in blocks:
             block.set_reshard_after_forward(False, recurse=False)
+
+
+def stored_parameters(model: nn.Module) -> dict[Tensor, Tensor]:
+    """The shard (DTensor) of each current parameter of a sharded model; of any other model the parameter itself.
+
+    The shards are what the optimizer steps change. Gathered weights, which are parameters until they are freed, are
+    copies in the compute dtype, and the ranks need not have gathered the same ones.
+    """
+    # Module's annotations do not have attributes that are not modules or tensors.
+    shards = cast("dict[str, Tensor]", getattr(model, "shards", {})) if isinstance(model, FSDPModule) else {}
+    return {weight: shards.get(name, weight) for name, weight in model.named_parameters(remove_duplicate=False)}
+
+
+def full_tensor(weight: Tensor) -> Tensor:
+    """The detached weight; gathered if it is a shard, which all ranks must do together."""
+    weight = weight.detach()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -110,6 +110,13 @@ def adapter_disabled(model: Any) -> Iterator[None]:
     PEFT's own context also toggles `requires_grad`, and restores it for the wrong parameters when they are sharded.
     """
     name, value = ("_active_adapter", [REFERENCE]) if has_reference_adapter(model) else ("_disable_adapters", True)
+    with set_in_layers(model, name, value):
+        yield
+
+
+@contextmanager
+def set_in_layers(model: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of every adapted layer inside the block."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, name)]
     before = [getattr(layer, name) for layer in layers]
     for layer in layers:

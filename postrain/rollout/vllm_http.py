@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,3 +79,25 @@ class Connection:
             text, kind = response.read(), response.headers.get_content_type()
         # Adapters are confirmed in plain text.
         return json.loads(text) if text and kind == "application/json" else None
+
+
+@dataclass(frozen=True)
+class Connections:
+    """One or several servers that have the same weights."""
+
+    servers: tuple[Connection, ...]
+
+    @property
+    def where(self) -> str:
+        """The config key, for messages."""
+        return f"rollout.url={','.join(server.url for server in self.servers)}"
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> list[Any]:
+        """The responses of all servers, which answer at the same time. Raises ServerLost or ConfigError."""
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            return list(pool.map(lambda server: server.request(path, body), self.servers))
+
+    def wait(self, lost: ServerLost, seconds: float) -> None:
+        """Returns when all servers are up. Raises `lost` if one of them is not within `seconds`."""
+        for server in self.servers:
+            server.wait(lost, seconds)

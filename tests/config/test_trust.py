@@ -102,6 +102,7 @@ def test_calls_of_built_in_pipelines_need_no_confirmation() -> None:
         ("reward", composed(["method=ppo", "reward=judge", "reward.url=http://a", "reward.model=m"])["reward"]),
         ("reward", composed(["method=ppo", "reward=code", "reward.allow_execution=true"])["reward"]),
         ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=http://a"])["rollout"]),
+        ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=[http://a,http://b]"])["rollout"]),
         ("logger", composed(["method=ppo", "logger=wandb", "logger.online=true"])["logger"]),
         ("evaluation.tasks.lm_eval", {**TASKS["lm_eval"], "folder": "x"}),
         ("evaluation.tasks.queries", {**TASKS["queries"], "allow_execution": True}),

@@ -1,5 +1,7 @@
 """Sharded models in a group of one rank: what is sharded, when blocks are gathered, and equal gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from postrain.hardware.sharding import blocks_freed, full_state_dict, shard, transformer_blocks
 from postrain.models.scoring import score
+from postrain.models.weight_sync import describe_weights, fingerprint, merged_weights
 from postrain.types import Rows
+from tests.models.test_weight_sync import adapted
+from tests.rollout.fake_vllm import Calls, fake_server
+from tests.rollout.test_vllm_server import engine, sample
 from tests.tiny import tiny_model
 
 ROWS = Rows(
@@ -88,3 +94,39 @@ def test_module_lists_inside_a_block_belong_to_it():
     blocks = [nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"experts": experts})), nn.Linear(2, 2)]
     model = nn.ModuleDict({"embed": nn.Linear(2, 2), "layers": nn.ModuleList(blocks)})
     assert transformer_blocks(model) == blocks
+
+
+@pytest.mark.parametrize("compute", [None, torch.bfloat16])
+@pytest.mark.parametrize("make", [tiny_model, adapted, partial(adapted, dora=True)], ids=["whole", "lora", "dora"])
+def test_transferred_weights_are_those_of_the_shards(make, compute, mesh):
+    sharded = make("gpt2")
+    expected = dict(merged_weights(make("gpt2")))
+    shard(sharded, mesh, compute)
+    optimizer = torch.optim.AdamW([each for each in sharded.parameters() if each.requires_grad], lr=1e-3)
+    before = fingerprint(sharded)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=compute is not None)
+    with torch.no_grad(), autocast:
+        score(sharded, ROWS)  # gathers all weights, in the compute dtype
+    assert is_sharded(sharded) == {False}
+    found = dict(merged_weights(sharded))
+    assert found.keys() == expected.keys()
+    assert all(values.equal(expected[name]) for name, values in found.items())
+    assert describe_weights(sharded) == [(name, each.dtype, tuple(each.shape)) for name, each in expected.items()]
+    assert fingerprint(sharded) == before
+    with autocast:
+        score(sharded, ROWS).logps_BT.sum().backward()
+    optimizer.step()
+    assert fingerprint(sharded) != before
+
+
+@pytest.mark.parametrize("enable_lora", [False, True])
+def test_a_sharded_policy_is_sampled_on_a_server(enable_lora, mesh):
+    policy = adapted("gpt2")
+    shard(policy, mesh)
+    calls = Calls()
+    with fake_server(calls) as (url, _):
+        vllm = engine(url, enable_lora=enable_lora)
+        for _ in range(2):  # the check of the weights has gathered them
+            assert len(sample(vllm, policy, rows=3)) == 3
+    assert calls.events.count("weights") == 1
+    assert len(calls.adapters) == enable_lora

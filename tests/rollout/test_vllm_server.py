@@ -36,7 +36,7 @@ def server(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str,
         yield found
 
 
-def engine(url: str, **changes: Any) -> Any:
+def engine(url: str | list[str], **changes: Any) -> Any:
     given = {"mode": "server", "url": url, "server_timeout": 0.0, "timeout": 7.0, **changes}
     return instantiate(composed(["method=ppo", "rollout=vllm"])["rollout"] | given)
 
