@@ -7,7 +7,6 @@ and sweep=NAME start a sweep, whose jobs run this module again in separate proce
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from postrain.config.check import check
 from postrain.config.groups import listing, listing_of_named_groups, overview
 from postrain.config.masking import MASK, masked_text
 from postrain.config.overrides import DRY_RUN, PROGRAMS, job_overrides, prepare
-from postrain.config.paths import CONF, command
+from postrain.config.paths import CONF, command, shell_line
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import UntrustedFolder, join_flags, override_items
@@ -87,7 +86,7 @@ def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
     # sweep.yaml does not record the launcher.
     launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
     return masked_text(
-        f"resume with: {PROGRAMS[config_name]} {resume_overrides(folder)} {shlex.join(launched)}".rstrip()
+        f"resume with: {PROGRAMS[config_name]} {resume_overrides(folder)} {shell_line(launched)}".rstrip()
     )
 
 
@@ -95,12 +94,7 @@ def resume_overrides(folder: Path) -> str:
     """resume=FOLDER and the overrides that must be repeated with it, quoted for a shell."""
     from postrain.cli.confirmations import confirmations  # noqa: PLC0415 - start-up time
 
-    return " ".join(map(_quoted, [f"resume={folder}", *confirmations(folder)]))
-
-
-def _quoted(word: str) -> str:
-    """A shell word; in double quotes if possible, because values of Hydra's grammar contain single quotes."""
-    return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
+    return shell_line([f"resume={folder}", *confirmations(folder)])
 
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:

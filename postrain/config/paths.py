@@ -5,6 +5,8 @@ A user's `conf/` and `sweep/` in the working directory are searched before the b
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -51,3 +53,10 @@ def study_dirs(root: Path) -> tuple[Path, ...]:
     """All directories of studies, in search order; the built-in one is sweep/ in `root`."""
     own = user_folder("sweep")
     return (root / "sweep",) if own is None else (own, root / "sweep")
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """Words as a command line; in double quotes where possible, because Hydra's grammar has single quotes in values."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word) for word in words
+    )

@@ -6,13 +6,13 @@ there are bars.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from postrain.config.paths import command as start
+from postrain.config.paths import shell_line
 from postrain.evaluation.estimate import Interval
 from postrain.formatting import duration, short
 from postrain.jsonl import number
@@ -162,7 +162,7 @@ def ends(study: SweepResult) -> list[tuple[str, list[Sample]]]:
 def command(overrides: Sequence[str], *more: str) -> str:
     """The command line; value lists without a file need -m."""
     file = any(word.startswith("sweep=") for word in overrides)
-    return shlex.join([*start("train").split(), *([] if file else ["-m"]), *overrides, *more])
+    return shell_line([*start("train").split(), *([] if file else ["-m"]), *overrides, *more])
 
 
 def frontier(study: SweepResult) -> Picture | None:

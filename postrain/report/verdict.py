@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from postrain.config import renamed
-from postrain.config.paths import command
+from postrain.config.paths import command, shell_line
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
 from postrain.jsonl import number
@@ -187,4 +187,4 @@ def _train(overrides: Sequence[str], changed: dict[str, str] | None = None, *, s
     changed = changed or {}
     kept = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in changed]
     flags = ["-m"] if sweep else []
-    return shlex.join([*command("train").split(), *flags, *kept, *(f"{key}={value}" for key, value in changed.items())])
+    return shell_line([*command("train").split(), *flags, *kept, *(f"{key}={value}" for key, value in changed.items())])
