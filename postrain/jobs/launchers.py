@@ -279,6 +279,12 @@ class HydraLauncher:
         except RuntimeError as error:  # a killed worker ends the launcher's whole pool
             print(f"warning: {error}", file=sys.stderr)
             returns = [None] * len(jobs)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a launcher raises if its cluster cannot be reached
+            name = config.hydra.runtime.choices["hydra/launcher"]
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"hydra/launcher={name}: could not start the jobs: {reason}") from error
         for job, returned in zip(jobs, returns, strict=True):
             self._record(Status(folder / job.folder / "status.json"), returned)
             ended(job)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hydra.core.plugins import Plugins
+
 from postrain.jobs.graph import Job
 from postrain.jobs.launchers import LOG, Local, failure_reason, overrides_of, resource_share
 from postrain.jsonl import read_json
+from tests.cli.test_main import run
 
 FAKE = (sys.executable, str(Path(__file__).parent / "job.py"))
 
@@ -82,3 +85,16 @@ def test_jobs_share_the_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert [resource_share(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
     assert [resource_share(5, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(5)] == ["4", "5", "6", "7", "4"]
+
+
+def test_launcher_that_cannot_reach_its_cluster_is_one_line(tmp_path, monkeypatch, capsys):
+    class Unreachable:
+        def launch(self, job_overrides, initial_job_idx):
+            raise ConnectionError("Could not find any running\nRay instance.")
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Unreachable())
+    code = run("-m", "method=sft", "seed=0,1", "hydra/launcher=basic", f"paths.sweeps={tmp_path}")
+    assert (code, capsys.readouterr().err) == (
+        2,
+        "error: hydra/launcher=basic: could not start the jobs: Could not find any running Ray instance.\n",
+    )
