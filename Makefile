@@ -1,12 +1,14 @@
 # make demo: train PPO on a fresh machine.   make test: lint and run all tests.   Both create .venv.
 # make docs: build the documentation site in site/; it opens without a server.
+# make gpu-check: check one GPU in eight minutes: correctness, speed, memory; writes a table to OUT. No network.
 # make dashboard: TensorBoard on localhost for all runs; DIR=sweeps selects another folder, PORT=6007 another port.
 PYTHON ?= python3
 DIR ?= runs
 PORT ?= 6006
+OUT ?= gpu_check
 RUN := .venv/bin/python
 
-.PHONY: demo test lint docs dashboard clean
+.PHONY: demo test lint docs gpu-check dashboard clean
 
 demo: .venv/ready
 	$(RUN) train.py method=ppo model=gpt2 trainer=cpu
@@ -25,6 +27,9 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/pyright
+
+gpu-check:
+	$(RUN) benchmarks/gpu_check.py $(OUT)
 
 dashboard: .venv/ready
 	@test -n "$$(find -L $(DIR) -name 'events.out.tfevents.*' -print -quit 2>/dev/null)" || \
