@@ -191,6 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: no CUDA GPU is visible to PyTorch here; use --device cpu --reduced", file=sys.stderr)
         return 2
+    if given.folder.exists() and not given.folder.is_dir():
+        print(f"{given.folder}: expected a folder for the results, found a file; name another one", file=sys.stderr)
+        return 2
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     # Read by cuBLAS when it starts; deterministic kernels need it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -63,6 +63,13 @@ def test_flops_per_token_exclude_untied_input_embeddings(gpu_check, tmp_path):
     assert found.flops_per_second == pytest.approx(6 * used * found.tokens_per_second)
 
 
+def test_results_folder_that_is_a_file_is_one_line(gpu_check, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    assert gpu_check.main([str(file), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == f"{file}: expected a folder for the results, found a file; name another one\n"
+
+
 def test_missing_gpu_is_one_line_with_the_remedy(gpu_check, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main([str(tmp_path)]) == 2
