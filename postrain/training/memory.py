@@ -143,7 +143,8 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
         gradients=(gradient_bytes + critic * item) / shards,
         optimizer=optimizer_bytes(config, model.policy, critic) / shards,
         activations=overhead * max(0, peak - whole_gradients) * (2 if separate_critic else 1),
-        loading=0.0 if sharded and hardware.device.type == "cuda" else 2 * loaded,
+        # Weights are read on the CPU, and moved to a GPU afterwards.
+        loading=0.0 if hardware.device.type == "cuda" else 2 * loaded,
         gathered=block_by_block * (1 + separate_critic + frozen_copies(config)),
         sampling=gathered_with(sampling_bytes(config, data, model), whole),
         scoring=gathered_with(scoring_bytes(config, model, loaded), whole * (1 + frozen_copies(config))),
