@@ -9,7 +9,7 @@ from tests.training_runs import final_state, records, small_run
 BASE = (
     "method=ppo",
     "method.updates=2",
-    "rollout.max_new_tokens=24",
+    "rollout.max_new_tokens=12",
     "evaluation.completions=0",
     "data.eval_rows=2",
     "trainer.checkpoint_every=100",
