@@ -87,9 +87,10 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
     except RuntimeError as error:
         if not LOST_RANK.search(str(error)):
             raise
+        reason = " ".join(str(error).split())[:160]
         raise ConfigError(
-            f"rank {os.environ['RANK']}: another rank ended, or its node cannot be reached; its own messages say why. "
-            "name=NAME resume=auto continues from the newest checkpoint when the command is started again"
+            f"rank {os.environ['RANK']}: another rank ended, or its node cannot be reached ({reason}); its own "
+            "messages say why. name=NAME resume=auto continues from the newest checkpoint when the command is repeated"
         ) from error
     finally:
         finished.set()
