@@ -142,7 +142,7 @@ def test_command_works(command, finished, capsys, monkeypatch):
 
 def shortened(words: list[str], command: str) -> list[str]:
     """The overrides of a training command with fewer updates and rows."""
-    alone = not any("=" in word for word in words) or "resume=" in command or "pipeline=" in command
+    alone = not any("=" in word for word in words) or re.search("resume=(?!auto)|pipeline=", command)
     short = [word for word in SHORT if not (word == "logger=none" and "logger=" in command)]
     return words if alone or "sweep=" in command else [*words, *short]
 

@@ -1,12 +1,14 @@
 """Packed forward passes: all tokens of a batch are one sequence without padding, and shared prefixes (a prompt and its
 completions) are computed once.
 
-All transformer layers except attention work on single tokens, so they run on the packed sequence. Attention gathers
-each whole row, prefix included, into blocks of rows of similar length, causal and without a mask, so the result equals
-that of separate rows. Architectures where this does not hold (recurrent, ALiBi, chunked attention) use padded rows;
-`supports_packing` tests for them.
+All transformer layers except attention work on single tokens, so they run on the packed sequence. For attention, rows
+are gathered into blocks of similar shape. A row that shares at least half of its tokens has queries for its own tokens
+only, with a mask over the keys of the whole row: a prompt is read, not computed, once per completion. Other rows are
+whole, causal and without a mask. The result equals that of separate rows. Architectures where this does not hold
+(recurrent, ALiBi, chunked attention) use padded rows; `supports_packing` tests for them.
 
-Axes: R rows, L tokens of the longest row, N packed tokens, M slots of all blocks, H heads, K head width, D model width.
+Axes: R rows, L tokens of the longest row, N packed tokens, M slots of all blocks, H heads, Q queries and L keys of each
+row of a block, K head width, D model width.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,8 +30,32 @@ from postrain.models.reference import in_eval_mode
 
 NAME = "postrain_packed"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-# Rows with at least this fraction of the longest row's length share its attention block.
-SIMILAR = 0.7
+# Rows with at least this fraction of the keys, and of the queries, of the longest row share its attention block.
+SIMILAR, SIMILAR_QUERIES = 0.7, 0.5
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows whose attention is computed together."""
+
+    first_R: Tensor
+    """Position of the first query of each row: 0, or the number of tokens shared with another row."""
+    queries: int
+    """Number of queries of a row, padded."""
+    keys: int
+    """Number of keys of a row, padded."""
+
+    def mask(self, window: int | None = None) -> Tensor | None:
+        """True where a query attends to a key, [R, 1, Q, L]; None if plain causal attention is equal. With `window`, a
+        token attends to that many tokens, itself included."""
+        if self.queries == self.keys and (window is None or self.keys <= window):
+            return None
+        device = self.first_R.device
+        # Queries of the padding have a position in the row too: without a key their gradients would be NaN.
+        at_RQ = (self.first_R[:, None] + torch.arange(self.queries, device=device)).clamp(max=self.keys - 1)
+        distance_R1QL = at_RQ[:, None, :, None] - torch.arange(self.keys, device=device)
+        mask_R1QL = distance_R1QL >= 0
+        return mask_R1QL if window is None else mask_R1QL & (distance_R1QL < window)
 
 
 @dataclass(frozen=True)
@@ -41,47 +67,75 @@ class Packing:
     """Position of each packed token in its row."""
     index_RL: Tensor
     """Index of the packed token at each position of each row; arbitrary beyond the end of a row."""
-    blocks: tuple[tuple[int, int], ...]
-    """Number of rows and padded length of each block."""
-    gather_M: Tensor
-    """Index of the packed token in each slot of the blocks, block by block and row by row."""
+    blocks: tuple[Block, ...]
+    queries_M: Tensor
+    """Index of the packed token of each query, block by block and row by row."""
+    keys_M: Tensor
+    """Index of the packed token of each key, block by block and row by row."""
     inverse_N: Tensor
-    """Index of a slot that holds each packed token."""
+    """Index of a query of each packed token."""
+
+    def to(self, device: torch.device) -> Packing:
+        """The same packing for attention on a device; index_RL stays where it is."""
+        blocks = tuple(replace(block, first_R=block.first_R.to(device)) for block in self.blocks)
+        names = ("ids_N", "positions_N", "queries_M", "keys_M", "inverse_N")
+        return replace(self, blocks=blocks, **{name: getattr(self, name).to(device) for name in names})
 
 
 def pack(ids: Sequence[Tensor]) -> Packing:
     """Packs rows in lexicographic order, so that each shares its longest common prefix with the previous one."""
-    blocks = length_buckets([len(row) for row in ids])
-    padded = {row: length for rows, length in blocks for row in rows}
-    starts = dict(zip(padded, accumulate(padded.values(), initial=0), strict=False))
-    index_RL = torch.zeros(len(ids), max(padded.values()), dtype=torch.long)
+    lengths = [len(row) for row in ids]
+    index_RL = torch.zeros(len(ids), max(lengths), dtype=torch.long)
     order = sorted(range(len(ids)), key=lambda row: ids[row].tolist())
-    pieces, positions, homes = [], [], []
+    shared = [0] * len(ids)
     used, before = 0, order[0]
     for row in order:
-        shared = 0 if row == before else shared_prefix_length(ids[before], ids[row])
-        new = torch.arange(shared, len(ids[row]))
-        index_RL[row, :shared] = index_RL[before, :shared]
-        index_RL[row, shared : len(ids[row])] = used + new - shared
-        pieces.append(ids[row][shared:])
-        positions.append(new)
-        homes.append(starts[row] + new)
-        used, before = used + len(new), row
+        shared[row] = 0 if row == before else shared_prefix_length(ids[before], ids[row])
+        index_RL[row, : shared[row]] = index_RL[before, : shared[row]]
+        index_RL[row, shared[row] : lengths[row]] = torch.arange(used, used + lengths[row] - shared[row])
+        used, before = used + lengths[row] - shared[row], row
+    blocks, queries, keys, own = [], [], [], []
+    for rows, block in attention_blocks(lengths, shared):
+        at_RQ = block.first_R[:, None] + torch.arange(block.queries)
+        lengths_R, shared_R = (torch.tensor([values[row] for row in rows]) for values in (lengths, shared))
+        own.append(((at_RQ >= shared_R[:, None]) & (at_RQ < lengths_R[:, None])).flatten())
+        queries.append(index_RL[rows].gather(1, at_RQ.clamp(max=index_RL.shape[1] - 1)).flatten())
+        keys.append(index_RL[rows, : block.keys].flatten())
+        blocks.append(block)
+    queries_M, slots_N = torch.cat(queries), torch.cat(own).nonzero().squeeze(1)
     return Packing(
-        ids_N=torch.cat(pieces),
-        positions_N=torch.cat(positions),
+        ids_N=torch.cat([ids[row][shared[row] :] for row in order]),
+        positions_N=torch.cat([torch.arange(shared[row], lengths[row]) for row in order]),
         index_RL=index_RL,
-        blocks=tuple((len(rows), length) for rows, length in blocks),
-        gather_M=torch.cat([index_RL[rows, :length].flatten() for rows, length in blocks]),
-        inverse_N=torch.cat(homes),
+        blocks=tuple(blocks),
+        queries_M=queries_M,
+        keys_M=torch.cat(keys),
+        inverse_N=torch.empty_like(slots_N).scatter_(0, queries_M[slots_N], slots_N),
     )
 
 
-def length_buckets(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+def attention_blocks(lengths: Sequence[int], shared: Sequence[int]) -> Iterator[tuple[list[int], Block]]:
+    """Blocks and their rows, from each row's length and the number of tokens that it shares with an earlier row. A row
+    without tokens of its own is in no block."""
+    queries = [
+        length if 2 * before < length else length - before for length, before in zip(lengths, shared, strict=True)
+    ]
+    whole = [row for row, count in enumerate(queries) if count == lengths[row]]
+    for bucket, longest in length_buckets([lengths[row] for row in whole]):
+        yield [whole[each] for each in bucket], Block(torch.zeros(len(bucket), dtype=torch.long), longest, longest)
+    sharing = [row for row, count in enumerate(queries) if 0 < count < lengths[row]]
+    for bucket, longest in length_buckets([lengths[row] for row in sharing]):
+        similar = [sharing[each] for each in bucket]
+        for part, count in length_buckets([queries[row] for row in similar], SIMILAR_QUERIES):
+            rows = [similar[each] for each in part]
+            yield rows, Block(torch.tensor([shared[row] for row in rows]), count, longest)
+
+
+def length_buckets(lengths: Sequence[int], similar: float = SIMILAR) -> list[tuple[list[int], int]]:
     """Row indices grouped by similar length, longest first, each bucket with its padded length."""
     blocks: list[tuple[list[int], int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if blocks and lengths[row] > SIMILAR * blocks[-1][1]:
+        if blocks and lengths[row] > similar * blocks[-1][1]:
             blocks[-1][0].append(row)
         else:
             blocks.append(([row], lengths[row]))
@@ -109,28 +163,29 @@ def packed_attention(
 
     `settings` of the architecture (scaling, dropout) are passed to transformers' SDPA function.
     """
-    sizes = [rows * length for rows, length in packing.blocks]
 
-    def unpacked(packed_1HNK: Tensor) -> list[Tensor]:
-        gathered = packed_1HNK[0].transpose(0, 1).flatten(1).index_select(0, packing.gather_M).split(sizes)
-        shape = (packed_1HNK.shape[1], packed_1HNK.shape[3])
-        return [flat.view(*block, *shape).transpose(1, 2) for flat, block in zip(gathered, packing.blocks, strict=True)]
+    def unpacked(packed_1HNK: Tensor, index_M: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        gathered = packed_1HNK[0].transpose(0, 1).flatten(1).index_select(0, index_M)
+        shapes = [(len(block.first_R), length) for block, length in zip(packing.blocks, lengths, strict=True)]
+        pieces = gathered.split([rows * length for rows, length in shapes])
+        heads = (packed_1HNK.shape[1], packed_1HNK.shape[3])
+        return [piece.view(*shape, *heads).transpose(1, 2) for piece, shape in zip(pieces, shapes, strict=True)]
 
+    queries = unpacked(query, packing.queries_M, [block.queries for block in packing.blocks])
+    keys, values = (unpacked(each, packing.keys_M, [block.keys for block in packing.blocks]) for each in (key, value))
     found = []
-    for query_RHLK, key_RHLK, value_RHLK in zip(unpacked(query), unpacked(key), unpacked(value), strict=True):
-        mask = sliding_window_mask(query_RHLK.shape[2], sliding_window, query.device)
-        settings["is_causal"] = mask is None
-        block_RLHK, _ = sdpa_attention_forward(module, query_RHLK, key_RHLK, value_RHLK, mask, **settings)
-        found.append(block_RLHK.flatten(0, 1))
+    for block, query_RHQK, key_RHLK, value_RHLK in zip(packing.blocks, queries, keys, values, strict=True):
+        mask = block.mask(sliding_window)
+        if mask is not None and query.device.type == "cpu":
+            # transformers repeats the keys of grouped-query attention if there is a mask; a CPU need not.
+            scale, dropout = settings.get("scaling"), settings.get("dropout", 0.0)
+            inputs = {"attn_mask": mask, "dropout_p": dropout, "scale": scale, "enable_gqa": True}
+            block_RQHK = F.scaled_dot_product_attention(query_RHQK, key_RHLK, value_RHLK, **inputs).transpose(1, 2)
+        else:
+            settings["is_causal"] = mask is None
+            block_RQHK, _ = sdpa_attention_forward(module, query_RHQK, key_RHLK, value_RHLK, mask, **settings)
+        found.append(block_RQHK.flatten(0, 1))
     return torch.cat(found).index_select(0, packing.inverse_N)[None], None
-
-
-def sliding_window_mask(length: int, size: int | None, device: torch.device) -> Tensor | None:
-    """A causal mask with a window of `size` tokens, [1, 1, L, L]; None if plain causal attention is equal."""
-    if size is None or length <= size:
-        return None
-    at = torch.arange(length, device=device)
-    return ((at[:, None] >= at) & (at[:, None] - at < size))[None, None]
 
 
 def no_mask(*_: Any, **__: Any) -> None:
@@ -169,11 +224,10 @@ def hidden_states(model: nn.Module, ids: Sequence[Tensor]) -> tuple[Tensor, Tens
 
 def packed_states(model: nn.Module, packing: Packing) -> Tensor:
     """One forward over packed tokens, [N, D]."""
-    device = next(model.parameters()).device
-    on_device = replace(packing, gather_M=packing.gather_M.to(device), inverse_N=packing.inverse_N.to(device))
-    ids_1N, positions_1N = packing.ids_N[None].to(device), packing.positions_N[None].to(device)
+    packing = packing.to(next(model.parameters()).device)
     with use_attention(unwrapped(model).config, NAME):
-        inputs = {"input_ids": ids_1N, "position_ids": positions_1N, "use_cache": False, "packing": on_device}
+        tokens = {"input_ids": packing.ids_N[None], "position_ids": packing.positions_N[None]}
+        inputs = {**tokens, "use_cache": False, "packing": packing}
         found = trunk_output(model, **inputs)
     return found.last_hidden_state[0]
 

@@ -33,10 +33,18 @@ def test_shared_prefix_is_packed_once():
     assert packing.ids_N.tolist() == [5, 6, 1, 7, 8, 9]
     assert packing.positions_N.tolist() == [0, 1, 2, 2, 3, 0]
     assert [packing.index_RL[row, : len(ids[row])].tolist() for row in range(3)] == [[0, 1, 3, 4], [5], [0, 1, 2]]
-    # attention gets the first and the third row as a block of 2 × 4, then the second alone
-    assert packing.blocks == ((2, 4), (1, 1))
-    assert packing.gather_M.tolist() == [0, 1, 3, 4, 0, 1, 2, 0, 5]
-    assert packing.ids_N[packing.gather_M[packing.inverse_N]].tolist() == packing.ids_N.tolist()
+    # attention: the third row whole, the second whole, then the own tokens of the first, which shares half of its four
+    shapes = [(block.first_R.tolist(), block.queries, block.keys) for block in packing.blocks]
+    assert shapes == [([0], 3, 3), ([0], 1, 1), ([2], 2, 4)]
+    assert packing.queries_M.tolist() == [0, 1, 2, 5, 3, 4]
+    assert packing.keys_M.tolist() == [0, 1, 2, 5, 0, 1, 3, 4]
+    causal, windowed = packing.blocks[2].mask(), packing.blocks[2].mask(2)
+    assert causal is not None
+    assert windowed is not None
+    assert causal.tolist() == [[[[True, True, True, False], [True, True, True, True]]]]
+    assert windowed.tolist() == [[[[False, True, True, False], [False, False, True, True]]]]
+    assert packing.blocks[0].mask(3) is None
+    assert packing.ids_N[packing.queries_M[packing.inverse_N]].tolist() == packing.ids_N.tolist()
     assert shared_prefix_length(ids[0], ids[2]) == 2
 
 
