@@ -6,30 +6,46 @@ The second rank is a fork of the first: importing and composing take longer than
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 
+from postrain.errors import ConfigError
+from postrain.evaluation.completions import reward_totals, sample_prompts
+from postrain.hardware import collectives
 from postrain.hardware.ranks import init_process_group
 from postrain.hardware.sharding import shard
+from postrain.hardware.shares import map_items
 from postrain.jobs.session import TRAIN, execute
 from postrain.models.weight_sync import merged_weights
 from postrain.rollout.vllm_adapter import AdapterTransfer
 from postrain.rollout.vllm_transfer import DiskTransfer
 from postrain.runs.folder import RunFolder
 from postrain.training import train  # noqa: F401 (before the fork: all of torch, transformers and Lightning)
+from postrain.types import RewardBatch
+from tests.evaluation.fake_eval_model import eval_model, make_prompts
 from tests.models.test_weight_sync import adapted
 from tests.training_runs import METHODS, SMALL, composed, resumed
 
+# Two ranks cannot divide these into equal shares.
+UNEVEN = ("data.eval_rows=7", "evaluation.completions=3")
 # Two updates: the second is the first that depends on an optimizer step.
-TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2")
+TWO_UPDATES = ("method.updates=2", "trainer.checkpoint_every=2", *UNEVEN)
+TASKS = [
+    *(f"+evaluation/task@evaluation.tasks.{name}={name}" for name in ("forgetting", "kl", "queries", "win_rate")),
+    "evaluation.tasks.forgetting={texts: 3, facts: 3}",
+    "evaluation.tasks.queries={categories: [factual], phrasings: 1, max_new_tokens: 4}",
+    "evaluation.tasks.win_rate={against: nano, prompts: 3}",
+]
 # Learning rates that do not depend on the number of updates.
 CONSTANT = ("method.schedule=constant", "method.warmup=0")
 # Runs that shard the policy, by name. The odd batch in small micro-batches gives the ranks different pass counts.
@@ -41,9 +57,15 @@ SHARDED = {
         "method.micro_batch_tokens=100",
         "method.gradient_checkpointing=true",
     ],
-    "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false"],
-    # The reference is a second adapter, beside base weights that PiSSA has changed.
-    "pissa": ["method=dpo", "adapter=pissa", "adapter.r=4", "method.precompute_ref_log_probs=false"],
+    "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false", *TASKS],
+    # The reference is a second adapter, beside base weights that PiSSA has changed. One held-out row for two ranks.
+    "pissa": [
+        "method=dpo",
+        "adapter=pissa",
+        "adapter.r=4",
+        "method.precompute_ref_log_probs=false",
+        "data.eval_rows=1",
+    ],
 }
 FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=fp32")
 
@@ -79,6 +101,7 @@ def main(output: Path) -> None:
     words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
     resumed(RunFolder(unsharded), *words)
     check_transfers()
+    check_shares()
     dist.destroy_process_group()
     if not second:
         sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
@@ -107,6 +130,39 @@ def check_transfers() -> None:
     for theirs, mine in zip(sent, expected, strict=False):
         assert theirs.keys() == mine.keys()
         assert all(each.equal(mine[name]) for name, each in theirs.items())
+
+
+class Recorder:
+    """A reward that keeps the prompts of its completions; the n-th of a call gets n."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def to(self, device: Any) -> None:
+        """No weights."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], columns: Any) -> RewardBatch:
+        self.called.extend(prompts)
+        return RewardBatch(torch.arange(len(prompts)).float(), {})
+
+
+def check_shares() -> None:
+    """A reward is called once for each completion, also where both ranks sample; a ConfigError reaches both ranks."""
+    for count in (1, 3):
+        reward, prompts = Recorder(), make_prompts(count)
+        rollouts = sample_prompts(eval_model([(5, 0)], prompts, reward=reward), prompts)
+        assert rollouts.prompts == prompts.texts
+        assert reward_totals(reward, prompts, rollouts.completions) == [0.0, 0.0, 1.0][:count]
+        assert sorted(chain(*collectives.gather(reward.called))) == sorted(prompts.texts * 2)
+    assert map_items(1, lambda items: [*items], together=False) == [0]
+
+    def fail_on_second(items: range) -> list[int]:
+        if collectives.rank() == 1:
+            raise ConfigError("no such column")
+        return [*items]
+
+    with pytest.raises(ConfigError, match="no such column"):
+        map_items(2, fail_on_second)
 
 
 def all_runs() -> Iterator[list[str]]:

@@ -14,11 +14,11 @@ from torchmetrics.functional.classification import binary_auroc
 
 from postrain.errors import ConfigError
 from postrain.evaluation.completion_metrics import completion_records
-from postrain.evaluation.completions import complete, first_prompt
+from postrain.evaluation.completions import complete, first_prompt, reward_totals
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.methods.metrics import confidence_bins, expected_calibration_error
-from postrain.rewards.base import Reward, nan_to_none
+from postrain.rewards.base import Reward
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count
 
@@ -68,7 +68,7 @@ class Accuracy:
 
 def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool | None]:
     """Whether each completion is correct; None if it cannot be scored."""
-    totals = nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
+    totals = reward_totals(reward, rollouts, rollouts.completions)
     return [None if total is None else reaches(total, threshold) for total in totals]
 
 

@@ -1,6 +1,7 @@
 """Samples and scores completions of held-out prompts, for evaluation during training and for evaluation tasks.
 
-Prompts and seeds are fixed, so that two evaluations differ only by the model.
+Prompts and seeds are fixed, so that two evaluations differ only by the model. Seeds belong to prompts: the ranks of a
+training run divide the prompts, the forward passes and the calls of rewards among them, and all get all results.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
-from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference
+from postrain.hardware.shares import Share, map_items, map_shares
+from postrain.models.scoring import ReferenceScores, concatenated, in_micro_batches, score_with_reference
+from postrain.rewards.base import PreferenceModel, Reward, nan_to_none
 from postrain.rewards.function import is_finite, preview, row_label
 from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.collect import Rollouts, collect
+from postrain.rollout.engine import Engine
 from postrain.rollout.engine import greedy as greedy_engine
+from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.seeds import derive_seed
 from postrain.types import Mean
 
@@ -55,7 +62,7 @@ def complete(eval_model: EvalModel, count: int, *, greedy: bool = False, prompts
 @torch.no_grad()
 def sample_prompts(eval_model: EvalModel, prompts: Prompts, *, greedy: bool = False) -> Rollouts:
     """One completion of each prompt; not cached."""
-    return collect(
+    return collect_in_shares(
         greedy_engine(eval_model.engine) if greedy else eval_model.engine,
         eval_model.model,
         eval_model.template,
@@ -66,28 +73,83 @@ def sample_prompts(eval_model: EvalModel, prompts: Prompts, *, greedy: bool = Fa
     )
 
 
+def collect_in_shares(
+    engine: Engine,
+    model: nn.Module,
+    template: Template,
+    prompts: Prompts,
+    *,
+    seeds: Sequence[int],
+    reward: Reward | None = None,
+    environment: Environment = SINGLE_TURN,
+) -> Rollouts:
+    """`collect`, with each rank sampling and scoring its share of the prompts."""
+
+    def collected(share: Share) -> Rollouts:
+        return collect(
+            engine,
+            model,
+            template,
+            prompts.select(share.items),
+            seeds=[seeds[row] for row in share.items],
+            reward=reward if share.counts else None,
+            environment=environment,
+        ).to("cpu")
+
+    return concatenated(map_shares(len(prompts), collected)).to(next(model.parameters()).device)
+
+
 @torch.no_grad()
 def compare_to_reference(eval_model: EvalModel, rollouts: Rollouts) -> ReferenceScores:
     """KL and log-probabilities of the model's completions under model and reference, at the sampling temperature."""
     reference = eval_model.reference
     assert reference is not None
     temperature = eval_model.engine.sampling.temperature or 1.0
-    with reference.resident():
+
+    def compared(share: Share) -> ReferenceScores:
         return in_micro_batches(
             lambda rows: score_with_reference(eval_model.model, reference, rows, temperature=temperature),
-            rollouts.rows,
+            rollouts.rows.select(share.items),
             eval_model.micro_batch_tokens,
-        )
+        ).to("cpu")
+
+    with reference.resident():
+        return concatenated(map_shares(len(rollouts), compared)).to(next(eval_model.model.parameters()).device)
 
 
 def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, float], ...]:
     """The gold score of each completion, by part. Raises ConfigError if the function fails or returns no numbers."""
-    if data.gold_score is None:
+    function = data.gold_score
+    if function is None:
         return tuple({} for _ in rollouts.completions)
-    return tuple(
-        _gold(data.gold_score, prompt, completion, columns) if "gold" in columns else {}
-        for prompt, completion, columns in zip(rollouts.prompts, rollouts.completions, rollouts.columns, strict=True)
-    )
+    rows = list(zip(rollouts.prompts, rollouts.completions, rollouts.columns, strict=True))
+
+    def scored(items: range) -> list[Mapping[str, float]]:
+        return [_gold(function, *rows[item]) if "gold" in rows[item][2] else {} for item in items]
+
+    return tuple(map_items(len(rows), scored, together=False))
+
+
+def reward_totals(reward: Reward, prompts: Prompts | Rollouts, completions: Sequence[str]) -> list[float | None]:
+    """The reward of each completion; None if it cannot be scored."""
+    texts = prompts.prompts if isinstance(prompts, Rollouts) else prompts.texts
+
+    def scored(items: range) -> Sequence[float | None]:
+        columns = [prompts.columns[item] for item in items]
+        found = reward([texts[item] for item in items], [completions[item] for item in items], columns)
+        return nan_to_none(found.total_B)
+
+    return map_items(len(completions), scored, together=False)
+
+
+def preferences(judge: PreferenceModel, ours: Rollouts, theirs: Rollouts) -> list[float | None]:
+    """P(our completion beats theirs) for each prompt; None if the comparison failed."""
+
+    def compared(items: range) -> Sequence[float | None]:
+        mine, other = ours.select(items), theirs.select(items)
+        return nan_to_none(judge.compare(mine.prompts, mine.completions, other.completions, mine.columns))
+
+    return map_items(len(ours), compared, together=False)
 
 
 def _gold(

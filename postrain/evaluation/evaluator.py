@@ -7,7 +7,7 @@ reward, gold score and exact KL to the reference. Further evaluation tasks are c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,8 @@ from postrain.evaluation.completions import compare_to_reference, complete, gold
 from postrain.evaluation.differences import shares
 from postrain.evaluation.parts import rows_by_part, with_parts
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
+from postrain.hardware import collectives
+from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
 from postrain.models.scoring import ReferenceScores
@@ -81,21 +83,33 @@ def evaluate(
 
 
 def held_out_metrics(method: Method, data: DataModule) -> tuple[dict[str, float], dict[str, PerRow]]:
-    """The method's own metrics on held-out rows, and those of each row.
+    """The method's own metrics on held-out rows, and those of each row. Each rank measures its share of each batch.
 
     eval/METRIC is of all rows and eval/PART/METRIC of a part; rows have these names without eval/.
     """
     found: dict[str, dict[str, Mean | Max]] = {"": {}}
-    parts: dict[str, list[PerRow]] = defaultdict(list)
+    rows: list[dict[str, PerRow]] = []
     for index, (part, batch) in enumerate(data.eval_batches()):
-        of_batch = method.evaluate(batch.to(method.device), index)
+        share = Share.of(len(batch))
+        of_share = method.evaluate(batch.select(share.items).to(method.device), index, share)
+        of_batch = of_share if share.counts else {}
+        rows.append({})
         for prefix in [*([""] if part.in_total else []), *([f"{part.name}/"] if part.name else [])]:
             add_metrics(found.setdefault(prefix, {}), of_batch)
-            for name, value in rows_of(of_batch).items():
-                parts[f"{prefix}{name}"].append(value)
-    rows = {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in parts.items()}
-    combined = [(prefix, method.combined(measured)) for prefix, measured in found.items() if measured]
-    return {f"eval/{prefix}{name}": value for prefix, each in combined for name, value in each.items()}, rows
+            rows[-1] |= {f"{prefix}{name}": value for name, value in rows_of(of_batch).items()}
+    measured = set().union(*collectives.gather({prefix for prefix, metrics in found.items() if metrics}))
+    combined = [(prefix, method.combined(metrics)) for prefix, metrics in found.items() if prefix in measured]
+    return {f"eval/{prefix}{name}": value for prefix, each in combined for name, value in each.items()}, joined(rows)
+
+
+def joined(batches: Sequence[Mapping[str, PerRow]]) -> dict[str, PerRow]:
+    """The rows of all batches by metric, given those of this rank's share of each batch."""
+    found: dict[str, list[PerRow]] = defaultdict(list)
+    for of_ranks in zip(*collectives.gather(batches), strict=True):
+        for rows in of_ranks:
+            for name, value in rows.items():
+                found[name].append(value)
+    return {name: (torch.cat([t for t, _ in each]), torch.cat([c for _, c in each])) for name, each in found.items()}
 
 
 def rows_of(metrics: Mapping[str, Mean | Max]) -> dict[str, PerRow]:

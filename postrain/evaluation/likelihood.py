@@ -29,6 +29,7 @@ from postrain.errors import ConfigError
 from postrain.evaluation.completions import decoded_prompt
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
+from postrain.hardware.shares import map_items
 from postrain.models.scoring import in_micro_batches, score
 from postrain.types import Count, CountOrZero, Rows
 from postrain.world.facts import Fact, all_facts
@@ -78,9 +79,14 @@ def supervised_data(eval_model: EvalModel) -> DataModule | None:
 @torch.no_grad()
 def row_losses(eval_model: EvalModel, batch: Rows) -> list[tuple[float, int]]:
     """The summed loss of each row's supervised tokens in nats, and their number, [B]."""
-    found = in_micro_batches(lambda rows: score(eval_model.model, rows), batch, eval_model.micro_batch_tokens)
-    sums = (-found.logps_BT.cpu().double().sum(1)).tolist()
-    return list(zip(sums, found.mask_BT.sum(1).tolist(), strict=True))
+
+    def losses(items: range) -> list[tuple[float, int]]:
+        rows = batch.select(items)
+        found = in_micro_batches(lambda part: score(eval_model.model, part), rows, eval_model.micro_batch_tokens)
+        sums = (-found.logps_BT.cpu().double().sum(1)).tolist()
+        return list(zip(sums, found.mask_BT.sum(1).tolist(), strict=True))
+
+    return map_items(len(batch), losses)
 
 
 def loss_and_perplexity(found: Sequence[tuple[float, int]]) -> dict[str, Estimate]:

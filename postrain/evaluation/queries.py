@@ -20,12 +20,12 @@ from postrain.config.schema import Confirm
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
+from postrain.evaluation.completions import collect_in_shares
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.query_checks import Expect, Verdict, check_answer, has_extractable_answer, refuses
 from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.rollout.collect import collect
 from postrain.seeds import derive_seed
 from postrain.types import Count, NonNegative, Size
 
@@ -131,7 +131,7 @@ class Queries:
         )
         # Seeds depend on the query's id, so that other queries do not change its answers.
         seeds = [derive_seed(eval_model.seed, f"queries {query.id}", number) for query, number in phrasings]
-        rollouts = collect(engine, eval_model.model, eval_model.template, prompts, seeds=seeds)
+        rollouts = collect_in_shares(engine, eval_model.model, eval_model.template, prompts, seeds=seeds)
         lengths = [int(own.sum()) for own in rollouts.rows.supervised]
         answers = zip(phrasings, ids, rollouts.completions, lengths, rollouts.finished_B.tolist(), strict=True)
         return [

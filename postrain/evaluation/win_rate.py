@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -15,13 +14,13 @@ from postrain.data.module import DataModule
 from postrain.data.records import convert
 from postrain.errors import ConfigError
 from postrain.evaluation.completion_metrics import completion_records
-from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out
+from postrain.evaluation.completions import complete, first_prompt, gold_scores, held_out, preferences, reward_totals
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.by_name import resolve_by_name
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.sources import ResolvedModel
-from postrain.rewards.base import PreferenceModel, Reward, nan_to_none
+from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count, Sampling
 
@@ -89,12 +88,16 @@ class WinRate:
         """Per prompt: 1 for a win, ½ for a tie, 0 for a loss, or the preference's probability; None if unknown."""
         judge = self.judge
         if isinstance(judge, PreferenceModel):
-            return list(nan_to_none(judge.compare(ours.prompts, ours.completions, theirs.completions, ours.columns)))
+            return preferences(judge, ours, theirs)
         if judge is None and knows_gold(data, ours):
             scores = [[one.get("total") for one in gold_scores(rollouts, data)] for rollouts in (ours, theirs)]
         else:
             reward = judge or eval_model.reward
-            scores = [reward_totals(reward, rollouts) for rollouts in (ours, theirs)]
+            unknown = [None] * len(ours)
+            scores = [
+                unknown if reward is None else reward_totals(reward, rollouts, rollouts.completions)
+                for rollouts in (ours, theirs)
+            ]
         return [win_points(one, other) for one, other in zip(*scores, strict=True)]
 
     def _judged_by(self, eval_model: EvalModel, gold: bool) -> str:
@@ -105,13 +108,6 @@ class WinRate:
 def knows_gold(data: DataModule, rollouts: Rollouts) -> bool:
     """Whether any of the rows has a gold score: rows of a user's file may lack the gold column."""
     return data.gold_score is not None and any("gold" in columns for columns in rollouts.columns)
-
-
-def reward_totals(reward: Reward | None, rollouts: Rollouts) -> Sequence[float | None]:
-    """The reward of each completion."""
-    if reward is None:
-        return [None] * len(rollouts)
-    return nan_to_none(reward(rollouts.prompts, rollouts.completions, rollouts.columns).total_B)
 
 
 def win_points(one: float | None, other: float | None) -> float | None:

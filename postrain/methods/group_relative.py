@@ -32,9 +32,9 @@ from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
-from postrain.methods.online import completion_mask, concatenated, local_indices
+from postrain.methods.online import completion_mask, local_indices
 from postrain.methods.policy_gradient import PolicyGradient
-from postrain.models.scoring import in_micro_batches, score_with_reference
+from postrain.models.scoring import concatenated, in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
 

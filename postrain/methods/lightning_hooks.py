@@ -24,8 +24,9 @@ from torch import nn
 from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
-from postrain.hardware import sharding
+from postrain.hardware import collectives, sharding
 from postrain.hardware.optimizer_state import ORDER, ShardedStrategy, grouped_names, regrouped, saved_order
+from postrain.hardware.shares import Share
 from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
@@ -83,13 +84,13 @@ class LightningHooks(LightningModule):
         """Number of optimizer steps per update."""
         return 1
 
-    def evaluate(self, batch: Any, index: int) -> Metrics:
-        """Metrics of one held-out batch; `index` numbers it, for seeds."""
+    def evaluate(self, batch: Any, index: int, share: Share) -> Metrics:
+        """Metrics of `batch`, this rank's share of the items of a held-out batch; `index` numbers it, for seeds."""
         raise NotImplementedError
 
-    def validate(self, batch: Any, index: int) -> Metrics:
-        """Metrics of one held-out batch in Lightning's validation loop, which runs without evaluation tasks."""
-        return self.evaluate(batch, index)
+    def validate(self, batch: Any, index: int, share: Share) -> Metrics:
+        """`evaluate` in Lightning's validation loop, which runs without evaluation tasks."""
+        return self.evaluate(batch, index, share)
 
     def combined(self, metrics: Metrics) -> dict[str, float]:
         """Metrics over all ranks as floats."""
@@ -247,12 +248,14 @@ class LightningHooks(LightningModule):
         self.held_out = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measures one held-out batch."""
-        add_metrics(self.held_out, self.validate(batch.to(self.device), batch_idx))
+        """Measures this rank's share of one held-out batch."""
+        share = Share.of(len(batch))
+        found = self.validate(batch.select(share.items).to(self.device), batch_idx, share)
+        add_metrics(self.held_out, found if share.counts else {})
 
     def on_validation_epoch_end(self) -> None:
         """Logs the evaluation as `eval/...`."""
-        found = self.combined(self.held_out) if self.held_out else {}
+        found = self.combined(self.held_out) if any(collectives.gather(bool(self.held_out))) else {}
         logger = bool(self.trainer.loggers)
         self.log_dict({f"eval/{name}": value for name, value in found.items()}, logger=logger)
 

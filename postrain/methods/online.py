@@ -9,9 +9,6 @@ Axes: B completions, prompt-major, T completion tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from functools import reduce
-from operator import add
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +17,10 @@ from torch import Tensor, nn
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
-from postrain.models.scoring import in_micro_batches, pad_T, score
+from postrain.models.scoring import in_micro_batches, score
 from postrain.rollout.ahead import SampledAhead
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Mixture
@@ -159,9 +157,11 @@ class Online(Method):
         prompts: Prompts,
         seeds: Sequence[int],
         episodes: Sequence[Rollout] | None = None,
+        *,
+        scored: bool = True,
     ) -> Rollouts:
-        """One completion per prompt with its reward; `seeds` has one seed per completion. `episodes` are those sampled
-        ahead."""
+        """One completion per prompt, with its reward unless `scored` is False; `seeds` has one seed per completion.
+        `episodes` are those sampled ahead."""
         components = self.components
         return collect(
             components.engine,
@@ -169,7 +169,7 @@ class Online(Method):
             components.template,
             prompts,
             seeds=seeds,
-            reward=components.reward,
+            reward=components.reward if scored else None,
             environment=components.environment,
             episodes=episodes,
         )
@@ -214,14 +214,20 @@ class Online(Method):
             for chunk in torch.randperm(items, generator=source).chunk(self.minibatches_per_epoch):
                 yield chunk.tolist()
 
-    def evaluate(self, batch: Any, index: int) -> Metrics:
+    def evaluate(self, batch: Any, index: int, share: Share) -> Metrics:
         """Empty: held-out prompts have no loss. Evaluation tasks measure samples, rewards and KL for every method."""
         return {}
 
-    def validate(self, batch: Prompts, index: int) -> Metrics:
+    def validate(self, batch: Prompts, index: int, share: Share) -> Metrics:
         """`evaluate`, and rewards, lengths and finish rate of one completion per prompt, sampled with fixed seeds."""
-        seeds = [derive_seed(self.components.seed, "evaluation", index, number) for number in range(len(batch))]
-        return {**self.evaluate(batch, index), **self.rollout_metrics(self.sample_and_score(self.policy, batch, seeds))}
+        sampled = self.sample_held_out(self.policy, batch, "evaluation", index, share)
+        return {**self.evaluate(batch, index, share), **(self.rollout_metrics(sampled) if share.counts else {})}
+
+    def sample_held_out(self, model: nn.Module, prompts: Prompts, purpose: str, index: int, share: Share) -> Rollouts:
+        """One completion of each prompt of this rank's share of held-out batch `index`, with its reward if it counts;
+        the seeds are the same at every evaluation."""
+        seeds = [derive_seed(self.components.seed, purpose, index, number) for number in share.items]
+        return self.sample_and_score(model, prompts, seeds, scored=share.counts)
 
 
 def repeated(prompts: Prompts, times: int) -> Prompts:
@@ -239,16 +245,3 @@ def completion_mask(rows: Rows, device: torch.device) -> Tensor:
     """True at completion tokens, left-aligned, [B, T]."""
     counts_B = torch.tensor([int(mask.sum()) for mask in rows.supervised], device=device)
     return torch.arange(int(counts_B.max()), device=device) < counts_B[:, None]
-
-
-def concatenated(parts: Sequence[Rollouts]) -> Rollouts:
-    """Concatenates rollouts; pads tensors to the longest."""
-    names = [f.name for f in fields(Rollouts)]
-    return Rollouts(**{name: _concatenated([getattr(part, name) for part in parts]) for name in names})
-
-
-def _concatenated(values: list[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        width = max(value.shape[-1] for value in values)
-        return torch.cat([pad_T(value, width) if value.ndim > 1 else value for value in values])
-    return None if values[0] is None else reduce(add, values)

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
+from postrain.hardware.shares import Share
 from postrain.methods.metrics import Metrics, positive
 from postrain.methods.online import Online
 from postrain.rollout.collect import Rollouts
-from postrain.seeds import derive_seed
 from postrain.types import Count, Mean, Positive, Size
 
 
@@ -74,22 +74,20 @@ class OnlinePreference(Online):
         wins_B = self.components.preference.compare(one.prompts, one.completions, other.completions, one.columns)
         return wins_B.to(self.device)
 
-    def evaluate(self, batch: Prompts, index: int) -> Metrics:
+    def evaluate(self, batch: Prompts, index: int, share: Share) -> Metrics:
         """Win rate of the policy's completions of held-out prompts against the reference's, with the same seeds."""
         if index not in self.reference_rollouts:
             with self.reference_policy.scoring() as frozen:
-                self.reference_rollouts[index] = self.completed(frozen, batch, index)
-        beats_B = self.preference(self.completed(self.policy, batch, index), self.reference_rollouts[index])
+                self.reference_rollouts[index] = self.sample_held_out(frozen, batch, "win_rate", index, share)
+        rollouts = self.sample_held_out(self.policy, batch, "win_rate", index, share)
+        if not share.counts:
+            return {}
+        beats_B = self.preference(rollouts, self.reference_rollouts[index])
         known_B = beats_B[~beats_B.isnan()]
         return {
             "win_rate": Mean(positive(known_B - 0.5).sum(), len(known_B)),
             "preference": Mean(known_B.sum(), len(known_B)),
         }
-
-    def completed(self, model: nn.Module, prompts: Prompts, index: int) -> Rollouts:
-        """One completion of each held-out prompt."""
-        seeds = [derive_seed(self.components.seed, "win_rate", index, number) for number in range(len(prompts))]
-        return self.sample_and_score(model, prompts, seeds)
 
 
 def all_pairs(some: Rollouts, others: Rollouts, size: int) -> tuple[Rollouts, Rollouts]:

@@ -21,6 +21,7 @@ from postrain.data.encode import collate
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
 from postrain.methods.reference_cache import (
@@ -173,8 +174,8 @@ class ReferenceModelMixin(Method):
             "expected 0: the reference differs from the initial policy"
         )
 
-    def evaluate(self, batch: Batch, index: int) -> Metrics:
-        return super().evaluate(self.prepare(batch), index)
+    def evaluate(self, batch: Batch, index: int, share: Share) -> Metrics:
+        return super().evaluate(self.prepare(batch), index, share)
 
     def minibatches(self, prepared: Batch) -> Iterator[Batch]:
         yield prepared

@@ -22,6 +22,7 @@ from torch import nn
 
 from postrain.hardware import collectives, sharding
 from postrain.hardware.memory import total_memory
+from postrain.hardware.shares import Share
 from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
@@ -108,10 +109,11 @@ class UpdateLoop(LightningHooks):
         rows = batch if isinstance(batch, Rows) else batch.rows
         return sum(int(mask.sum()) for mask in rows.supervised)
 
-    def evaluate(self, batch: Any, index: int) -> Metrics:
-        """Metrics of one held-out batch, `rows` in its order; `index` numbers it, for seeds."""
+    def evaluate(self, batch: Any, index: int, share: Share) -> Metrics:
+        """See LightningHooks; `rows` are in the order of the batch."""
         found: dict[str, Mean | Max] = {}
         groups, rows = self.micro_batches(batch), defaultdict(list)
+        dummies = self.dummy_passes(len(groups))
         with self.freed_blocks():
             for group in groups:
                 part = batch.select(group)
@@ -121,6 +123,8 @@ class UpdateLoop(LightningHooks):
                     if isinstance(value, Mean) and value.rows is not None:
                         rows[name].append(torch.stack(value.rows).float().cpu())
                 add_metrics(found, metrics)
+            for _ in range(dummies):
+                self.loss_sum(batch.select([0]))
         order = torch.tensor([index for group in groups for index in group]).argsort()
         for name, parts in rows.items():
             mean, (total_B, count_B) = found[name], torch.cat(parts, dim=1)[:, order]

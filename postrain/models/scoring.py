@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import TypeVar
+from functools import partial, reduce
+from operator import add
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from postrain.losses.supervised import token_logps
 from postrain.models.packing import hidden_states
 from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
-from postrain.types import Rows
+from postrain.types import Batch, Rows
 
 # Elements of a [positions, V] chunk: 128 MiB in float32 on a CPU; 1 GiB on a GPU, where kernel launches cost time;
 # 256 MiB on an Apple GPU, which shares the memory of the CPU.
@@ -149,7 +150,7 @@ def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Te
 
 
 @dataclass(frozen=True)
-class ReferenceScores:
+class ReferenceScores(Batch):
     """Scores of a model and its reference on the same supervised tokens."""
 
     logps_BT: Tensor
@@ -162,11 +163,6 @@ class ReferenceScores:
     """The head's values under the model; zeros without a head."""
     entropy_BT: Tensor | None = None
     """Entropy of the next-token distribution at each supervised token, in nats; None unless requested."""
-
-    def select(self, rows: Sequence[int]) -> ReferenceScores:
-        """The scores of some rows, in order."""
-        known = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
-        return replace(self, **{name: value[[*rows]] for name, value in known.items()})
 
 
 def score_with_reference(
@@ -200,6 +196,7 @@ def score_with_reference(
 
 
 Found = TypeVar("Found", Scores, ReferenceScores, Tensor)
+SomeBatch = TypeVar("SomeBatch", bound=Batch)
 
 
 @torch.no_grad()
@@ -217,6 +214,19 @@ def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int)
 def pad_T(values_BT: Tensor, width: int) -> Tensor:
     """Pads [B, T] to [B, width] with zeros (False for masks)."""
     return nn.functional.pad(values_BT, (0, width - values_BT.shape[1]))
+
+
+def concatenated(parts: Sequence[SomeBatch]) -> SomeBatch:
+    """Batches as one; [B, T] tensors are padded to the longest."""
+    names = [field.name for field in fields(parts[0])]
+    return replace(parts[0], **{name: _concatenated([getattr(part, name) for part in parts]) for name in names})
+
+
+def _concatenated(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        width = max(value.shape[-1] for value in values)
+        return torch.cat([pad_T(value, width) if value.ndim > 1 else value for value in values])
+    return None if values[0] is None else reduce(add, values)
 
 
 def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:

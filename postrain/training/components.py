@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from math import nan
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
+from postrain.evaluation.completions import collect_in_shares, preferences
 from postrain.evaluation.parts import check_part_names
 from postrain.hardware.environment import is_first_rank
 from postrain.hardware.sharding import full_state_dict
@@ -23,7 +25,7 @@ from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, preflight
-from postrain.rollout.collect import Rollouts, collect
+from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Reserving
 from postrain.training.config import TrainConfig
 from postrain.training.memory import check_memory
@@ -160,7 +162,7 @@ def check_reward(method: Method, data: DataModule) -> None:
     components = method.components
 
     def completed(first_seed: int) -> Rollouts:
-        return collect(
+        return collect_in_shares(
             components.engine,
             method.policy,
             components.template,
@@ -176,4 +178,4 @@ def check_reward(method: Method, data: DataModule) -> None:
             preflight(one.reward_B)
         elif components.preference is not None:
             other = completed(len(prompts))
-            preflight(components.preference.compare(one.prompts, one.completions, other.completions, one.columns))
+            preflight(torch.tensor([nan if p is None else p for p in preferences(components.preference, one, other)]))

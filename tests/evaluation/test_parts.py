@@ -13,6 +13,7 @@ from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.evaluator import held_out_metrics, reference_metrics, task_rows
 from postrain.evaluation.parts import check_part_names, with_parts
 from postrain.evaluation.task import EvalResult
+from postrain.hardware.shares import Share
 from postrain.metrics import declared
 from postrain.models.scoring import ReferenceScores
 from postrain.types import Mean, Rows
@@ -35,7 +36,7 @@ class CountsRows:
 
     device = "cpu"
 
-    def evaluate(self, batch: Rows, index: int) -> dict[str, Mean]:
+    def evaluate(self, batch: Rows, index: int, share: Share) -> dict[str, Mean]:
         return {"loss": Mean(10.0 * index, 1, rows=(torch.ones(len(batch)), torch.ones(len(batch))))}
 
     def combined(self, metrics: dict[str, Mean]) -> dict[str, float]:

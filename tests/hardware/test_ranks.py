@@ -10,12 +10,12 @@ import torch
 
 from postrain.hardware.ranks import _free_port, loopback_environment
 from postrain.runs.folder import RunFolder
-from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES
+from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEVEN
 from tests.training_runs import METHODS, final_state, records, resumed, small_run
 
 ONE_RANK = ("trainer.strategy=single", "trainer.devices=1")
 # One more than those of the ranks; with the checkpoints of both.
-THREE_UPDATES = ("method.updates=3", "trainer.checkpoint_every=1")
+THREE_UPDATES = ("method.updates=3", "trainer.checkpoint_every=1", *UNEVEN)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,9 @@ def test_two_ranks_equal_one(name, overrides, two_ranks, tmp_path):
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     assert [item["completion"] for item in two.samples.read()] == [item["completion"] for item in one.samples.read()]
+    assert held_out(two).keys() == held_out(one).keys()
+    for name, values in held_out(two).items():
+        assert values == pytest.approx(held_out(one)[name], rel=1e-3, abs=1e-4), name
     # Momentum, not weights: where a gradient is 0 up to rounding (key biases), Adam steps by the sign of the rounding.
     mine, theirs = (momentum(final_state(folder)) for folder in (two, one))
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
@@ -68,6 +71,11 @@ def test_a_run_resumes_with_another_number_of_ranks(two_ranks, tmp_path):
         assert records(folder)[3] == pytest.approx(records(whole)[3], rel=2e-3, abs=2e-4)
         mine, theirs = (momentum(final_state(each)) for each in (folder, whole))
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+
+
+def held_out(folder: RunFolder) -> dict[str, list[float]]:
+    """Totals and counts of each held-out row, by update and metric."""
+    return {f"{one['update']} {one['metric']}": one["totals"] + one["counts"] for one in folder.held_out.read()}
 
 
 def momentum(state: dict) -> torch.Tensor:

@@ -15,12 +15,13 @@ from statistics import fmean
 from typing import Literal
 
 from postrain.config.paths import command
+from postrain.evaluation.completions import reward_totals
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.grader import GradedSamples, Grader, PromptTask, estimates, gains, greedy_point, point
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best_of_n, powers_of_two
 from postrain.evaluation.scaling.samples import Samples, draw, timed
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
-from postrain.rewards.base import Reward, nan_to_none
+from postrain.rewards.base import Reward
 from postrain.types import Size
 
 NO_SCORER = (
@@ -121,8 +122,6 @@ def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Sampl
     prompts = grader.prompts.select(indices)
     scorer.to(next(eval_model.model.parameters()).device)
     with timed() as clock:
-        total_B = scorer(
-            prompts.texts, [one.text for mine in samples.by_prompt for one in mine], prompts.columns
-        ).total_B
-    scores = iter(nan_to_none(total_B))
+        totals = reward_totals(scorer, prompts, [one.text for mine in samples.by_prompt for one in mine])
+    scores = iter(totals)
     return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.by_prompt), clock.seconds)

@@ -22,6 +22,7 @@ from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.scaling.answers import Kind, extract_answer
 from postrain.evaluation.scaling.samples import Samples, check_temperature, draw
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
+from postrain.hardware.shares import map_items
 from postrain.rewards.base import Reward, is_model_based, nan_to_none
 from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import Count, Sampling
@@ -64,9 +65,13 @@ class Grader:
     def grade(self, samples: Samples) -> GradedSamples:
         """Grades completions of the prompts in one batch."""
         indices = [index for index, mine in enumerate(samples.by_prompt) for _ in mine]
-        found = self.grade_function(
-            self.prompts.select(indices), [one.text for mine in samples.by_prompt for one in mine]
-        )
+        texts = [one.text for mine in samples.by_prompt for one in mine]
+
+        def graded_items(items: range) -> Sequence[float | None]:
+            prompts = self.prompts.select([indices[item] for item in items])
+            return self.grade_function(prompts, [texts[item] for item in items])
+
+        found = map_items(len(texts), graded_items, together=False)
         grades = iter([0.0 if grade is None else float(grade) for grade in found])
         graded = tuple(tuple(next(grades) for _ in mine) for mine in samples.by_prompt)
         return GradedSamples(samples, graded, sum(grade is None for grade in found))

@@ -14,6 +14,7 @@ from statistics import fmean
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
+from postrain.hardware.shares import map_items
 from postrain.rollout.engine import greedy as greedy_engine
 from postrain.rollout.turns import Rollout, roll_out
 from postrain.seeds import derive_seed
@@ -85,16 +86,20 @@ def draw(eval_model: EvalModel, prompts: Prompts, count: int, purpose: str, *, g
     seeds = [
         derive_seed(eval_model.seed, purpose, index, number) for index in range(len(prompts)) for number in range(count)
     ]
-    with timed() as clock:
+
+    def drawn(items: range) -> list[Sample]:
         rollouts = roll_out(
             greedy_engine(eval_model.engine) if greedy else eval_model.engine,
             eval_model.model,
             eval_model.template,
-            prompts.select(indices),
-            seeds=seeds,
+            prompts.select([indices[item] for item in items]),
+            seeds=[seeds[item] for item in items],
             environment=eval_model.environment,
         )
-    found = [_sample(eval_model, rollout) for rollout in rollouts]
+        return [_sample(eval_model, rollout) for rollout in rollouts]
+
+    with timed() as clock:
+        found = map_items(len(seeds), drawn)
     return Samples(tuple(tuple(found[at : at + count]) for at in range(0, len(found), count)), clock.seconds)
 
 

@@ -23,6 +23,7 @@ from postrain.evaluation.scaling.grader import GradedSamples, Grader, estimates,
 from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best_of_n, final_state, top_states
 from postrain.evaluation.scaling.samples import Sample, Samples, draw, timed
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
+from postrain.hardware.shares import map_items
 from postrain.seeds import derive_seed
 from postrain.types import Completion, Stop
 
@@ -92,7 +93,8 @@ def state_values(value: Value, indices: Sequence[int], texts: Sequence[str]) -> 
     """The value of each text; duplicates of a prompt are valued once."""
     pairs = list(zip(indices, texts, strict=True))
     different = list(dict.fromkeys(pairs))
-    known = dict(zip(different, value(*zip(*different, strict=True)), strict=True))
+    found = map_items(len(different), lambda items: value(*zip(*(different[item] for item in items), strict=True)))
+    known = dict(zip(different, found, strict=True))
     return [known[pair] for pair in pairs]
 
 
@@ -115,12 +117,19 @@ def _continued(
     """Each state with one more step."""
     sampling, template = eval_model.engine.sampling, eval_model.template
     limits = tuple(sampling.max_new_tokens - len(branch.state.ids) for branch in branches)
-    completions = eval_model.engine.generate(
-        eval_model.model,
-        [torch.cat([prompts.ids[branch.prompt_index].cpu(), branch.state.ids]) for branch in branches],
-        seeds=[branch.key for branch in branches],
-        stop=Stop(template.stop_ids, (*sampling.stop, *ends), template.decode_all, limits),
-    )
+
+    def sampled(items: range) -> list[Completion]:
+        some = [branches[item] for item in items]
+        return eval_model.engine.generate(
+            eval_model.model,
+            [torch.cat([prompts.ids[branch.prompt_index].cpu(), branch.state.ids]) for branch in some],
+            seeds=[branch.key for branch in some],
+            stop=Stop(
+                template.stop_ids, (*sampling.stop, *ends), template.decode_all, tuple(limits[item] for item in items)
+            ),
+        )
+
+    completions = map_items(len(branches), sampled)
     return [
         _longer(eval_model, branch.state, completion, limit)
         for branch, completion, limit in zip(branches, completions, limits, strict=True)
