@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import indent
@@ -180,7 +180,9 @@ def _setters(key: str) -> Iterator[str]:
     """The options of other groups that set a key, such as a method that sets rollout.max_new_tokens."""
     for group in (name for name in (*groups(), "experiment") if name != key.partition(".")[0]):
         for name, file in options(group).items():
-            value = OmegaConf.select(OmegaConf.create(option(group, file)), key)
+            value: Any = option(group, file)
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
             if value is not None:
                 yield f"{group}={name} ({as_override_value(value)})"
 

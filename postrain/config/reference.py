@@ -107,8 +107,9 @@ def options(group: str) -> Mapping[str, Path]:
     return dict(sorted(found.items()))
 
 
-def option(group: str, file: Path) -> dict[str, Any]:
-    """The settings of an option, merged with its bases: a mapping of groups to settings."""
+@cache
+def option(group: str, file: Path) -> Mapping[str, Any]:
+    """The settings of an option, merged with its bases: a mapping of groups to settings; files are read once."""
     content: Any = OmegaConf.to_container(OmegaConf.load(file))
     content = content if isinstance(content, dict) else {}
     merged_bases: Any = OmegaConf.create({})
