@@ -45,8 +45,9 @@ class LocalEngine:
     # No compiled decoding: on a CPU, torch.compile took 10 s to save 0.5 of 6.6 ms per step (nano, 128 rows), and it
     # does not support oneDNN's packed weights, which halve a step of SmolLM2.
     dtype: Literal["policy", "bf16"] = "policy"
-    """Precision of decode steps: the policy's dtype, or bf16 copies of its weights. With bf16, methods recompute old
-    log-probabilities. On a processor without bf16 instructions bf16 is slow and prints a warning."""
+    """Precision of decode steps: that of the policy's forward pass (bf16 with trainer.precision=bf16-mixed), or bf16.
+    Float32 weights are copied to bf16 once per rollout. Methods then recompute old log-probabilities. On a processor
+    without bf16 instructions bf16 is slow and prints a warning."""
     overlap: Overlap = 0
     """1: sample the next batch before the current one is learned, as `rollout=vllm` does at the same time; off-policy
     by one update, and not faster. 0: sample each batch from the policy that learns it."""

@@ -243,13 +243,15 @@ def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> f
     prompt = max(map(len, (*prompts, *trained)))
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    item = 2 if getattr(config.rollout, "dtype", "") == "bf16" else config.trainer.dtype.itemsize
+    sharded, mixed = config.trainer.strategy == "fsdp", config.trainer.precision == "bf16-mixed"
+    rounded = getattr(config.rollout, "dtype", "") == "bf16" or (mixed and not sharded)
+    item = 2 if rounded else config.trainer.dtype.itemsize
     cache = 2 * slots * (prompt + completion_tokens(config)) * shape.num_hidden_layers * heads * width * item
     dtype = torch.bfloat16 if item == 2 else torch.float32
     window = getattr(shape, "sliding_window", None)
     windowed = window is not None and window < prompt + completion_tokens(config)
     copied = (
-        config.trainer.strategy != "fsdp"
+        not sharded
         and is_supported(unwrapped(model.policy), windowed=windowed)
         and (config.trainer.device.type == "cuda" or supports_packed_weights(dtype))
     )

@@ -14,7 +14,8 @@ and runs a `DecodeLoop`:
    sample.
 4. **Stop.** A row ends at an end token, at a stop text (`StopTexts`, which decodes only a tail, and only where the
    new token could complete one) or at the row's limit. It stays in its slot until the next refill; its further tokens
-   are discarded.
+   are discarded. On a GPU the host looks for ended rows every few steps (`loop.STEPS_PER_CHECK`): in between it reads
+   nothing from the device, so that both work at the same time.
 5. **Evict and compact** (continuous batching). Once `REFILL_FRACTION` of the slots are free, waiting rows are
    admitted to the slots of ended rows. If no rows wait, the last rows move into the free slots, so that the slots in
    use are contiguous.
@@ -30,5 +31,5 @@ The files:
 - `cache.py`: the slot cache, and attention that reads the keys and values of a shared prompt once per group.
 - `fast.py`: forward pass of one token per row for the GPT-2 and Llama families and Gemma 3, in few operations.
 - `weights.py`: linear layers for `fast.py`: layers with the same input concatenated, LoRA merged, packed for oneDNN on
-  a CPU, copied to bf16 with `rollout.dtype=bf16`. Prompts always run in the dtype of the weights.
+  a CPU, copied to bf16 with `rollout.dtype=bf16` and under autocast. Prompts run as the model's forward pass does.
 """

@@ -1,9 +1,9 @@
 """Decode backends: next-token logits of rows that decode together, from a model and its KV cache.
 
-`FastBackend` decodes with the forward pass of fast.py, `SlotBackend` with the model's forward pass over the slot cache.
-`PaddedBackend` left-pads rows in the model's own cache: it works for every model, without continuous batching.
-`backend_for` chooses the fastest that reproduces the model's logits on two short rows, checked once per model. fast.py
-reads whole weights, so sharded models and mixed precision use the model's forward pass.
+`FastBackend` decodes with the forward pass of fast.py (not of sharded models, since it reads whole weights),
+`SlotBackend` with the model's over the slot cache, `PaddedBackend` with left-padded rows in the model's own cache, for
+every model but without continuous batching. `backend_for` chooses the fastest that reproduces the model's logits on two
+short rows, checked once per model.
 
 Axes: B rows in slots, P prefilled prompts, L positions, V vocabulary.
 """
@@ -136,13 +136,15 @@ class FastBackend(SlotBackend):
     def __init__(self, model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> None:
         super().__init__(model, spec=spec, dtype=dtype)
         self.cache_dtype = dtype or next(model.parameters()).dtype
-        self.decoder: Decoder = decoder_of(unwrapped(model), self.cache_dtype)
+        with torch.autocast(self.device.type, enabled=False):
+            self.decoder: Decoder = decoder_of(unwrapped(model), self.cache_dtype)
 
     def forward(self, tokens_B: Tensor) -> Tensor:
-        return self.decoder(tokens_B, self.cache)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.decoder(tokens_B, self.cache)
 
     def autocast_dtype(self) -> None:
-        """None: prompts run in the dtype of the weights, decode steps on copies in `cache_dtype`."""
+        """None: prompts run as the model's forward pass does, decode steps on copies in `cache_dtype`."""
 
 
 class PaddedBackend:
@@ -251,23 +253,21 @@ def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None)
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     # A window wider than all rows has no effect. A narrower one needs layer_types to build masks.
     windowed = window is not None and window < spec.row
-    if not hasattr(inner, "decode_backends"):
-        inner.decode_backends = {}
-    settings = {"spec": spec, "dtype": dtype}
     sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
-    autocast = torch.is_autocast_enabled(inner.device.type)
-    fast = is_supported(inner, windowed=windowed and layers != {"full_attention"}) and not sharded and not autocast
-    if fast and (backend := verified_backend(FastBackend, model, settings)):
+    kind = inner.device.type
+    copies = torch.get_autocast_dtype(kind) if dtype is None and torch.is_autocast_enabled(kind) else dtype
+    fast = is_supported(inner, windowed=windowed and layers != {"full_attention"}) and not sharded
+    if fast and (backend := verified_backend(FastBackend, model, {"spec": spec, "dtype": copies})):
         return backend
     slots = KNOWN_LAYERS.issuperset(layers) and (layers or not windowed)
-    if slots and (backend := verified_backend(SlotBackend, model, settings)):
+    if slots and (backend := verified_backend(SlotBackend, model, {"spec": spec, "dtype": dtype})):
         return backend
     return PaddedBackend(model, dtype=dtype)
 
 
 def verified_backend(kind: type[SlotBackend], model: nn.Module, settings: Any) -> SlotBackend | None:
     """A backend of this class, or None if it does not reproduce the model's logits; checked once per model."""
-    known: dict[type[SlotBackend], bool] = unwrapped(model).decode_backends  # pyright: ignore[reportAssignmentType]
+    known: dict[type[SlotBackend], bool] = vars(unwrapped(model)).setdefault("decode_backends", {})
     try:
         if kind not in known:
             known[kind] = matches_model_logits(kind, model)
@@ -280,8 +280,10 @@ def verified_backend(kind: type[SlotBackend], model: nn.Module, settings: Any) -
 def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
     """Whether the backend reproduces the model's logits on two rows of different length."""
     row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
-    rows = [row[:5], row[2:]]
-    with in_eval_mode(model):
+    rows, device = [row[:5], row[2:]], unwrapped(model).device.type
+    # Not under autocast, whose rounding would hide differences. A sharded model needs it, and has no FastBackend.
+    autocast = torch.is_autocast_enabled(device) and kind is not FastBackend
+    with in_eval_mode(model), torch.autocast(device, enabled=autocast):
         backend = kind(model, spec=CacheSpec(slots=3, prompt=7, new_tokens=1, row=8), dtype=None)
         swapped = torch.tensor([1, 0], device=backend.device)
         try:

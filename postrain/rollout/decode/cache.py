@@ -214,14 +214,16 @@ class SlotCache(Cache):
     def advance(self, rows: int) -> None:
         """Advances the first `rows` slots by one token. Ended rows stay at the last position of a full slot."""
         cursor = self.cursor
-        if self.changed:
-            cursor.rows_B = torch.arange(rows, device=self.length_S.device)
-            cursor.start = int(self.start_S[:rows].min())
-            cursor.groups = prompt_groups(self.prompt_S[:rows])
-            self.changed = False
         cursor.position_B = self.length_S[:rows].clamp(max=self.spec.row - 1)
         cursor.index_B = (self.start_S[:rows] + self.length_S[:rows]).clamp(max=self.spec.capacity - 1)
-        cursor.end = int(cursor.index_B.max()) + 1
+        if self.changed:
+            # The only values that the host reads: reading one waits for the device.
+            cursor.rows_B = torch.arange(rows, device=self.length_S.device)
+            cursor.start, cursor.end = int(self.start_S[:rows].min()), int(cursor.index_B.max()) + 1
+            cursor.groups = prompt_groups(self.prompt_S[:rows])
+            self.changed = False
+        else:
+            cursor.end = min(cursor.end + 1, self.spec.capacity)
         self.length_S[:rows] += 1
 
     def attention_mask(self, window: int | None = None) -> Tensor:

@@ -25,6 +25,9 @@ REFILL_FRACTION = 0.2
 PREFILL_TOKENS = 16384
 # Maximum tokens of one character: its UTF-8 bytes.
 TOKENS_PER_CHARACTER = 4
+# Decode steps between two checks which rows have ended. A check waits for an accelerator, which then waits for its next
+# operation; rows that have ended in between are decoded up to the check, and those tokens are discarded.
+STEPS_PER_CHECK = {"cpu": 1, "cuda": 8, "mps": 8}
 
 
 class DecodeLoop:
@@ -50,6 +53,8 @@ class DecodeLoop:
         self.split_prefill: tuple[int, Prefilled] | None = None
         self.stop_ids = torch.tensor(stop.ids, dtype=torch.long, device=self.device)
         self.stop_texts = StopTexts(stop)
+        self.known: dict[int, list[int]] = {}
+        """The tokens of each row in which stop texts were looked for."""
         rows, last = len(prompts), sampling.max_new_tokens
         self.limit_R = torch.tensor(stop.limits or [last] * rows, device=self.device)
         # The extra last column holds discarded tokens of ended rows.
@@ -62,21 +67,39 @@ class DecodeLoop:
         self.token_S = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.used = 0
         """Slots in use, the first ones: open rows and ended ones that are not yet evicted."""
+        self.steps = STEPS_PER_CHECK[self.device.type]
 
     def run(self) -> list[Completion]:
         """Decode until every row has ended."""
-        while (live := int(self.open_R[self.row_S[: self.used]].sum())) or self.waiting:
+        while True:
+            live, tokens = self.check()
+            if not live and not self.waiting:
+                break
             if self.should_refill(live):
                 self.evict_and_admit(live)
-            else:
-                logits_BV = self.backend.step(self.token_S[: self.used])
-                self.record(torch.arange(self.used, device=self.device), logits_BV)
+                continue
+            slots_B = torch.arange(self.used, device=self.device)
+            for _ in range(min(self.steps, tokens)):
+                self.record(slots_B, self.backend.step(self.token_S[: self.used]))
         tokens_RT, logps_RT = self.tokens_RT.cpu(), self.logps_RT.cpu()
         ends = zip(self.count_R.tolist(), self.finished_R.tolist(), strict=True)
         return [
             Completion(tokens_RT[row, :count].clone(), logps_RT[row, :count].clone(), finished)
             for row, (count, finished) in enumerate(ends)
         ]
+
+    def check(self) -> tuple[int, int]:
+        """Ends rows at stop texts. Returns the number of open rows, and of tokens until all of them are at their
+        limits."""
+        rows_B = self.row_S[: self.used]
+        if self.stop_texts.texts and self.used:
+            self.end_at_texts(rows_B)
+        if not self.used:
+            return 0, 0
+        open_B = self.open_R[rows_B]
+        left_B = (self.limit_R[rows_B] - self.count_R[rows_B]) * open_B
+        live, left = torch.stack([open_B.sum(), left_B.max()]).tolist()
+        return live, left
 
     def should_refill(self, live: int) -> bool:
         """Whether enough slots are free to refill or compact them."""
@@ -151,18 +174,28 @@ class DecodeLoop:
         self.token_S[slots_B] = tokens_B
         self.count_R[rows_B] += open_B
         ended_B = open_B & torch.isin(tokens_B, self.stop_ids)
-        if self.stop_texts.texts:
-            ended_B |= self.complete_texts(rows_B, open_B & ~ended_B)
         self.finished_R[rows_B] |= ended_B
         self.open_R[rows_B] = open_B & ~ended_B & (step_B + 1 < self.limit_R[rows_B])
 
-    def complete_texts(self, rows_B: Tensor, candidates_B: Tensor) -> Tensor:
-        """True for candidate rows whose last token completes a stop text, [B]."""
-        complete_B = torch.zeros_like(candidates_B)
-        for index in candidates_B.nonzero().squeeze(-1).tolist():
-            row = rows_B[index]
-            complete_B[index] = self.stop_texts.completed(self.tokens_RT[row, : self.count_R[row]].tolist())
-        return complete_B
+    def end_at_texts(self, rows_B: Tensor) -> None:
+        """Ends rows at the first token since the last check that completes a stop text; later tokens are discarded."""
+        count_B = self.count_R[rows_B]
+        columns_BN = (count_B[:, None] - self.steps + torch.arange(self.steps, device=self.device)).clamp(min=0)
+        state = torch.stack([rows_B, count_B, self.finished_R[rows_B].long()])
+        newest = self.tokens_RT[rows_B].gather(1, columns_BN).tolist()
+        ends: dict[int, int] = {}
+        for tokens, row, count, finished in zip(newest, *state.tolist(), strict=True):
+            known = self.known.setdefault(row, [])
+            for token in tokens[self.steps - (count - len(known)) :]:
+                known.append(token)
+                # An end token has ended the row already.
+                if not (finished and len(known) == count) and self.stop_texts.completed(known):
+                    ends[row] = len(known)
+                    break
+        if ends:
+            ended_B = self.indices(list(ends))
+            self.count_R[ended_B], self.finished_R[ended_B] = self.indices(list(ends.values())), True
+            self.open_R[ended_B] = False
 
     def indices(self, values: Sequence[int]) -> Tensor:
         """Indices as a tensor on the rows' device."""
