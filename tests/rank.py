@@ -5,6 +5,7 @@ The second rank is a fork of the first: importing and composing take longer than
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from postrain.models.weight_sync import merged_weights
 from postrain.rollout.vllm_adapter import AdapterTransfer
 from postrain.rollout.vllm_transfer import DiskTransfer
 from postrain.runs.folder import RunFolder
+from postrain.runs.status import remove_checkpoint
 from postrain.training import train  # noqa: F401 (before the fork: all of torch, transformers and Lightning)
 from postrain.types import RewardBatch
 from tests.evaluation.fake_eval_model import eval_model, make_prompts
@@ -50,7 +52,7 @@ TASKS = [
 CONSTANT = ("method.schedule=constant", "method.warmup=0")
 # Runs that shard the policy, by name. The odd batch in small micro-batches gives the ranks different pass counts.
 SHARDED = {
-    "sharded": ["method=ppo", *CONSTANT],
+    "sharded": ["method=ppo", "trainer.checkpoint_every=1", *CONSTANT],
     "ragged": [
         "method=kto",
         "method.batch_size=7",
@@ -100,11 +102,23 @@ def main(output: Path) -> None:
     (unsharded,) = output.glob("unsharded/*/*")
     words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
     resumed(RunFolder(unsharded), *words)
+    resume_sharded(output)
     check_transfers()
     check_shares()
     dist.destroy_process_group()
     if not second:
         sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+
+
+def resume_sharded(output: Path) -> None:
+    """Resumes a copy of the sharded run from its first checkpoint."""
+    (whole,) = output.glob("sharded/*/*")
+    killed = output / "killed" / Path(*whole.parts[-2:])
+    if dist.get_rank() == 0:
+        shutil.copytree(whole, killed)
+        remove_checkpoint(killed / "checkpoints" / "update=000002.ckpt")
+    dist.barrier()
+    resumed(RunFolder(killed))
 
 
 def check_transfers() -> None:

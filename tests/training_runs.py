@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import root_of
 from postrain.config.tree import complete, parse
+from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.jobs.session import TRAIN, execute
 from postrain.runs.folder import RunFolder
 from postrain.training.config import TrainConfig
@@ -114,7 +115,7 @@ def records(folder: RunFolder) -> list[dict]:
 
 def final_state(folder: RunFolder) -> dict:
     """The content of the newest checkpoint."""
-    return torch.load(sorted(folder.checkpoints.glob("*.ckpt"))[-1], weights_only=True)
+    return FileCheckpointIO().load_checkpoint(sorted(folder.checkpoints.glob("*.ckpt"))[-1], weights_only=True)
 
 
 def same(one, other) -> bool:

@@ -1,4 +1,4 @@
-"""Writes checkpoints straight to their file."""
+"""Reads and writes checkpoints, straight from and to their files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from postrain.hardware.sharded_checkpoint import SHARDED, whole
 
 
 class FileCheckpointIO(TorchCheckpointIO):
@@ -19,3 +21,8 @@ class FileCheckpointIO(TorchCheckpointIO):
         """Writes the file; creates its folder."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """The checkpoint, also of a sharded run; whole tensors are mapped, so ranks of a node share their memory."""
+        found = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        return whole(found, Path(path)) if found.get(SHARDED) else found

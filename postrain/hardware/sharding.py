@@ -97,6 +97,14 @@ def stored_parameters(model: nn.Module) -> dict[Tensor, Tensor]:
     return {weight: shards.get(name, weight) for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
+def sharded_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name, after gathered weights are freed."""
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
+    return dict(module.named_parameters())
+
+
 def full_tensor(weight: Tensor) -> Tensor:
     """The detached weight; gathered if it is a shard, which all ranks must do together."""
     weight = weight.detach()

@@ -25,7 +25,7 @@ from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
 from postrain.hardware import collectives, sharding
-from postrain.hardware.optimizer_state import ORDER, ShardedStrategy, grouped_names, regrouped, saved_order
+from postrain.hardware.optimizer_state import ORDER, ShardedStrategy, grouped_names, regroup
 from postrain.hardware.shares import Share
 from postrain.methods.components import Counters, MethodComponents
 from postrain.methods.metrics import Metrics, add_metrics
@@ -271,7 +271,7 @@ class LightningHooks(LightningModule):
         # Lightning's progress counts batches of a loader; ours starts at the current update after resume.
         checkpoint.pop("loops", None)
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        order = saved_order(self, optimizer, self.trainer.strategy)
+        order = [name for group in grouped_names(self, optimizer) for name in group]
         checkpoint["postrain"] = {"counters": asdict(self.counters), "state": self.state(), ORDER: order}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = self.settings()
 
@@ -285,13 +285,9 @@ class LightningHooks(LightningModule):
         saved = checkpoint["postrain"]
         self.counters = Counters(**saved["counters"])
         self.load_state(saved["state"])
-        states, order = checkpoint.get("optimizer_states", []), saved.get(ORDER)
         # ShardedStrategy has loaded them already; without a trainer only the weights are loaded.
-        loads = self._trainer is not None and not isinstance(self.trainer.strategy, ShardedStrategy)
-        if loads and states and order == [name for name, _ in self.named_parameters()]:  # of a sharded model
-            optimizer: Any = self.configure_optimizers()
-            groups = grouped_names(self, optimizer)
-            checkpoint["optimizer_states"] = [regrouped(state, order, groups) for state in states]
+        if self._trainer is not None and not isinstance(self.trainer.strategy, ShardedStrategy):
+            regroup(checkpoint, self, saved.get(ORDER))
 
 
 def check_trainer(trainer: Trainer) -> None:

@@ -29,6 +29,8 @@ from postrain.runs.locks import process_ended, process_identity
 State = Literal["running", "done", "failed", "interrupted"]
 EARLIEST = "0.1.0"
 """The version of folders that do not record one."""
+SHARDS = ".shards"
+"""The suffix of the folder with the shards of a checkpoint, beside its file."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
@@ -210,6 +212,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("update=*.ckpt"))
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Deletes a checkpoint; its shards last, so that they are never missing."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(SHARDS), ignore_errors=True)
+
+
 def last_checkpoint(folder: Path) -> str:
     """The newest checkpoint, as part of an error message."""
     found = checkpoints(folder)
@@ -227,5 +235,6 @@ def clear_leftovers(folder: Path) -> None:
     """Removes unfinished files of a killed process."""
     for path in [*folder.glob("checkpoints/*.unfinished"), *folder.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
-    for path in folder.glob(".model-*"):
+    shards = [path for path in folder.glob(f"checkpoints/*{SHARDS}") if not path.with_suffix(".ckpt").exists()]
+    for path in [*shards, *folder.glob(".model-*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from postrain.hardware.ranks import _free_port, loopback_environment
 from postrain.runs.folder import RunFolder
 from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEVEN
-from tests.training_runs import METHODS, final_state, records, resumed, small_run
+from tests.training_runs import METHODS, final_state, records, resumed, same, small_run
 
 ONE_RANK = ("trainer.strategy=single", "trainer.devices=1")
 # One more than those of the ranks; with the checkpoints of both.
@@ -35,6 +37,12 @@ def two_ranks(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Three updates of the sharded run by one process."""
+    return small_run(tmp_path_factory.mktemp("whole"), *SHARDED["sharded"], *THREE_UPDATES)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -62,15 +70,29 @@ def test_two_ranks_equal_one(name, overrides, two_ranks, tmp_path):
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
 
 
-def test_a_run_resumes_with_another_number_of_ranks(two_ranks, tmp_path):
-    whole = small_run(tmp_path, *THREE_UPDATES, *SHARDED["sharded"], "name=whole")
-    (joined,), (sharded,) = two_ranks.glob("unsharded/*/*"), two_ranks.glob("sharded/*/*")
-    split = resumed(RunFolder(sharded), *ONE_RANK, *THREE_UPDATES, "allow_change=true")
-    for folder in (RunFolder(joined), split):
-        assert [record["update"] for record in records(folder)] == [0, 1, 2, 3]
-        assert records(folder)[3] == pytest.approx(records(whole)[3], rel=2e-3, abs=2e-4)
-        mine, theirs = (momentum(final_state(each)) for each in (folder, whole))
-        assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("unsharded", None), ("sharded", ONE_RANK), ("sharded", ("trainer.devices=1", "trainer.accelerator=cpu"))],
+    ids=["1-2", "2-1", "2-1-sharded"],
+)
+def test_a_run_resumes_with_another_number_of_ranks(name, overrides, two_ranks, whole, tmp_path):
+    (path,) = two_ranks.glob(f"{name}/*/*")
+    folder = RunFolder(shutil.copytree(path, tmp_path / Path(*path.parts[-3:])))
+    if overrides:  # the ranks have resumed the other one
+        resumed(folder, *overrides, *THREE_UPDATES, "allow_change=true")
+    assert [record["update"] for record in records(folder)] == [0, 1, 2, 3]
+    assert records(folder)[3] == pytest.approx(records(whole)[3], rel=2e-3, abs=2e-4)
+    mine, theirs = (momentum(final_state(each)) for each in (folder, whole))
+    assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+
+
+def test_a_sharded_run_resumes_bit_for_bit(two_ranks):
+    (whole,), (killed,) = (map(RunFolder, two_ranks.glob(f"{name}/*/*")) for name in ("sharded", "killed"))
+    assert records(killed) == records(whole)
+    mine, theirs = final_state(killed), final_state(whole)
+    assert all(same(mine[key], theirs[key]) for key in ("state_dict", "optimizer_states", "postrain"))
+    shards = whole.checkpoints / "update=000002.shards"
+    assert {path.name for path in shards.iterdir()} == {"__0_0.distcp", "__1_0.distcp", "index.json"}
 
 
 def held_out(folder: RunFolder) -> dict[str, list[float]]:

@@ -5,8 +5,6 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from postrain.hardware.sharding import blocks_freed, full_state_dict, shard, transformer_blocks
@@ -23,14 +21,6 @@ ROWS = Rows(
     supervised=(torch.tensor([False, False, True, True, True]), torch.tensor([False, False, True, True])),
     row_ids=(0, 1),
 )
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    store = tmp_path_factory.mktemp("group") / "store"
-    init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    destroy_process_group()
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:

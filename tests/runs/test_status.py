@@ -173,12 +173,14 @@ def test_lock_of_a_dead_process_is_taken_over_and_its_unfinished_files_removed(f
     (folder.path / LOCK).write_text(json.dumps({**process_identity(), "pid": dead}))
     (folder.checkpoints / "update=000003.unfinished").write_text("")
     (folder.checkpoints / "update=000002.ckpt").write_text("")
+    for update in (2, 3):
+        (folder.checkpoints / f"update=00000{update}.shards").mkdir()
     (folder.path / f".status.json.{dead}.tmp").write_text("")
     (folder.path / ".model-x1" / "fresh").mkdir(parents=True)
     with folder.locked():
         assert lock_of(folder) == process_identity()
         assert {path.name for path in folder.path.iterdir()} == {"checkpoints", LOCK}
-        assert [path.name for path in folder.checkpoints.iterdir()] == ["update=000002.ckpt"]
+        assert {path.name for path in folder.checkpoints.iterdir()} == {"update=000002.ckpt", "update=000002.shards"}
 
 
 def test_lock_of_another_host_is_refused(folder: RunFolder) -> None:
