@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -109,6 +109,7 @@ def fit(
         trainer=Hardware(
             accelerator="gpu" if parameter.is_cuda else "mps" if parameter.is_mps else "cpu",
             precision="bf16" if parameter.dtype == torch.bfloat16 else "fp32",
+            float32_matmul_precision=cast("Any", torch.get_float32_matmul_precision()),
         ),
         logger=logger or NoTracker(),
         callbacks={f"{type(one).__name__}_{index}": one for index, one in enumerate(callbacks)},

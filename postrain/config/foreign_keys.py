@@ -58,6 +58,7 @@ FOREIGN_KEYS = (
         "gradient_checkpointing enable_gradient_checkpointing activation_checkpointing use_gradient_checkpointing",
         "method.gradient_checkpointing",
     ),
+    ForeignKey("tf32 allow_tf32", "trainer.float32_matmul_precision", note="high allows TF32"),
     ForeignKey(
         "logging_steps log_every_n_steps log_interval log_freq logging_strategy log_steps",
         note="every update is logged; leave it out",

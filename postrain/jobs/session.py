@@ -31,6 +31,7 @@ from postrain.generation.config import GenerateConfig
 from postrain.generation.generate import generate
 from postrain.hardware.environment import is_first_rank
 from postrain.hardware.ranks import process_group
+from postrain.hardware.trainer import matmul_precision_restored
 from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
 from postrain.report.console import print_result
@@ -101,6 +102,7 @@ def execute(
     folder = earlier or (new_folder(ready, directory) if is_first_rank() else None)
     is_new = earlier is None and directory is None
     with (
+        matmul_precision_restored(),
         Interrupt() as interrupt,
         without_refused(folder) if folder and is_new else nullcontext(),
         run_lifecycle(folder, ready),

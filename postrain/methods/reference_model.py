@@ -132,7 +132,9 @@ class ReferenceModelMixin(Method):
         if self.components.reference_fingerprint:
             return self.components.reference_fingerprint
         with self.initial_model() as model:
-            return f"{weights_digest(model)} {self.device.type} {self.trainer.precision} {torch.__version__}"
+            exact, products = self.trainer.precision, torch.get_float32_matmul_precision()
+            precision = exact if products == "highest" else f"{exact} {products}"
+            return f"{weights_digest(model)} {self.device.type} {precision} {torch.__version__}"
 
     @contextmanager
     def initial_model(self) -> Iterator[nn.Module]:

@@ -207,7 +207,8 @@ class UpdateLoop(LightningHooks):
     def in_float32(self) -> bool:
         """Whether all computation is in float32, so that recomputed log-probabilities agree within small tolerances."""
         float32 = all(parameter.dtype == torch.float32 for parameter in self.policy.parameters())
-        return float32 and not torch.is_autocast_enabled(self.device.type)
+        exact = torch.get_float32_matmul_precision() == "highest"
+        return float32 and exact and not torch.is_autocast_enabled(self.device.type)
 
     def micro_batches(self, batch: Batch) -> list[list[int]]:
         """Item indices of the micro-batches, each of at most `tokens_per_micro_batch` tokens."""

@@ -51,6 +51,8 @@ def reference_fingerprint(config: TrainConfig, model: ResolvedModel) -> str:
     weights = f"{model.fingerprint} {model.from_scratch} {model.resize} {config.adapter.quantization()}"
     if hardware.reference_precision and config.reference is not None:
         weights += f" {hardware.reference_precision}"
+    if hardware.float32_matmul_precision != "highest":
+        weights += f" {hardware.float32_matmul_precision}"
     return f"{weights} {hardware.precision} {hardware.available} {torch.__version__} {transformers.__version__}"
 
 

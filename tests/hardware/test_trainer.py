@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -10,12 +11,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import postrain as pt
 from postrain.config.check import check
 from postrain.config.tree import complete, instantiate
 from postrain.errors import ConfigError
 from postrain.hardware.trainer import Hardware
 from postrain.training.config import TrainConfig
-from tests.training_runs import composed
+from tests.training_runs import composed, records, small_run
 
 TEMPLATE = {
     "default_root_dir": "${paths.output_dir}",
@@ -110,3 +112,22 @@ def test_checkpoints_are_written_to_their_file_without_a_buffer(tmp_path, monkey
     writer = Hardware().make_trainer([], [], tmp_path).strategy.checkpoint_io
     writer.save_checkpoint({"weights": torch.ones(3)}, tmp_path / "new" / "a.ckpt")
     assert torch.equal(writer.load_checkpoint(tmp_path / "new" / "a.ckpt", weights_only=True)["weights"], torch.ones(3))
+
+
+def test_tf32_is_set_for_the_run_only_and_recomputes_sampled_log_probabilities(tmp_path):
+    words = ("method=grpo", "method.updates=1", "evaluation.completions=0", "data.source.count=16")
+    assert "rollout/is_mean" not in records(small_run(tmp_path, *words))[-1]
+    found = records(small_run(tmp_path, *words, "trainer.float32_matmul_precision=high"))[-1]
+    assert found["rollout/is_mean"] == pytest.approx(1, abs=1e-3)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_fit_keeps_the_precision_of_the_caller(monkeypatch):
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr("postrain.fit.execute", lambda program, config, **_: configs.append(config))
+    monkeypatch.setattr("postrain.fit.Run", lambda *_: None)
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "medium")
+    method = pt.SFT(*pt.load_model("nano"), data=[{"prompt": "2 + 2 =", "completion": " 4"}])
+    method.trainer = SimpleNamespace(default_root_dir="")
+    method.fit()
+    assert configs[0].trainer.float32_matmul_precision == "medium"
