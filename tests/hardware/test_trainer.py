@@ -127,7 +127,7 @@ def test_fit_keeps_the_precision_of_the_caller(monkeypatch):
     monkeypatch.setattr("postrain.fit.execute", lambda program, config, **_: configs.append(config))
     monkeypatch.setattr("postrain.fit.Run", lambda *_: None)
     monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "medium")
-    method = pt.SFT(*pt.load_model("nano"), data=[{"prompt": "2 + 2 =", "completion": " 4"}])
+    method: Any = pt.SFT(*pt.load_model("nano"), data=[{"prompt": "2 + 2 =", "completion": " 4"}])
     method.trainer = SimpleNamespace(default_root_dir="")
     method.fit()
     assert configs[0].trainer.float32_matmul_precision == "medium"
