@@ -66,8 +66,8 @@ class EvaluateConfig(Section):
     metric."""
     logged_samples: CountOrZero = 64
     """Number of completions per model written to sample_responses.json."""
-    micro_batch_tokens: Count = 2048
-    """Tokens per forward pass when scoring. Affects memory, not results."""
+    micro_batch_tokens: Count | None = None
+    """Tokens per forward pass when scoring. Affects memory, not results. null: 2048 on a CPU, 16384 on a GPU."""
     seed: Seed = 0
     """Seed of the samples and of the train/held-out split."""
     name: str | None = None

@@ -34,6 +34,8 @@ from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder
 
 TABLE_WIDTH = 400
+# Tokens per forward pass without gradients, by device.
+SCORED_TOKENS = {"cpu": 2**11, "mps": 2**11, "cuda": 2**14}
 
 
 class EvalTaskError(ConfigError):
@@ -104,7 +106,7 @@ def load_eval_model(one: EvalSource, config: EvaluateConfig, seed: int) -> EvalM
         reference=load_reference(one, config, model, tokenizer),
         seed=config.seed,
         context=one.resolved.context,
-        micro_batch_tokens=config.micro_batch_tokens,
+        micro_batch_tokens=config.micro_batch_tokens or SCORED_TOKENS[hardware.device.type],
         data_as=data_as,
     )
 

@@ -49,7 +49,7 @@ class Method(UpdateLoop):
     """The held-out metric that measures success, and its minimum change after a third of the default run."""
 
     most_micro_batch_tokens: ClassVar[int] = 2048
-    """The default `micro_batch_tokens` of small models."""
+    """The default `micro_batch_tokens` of small models on a CPU."""
     rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=1e-3)
     """The default learning rates, by model size."""
 
@@ -94,7 +94,8 @@ class Method(UpdateLoop):
     """Maximum global gradient norm; larger gradients are scaled down."""
     micro_batch_tokens: Count | None = None
     """Tokens per micro-batch (forward and backward pass). Changes memory use and speed, not the result. null: 2048
-    (8192 in online methods), fewer for models whose activations would take more than a quarter of the memory."""
+    (8192 in online methods) on a CPU, fewer for models whose activations would take more than a quarter of the memory;
+    32768 on a GPU, fewer where they would take more than half of what weights, gradients and optimizer leave."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations: less memory, about a third more
     computation, the same gradients."""

@@ -23,7 +23,7 @@ from postrain.methods.base import Method
 from postrain.methods.learning_rates import describe
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.loading import model_config
-from postrain.models.size import micro_batch_tokens, size_of
+from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu, size_of, training_bytes
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
@@ -132,14 +132,26 @@ class TrainConfig(Section):
     @cached_property
     def micro_batch_tokens(self) -> int:
         """The tokens of a micro-batch: the setting, or the default for this model on this device."""
-        hardware = self.trainer
-        shared = 1 if hardware.accelerator == "gpu" else hardware.devices
-        return self.method.micro_batch_tokens or micro_batch_tokens(
-            model_config(self.resolved, self.method.head),
-            most=self.method.most_micro_batch_tokens,
-            dtype=torch.bfloat16 if hardware.precision.startswith("bf16") else torch.float32,
-            memory=total_memory(hardware.device) // shared,
+        method, hardware = self.method, self.trainer
+        if method.micro_batch_tokens is not None:
+            return method.micro_batch_tokens
+        shape, memory = model_config(self.resolved, method.head), total_memory(hardware.device)
+        dtype = torch.bfloat16 if hardware.precision.startswith("bf16") else torch.float32
+        if hardware.accelerator != "gpu":
+            share = memory // hardware.devices
+            return micro_batch_tokens(shape, most=method.most_micro_batch_tokens, dtype=dtype, memory=share)
+        return micro_batch_tokens_on_gpu(
+            shape, dtype=dtype, free=memory - self._state_bytes, checkpointing=method.gradient_checkpointing
         )
+
+    @property
+    def _state_bytes(self) -> float:
+        """Bytes of the weights of policy and reference, gradients and optimizer on each rank."""
+        size, dtype = size_of(self.resolved), self.trainer.dtype
+        full = isinstance(self.adapter, NoAdapter)
+        reference = size * dtype.itemsize if full and self.method.needs_reference() else 0
+        total = training_bytes(size, size if full else 0, dtype) + reference
+        return total / (self.trainer.ranks if self.trainer.strategy == "fsdp" else 1)
 
     @property
     def learning_rate_line(self) -> str:

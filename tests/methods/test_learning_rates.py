@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,7 +19,12 @@ from postrain.methods.learning_rate_search import Trial, next_factor
 from postrain.methods.learning_rates import count, describe
 from postrain.methods.pretrain import Pretrain
 from postrain.methods.sft import SFT
-from postrain.models.size import micro_batch_tokens
+from postrain.models.adapters import NoAdapter
+from postrain.models.gradient_checkpointing import gradient_checkpointing
+from postrain.models.memory_trace import FakeModel
+from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu
+from postrain.models.sources import ModelSource
+from postrain.types import Rows
 from tests.test_lightning import QUIET, config, method_arguments
 from tests.training_runs import train_config
 
@@ -38,6 +44,61 @@ def test_default_micro_batch_keeps_its_activations_in_a_quarter_of_the_memory(
 ):
     config = LlamaConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner)
     assert micro_batch_tokens(config, most=8192, dtype=dtype, memory=gigabytes << 30) == tokens
+
+
+@pytest.mark.parametrize(
+    ("precision", "words", "gigabytes", "tokens"),
+    [
+        ("bf16-mixed", [], 80, 32768),
+        # Of nano's 4 layers, 4 · (9·128 + 4·512) · 2 · 2.3 bytes = 59 kB per token; 16 MB of weights and AdamW.
+        ("bf16-mixed", [], 1, 8192),
+        ("bf16-mixed", ["method.gradient_checkpointing=true"], 1, 32768),
+        ("fp32", [], 1, 4096),
+        ("bf16-mixed", ["method.micro_batch_tokens=100"], 1, 100),
+    ],
+)
+def test_default_micro_batch_on_a_gpu_fits_half_of_the_free_memory(precision, words, gigabytes, tokens, monkeypatch):
+    monkeypatch.setattr("postrain.training.config.total_memory", lambda device: gigabytes << 30)
+    config = train_config(["method=sft", "trainer=gpu", f"trainer.precision={precision}", *words])
+    assert config.micro_batch_tokens == tokens
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16"])
+def test_default_micro_batch_on_a_gpu_is_an_upper_bound_of_the_traced_one(precision, checkpointing, tmp_path):
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    config.save_pretrained(tmp_path)
+    pt.load_model("nano")[1].save_pretrained(tmp_path)
+    model = FakeModel(
+        ModelSource(path=str(tmp_path), from_scratch=True).resolve(),
+        "causal",
+        NoAdapter(),
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        device=torch.device("cpu"),
+    )
+
+    @contextmanager
+    def context():
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+        with autocast, gradient_checkpointing(model.policy, enabled=checkpointing):
+            yield
+
+    def peak(rows: int) -> int:
+        ids = torch.randint(64, (rows, 256), generator=torch.Generator().manual_seed(0)).unbind()
+        found = Rows(ids, (torch.arange(256) > 0,) * rows, tuple(range(rows)))
+        return model.peak(found, accumulates=True, context=context)
+
+    traced = (peak(12) - peak(4)) / (8 * 256)
+    free = 4096 * traced / 0.5
+    found = micro_batch_tokens_on_gpu(config, dtype=torch.bfloat16, free=free, checkpointing=checkpointing)
+    assert 512 <= found <= 4096
 
 
 @pytest.mark.parametrize(
