@@ -229,6 +229,11 @@ def run_job(run: Run, config: DictConfig) -> float | None:
     directory = None if output == Path.cwd() else output
     sweep = directory.parents[1] if directory is not None else Path()
     group = "-".join(sweep.parts[-2:]) if (sweep / "sweep.yaml").is_file() else None
+    from postrain.runs.folder import is_started  # noqa: PLC0415 - start-up time
+
+    if directory is not None and "resume" in config and is_started(directory):
+        # Launchers such as submitit repeat a requeued job as it was.
+        config.resume, directory = str(directory), None
     return run(config, job_overrides(), group, directory)
 
 

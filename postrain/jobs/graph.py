@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.tree import SESSION
-from postrain.runs.folder import config_hash
+from postrain.jobs.study import format_override
+from postrain.runs.folder import config_hash, is_started
 from postrain.runs.status import Status
 
 Kind = Literal["train", "generate", "evaluate", "call", "pipeline"]
@@ -72,6 +73,12 @@ class Job:
 def is_done(folder: Path) -> bool:
     """Whether the job in a folder has finished successfully."""
     return Status(folder / "status.json").read().get("status") == "done"
+
+
+def overrides_of(job: Job, folder: Path, resumes: bool) -> list[str]:
+    """The overrides that start a job, or that resume it if its folder holds a run and its program can resume."""
+    path = folder / job.folder
+    return [format_override("resume", str(path)), *job.confirm] if resumes and is_started(path) else [*job.overrides]
 
 
 def location(root: Path, job: Job) -> Path:

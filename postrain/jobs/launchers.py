@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,20 +20,13 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
-
-# Private: instantiate_launcher needs a HydraContext, which needs this; there is no public constructor.
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
-from omegaconf import read_write
 
 from postrain.config.check import check
 from postrain.config.overrides import PROGRAMS, forced
 from postrain.errors import ConfigError
-from postrain.jobs.graph import Job, is_done
+from postrain.jobs.graph import Job, is_done, overrides_of
+from postrain.jobs.hydra_launcher import HydraLauncher
 from postrain.jobs.parent_watchdog import JOB
 from postrain.jobs.plan import extra_folder, flags
 from postrain.jobs.study import format_override
@@ -63,8 +56,13 @@ class Launcher(Protocol):
         ...
 
 
-def launcher_of(conf: Path, primary: str, run_job: Callable[[Any], float | None]) -> Launcher:
-    """The launcher that `hydra/launcher` selects; `run_job` runs the config of a job in this process."""
+def launcher_of(
+    conf: Path, primary: str, run_job: Callable[[Any], float | None], trainer: Mapping[str, Any]
+) -> Launcher:
+    """The launcher that `hydra/launcher` selects.
+
+    `run_job` runs the config of a job in this process; the `trainer` group says which resources a job needs.
+    """
     chosen, resumes = HydraConfig.get(), primary != "evaluate"
     if chosen.runtime.choices["hydra/launcher"] == LOCAL:
         settings = {key: chosen.launcher.get(key) for key in ("jobs", "timeout")}
@@ -77,7 +75,7 @@ def launcher_of(conf: Path, primary: str, run_job: Callable[[Any], float | None]
     parallel = chosen.launcher.get("n_jobs") or 1
     hydra_overrides = partial(forced, conf=conf, root=primary, extra=extra_folder())
     jobs = parallel if parallel > 0 else usable_cores()
-    return HydraLauncher(task=run_job, forced=hydra_overrides, jobs=jobs, resumes=resumes)
+    return HydraLauncher(task=run_job, forced=hydra_overrides, jobs=jobs, trainer=trainer, resumes=resumes)
 
 
 def command(conf: Path, primary: str) -> tuple[str, ...]:
@@ -86,13 +84,6 @@ def command(conf: Path, primary: str) -> tuple[str, ...]:
     if program == "postrain":
         return (sys.executable, "-m", program, *words)
     return (sys.executable, *(str(conf.resolve().parent / word) if word == "train.py" else word for word in words))
-
-
-def overrides_of(job: Job, folder: Path, resumes: bool) -> list[str]:
-    """The overrides that start a job, or that resume it if its folder holds a run and its program can resume."""
-    path = folder / job.folder
-    started = any((path / name).is_file() for name in ("config.yaml", "pipeline.yaml"))
-    return [format_override("resume", str(path)), *job.confirm] if started and resumes else [*job.overrides]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,56 +234,3 @@ def failure_reason(log: Path, offset: int, code: int) -> str:
         return f"killed by {name}" + (", possibly out of memory" if name == "SIGKILL" else "")
     texts = [line.strip() for line in lines if line.strip()]
     return f"ended with exit code {code}; see {log.name}" + (f": {texts[-1]}" if texts else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HydraLauncher:
-    """One of Hydra's launchers: joblib, submitit_slurm, ray, ... Jobs get their folder as hydra.sweep.subdir."""
-
-    task: Callable[[Any], Any]
-    """Runs a job's config in the worker."""
-    forced: Callable[[Sequence[str]], list[str]]
-    """Overrides as Hydra takes them."""
-    jobs: Count
-    resumes: bool = True
-
-    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
-        if not jobs:
-            return
-        loader = GlobalHydra.instance().config_loader()
-        config: Any = HydraConfig.instance().cfg
-        config = config.copy()
-        with read_write(config.hydra):
-            config.hydra.sweep.dir = str(folder)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
-            task_function=self.task,
-            config=config,
-        )
-        home = f"hydra.sweep.dir='{folder}'"
-        overrides = [
-            [*self.forced(overrides_of(job, folder, self.resumes)), home, f"hydra.sweep.subdir={job.folder}"]
-            for job in jobs
-        ]
-        try:
-            returns: Sequence[JobReturn | None] = launcher.launch(overrides, initial_job_idx=jobs[0].number)
-        except RuntimeError as error:  # a killed worker ends the launcher's whole pool
-            print(f"warning: {error}", file=sys.stderr)
-            returns = [None] * len(jobs)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever a launcher raises if its cluster cannot be reached
-            name = config.hydra.runtime.choices["hydra/launcher"]
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"hydra/launcher={name}: could not start the jobs: {reason}") from error
-        for job, returned in zip(jobs, returns, strict=True):
-            self._record(Status(folder / job.folder / "status.json"), returned)
-            ended(job)
-
-    def _record(self, status: Status, returned: JobReturn | None) -> None:
-        """Records a failure that the job could not write itself."""
-        ended = returned is not None and returned.status is JobStatus.COMPLETED
-        if not ended and status.read().get("status") in (None, "running"):
-            status.path.parent.mkdir(parents=True, exist_ok=True)
-            error = None if returned is None else returned._return_value
-            status.failed("its worker was killed" if error is None else str(error) or type(error).__name__)

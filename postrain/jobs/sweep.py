@@ -120,7 +120,8 @@ def execute(
     Raises ConfigError for a user's mistake, before the first job, and Interrupted.
     """
     refuse_ranks("a sweep")
-    launcher = launcher_of(conf, primary, run_job)
+    trainer: Any = OmegaConf.to_container(config.get("trainer") or OmegaConf.create())
+    launcher = launcher_of(conf, primary, run_job, trainer)
     overrides = [each for each in job_overrides() if each.partition("=")[0] not in OWN_KEYS]
     earlier = _earlier(Path(config.resume)) if config.get("resume") else None
     name, study, shared = read(swept, overrides, conf.parent, earlier and earlier / FILE)

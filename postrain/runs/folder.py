@@ -162,3 +162,8 @@ def _make_new(parent: Path, stem: str) -> Path:
             attempt += 1
         else:
             return path
+
+
+def is_started(folder: Path) -> bool:
+    """Whether a folder holds a run or a pipeline that can be resumed."""
+    return any((folder / name).is_file() for name in ("config.yaml", "pipeline.yaml"))

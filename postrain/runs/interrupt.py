@@ -4,6 +4,8 @@ The first signal finishes the update, saves and stops; the second stops immediat
 batch on SIGTERM, with exit code 0, and within a batch on Ctrl-C. It also calls its SIGTERM handler before existing
 handlers, so ours is installed again when training starts. A signal that is ignored when the run starts (nohup) stays
 ignored. Windows has only Ctrl-C.
+
+submitit requeues a job of Slurm in its handler of SIGUSR2, which ends the process. It is called once the run is saved.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.errors import Interrupted
 from postrain.runs.method_protocol import method_of
 
+REQUEUE = "SIGUSR2"
 SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -47,6 +50,9 @@ class Interrupt(Callback):
         if threading.current_thread() is threading.main_thread():
             handlers = {number: signal.getsignal(number) for number in SIGNALS}
             self._original = {number: old for number, old in handlers.items() if old is not signal.SIG_IGN}
+            number = getattr(signal, REQUEUE, None)
+            if number is not None and callable(requeue := signal.getsignal(number)):
+                self._original[number] = requeue
             self._install()
         return self
 
@@ -56,6 +62,8 @@ class Interrupt(Callback):
         for number, handler in self._original.items():
             signal.signal(number, handler)
         self._original = {}
+        if isinstance(error, Interrupted) and error.signal.name == REQUEUE:
+            signal.raise_signal(error.signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._original:

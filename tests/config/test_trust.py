@@ -16,8 +16,7 @@ from postrain.errors import ConfigError
 from postrain.evaluation.config import EvaluateConfig
 from postrain.evaluation.eval_models import SourceRun
 from postrain.generation.config import GenerateConfig
-from postrain.jobs.graph import Job
-from postrain.jobs.launchers import overrides_of
+from postrain.jobs.graph import Job, overrides_of
 from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.plan import check_untrusted, package_calls
 from postrain.jobs.stages import stages_of

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import start
 from postrain.errors import ConfigError
-from postrain.jobs.graph import Job
-from postrain.jobs.launchers import Ended, overrides_of
+from postrain.jobs.graph import Job, overrides_of
+from postrain.jobs.launchers import Ended
 from postrain.runs.folder import RunFolder
 from tests.training_runs import CONF
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hydra.core.plugins import Plugins
 
-from postrain.jobs.graph import Job
-from postrain.jobs.launchers import LOG, Local, failure_reason, overrides_of, resource_share
+from postrain.jobs.graph import Job, overrides_of
+from postrain.jobs.launchers import LOG, Local, failure_reason, resource_share
 from postrain.jsonl import read_json
 from tests.cli.test_main import run
 

@@ -40,6 +40,10 @@ def wait_for(condition, seconds=300):
         time.sleep(0.5)
 
 
+def line_count(file):
+    return len(file.read_text().splitlines())
+
+
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_two_ranks_in_a_job_equal_one(tasks, tmp_path):
     """The first rank starts the second one in a job of one task; srun starts both in a job of two."""
@@ -83,3 +87,23 @@ def test_sweep_sends_each_job_to_slurm(tmp_path):
         ["0", "seed=0", "done"],
         ["1", "seed=1", "done"],
     ]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="postrain[slurm] is not installed")
+def test_requeued_job_of_a_sweep_resumes(tmp_path):
+    """SIGUSR2 is the signal that submitit asks Slurm to send before the time limit."""
+    updates = "method.updates=40"
+    words = ["-m", "seed=0,1", updates, "trainer.checkpoint_every=1000", "hydra/launcher=submitit_slurm"]
+    with subprocess.Popen([*TRAIN, *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as sweep:
+        wait_for(lambda: sum(lines > 3 for lines in map(line_count, tmp_path.glob("**/metrics.jsonl"))) == 2, 100)
+        run("scancel", "--signal=USR2", "--user=root", folder=tmp_path)
+        out, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0
+    done = [line.split()[:3] for line in out.splitlines() if line.startswith("  ")][:2]
+    assert done == [["0", "seed=0", "done"], ["1", "seed=1", "done"]]
+    assert all("Caught signal SIGUSR2" in log.read_text() for log in tmp_path.glob("**/*_log.err"))
+    (path,) = tmp_path.glob("sweeps/*/*/jobs/00-*")
+    whole = small_run(tmp_path / "whole", "method=sft", updates)
+    assert [record["update"] for record in records(RunFolder(path))] == [*range(41)]
+    for mine, theirs in zip(records(RunFolder(path)), records(whole), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-2, abs=1e-3)
