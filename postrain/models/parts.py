@@ -8,17 +8,40 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from postrain.hardware.sharding import call_gathered
 
-RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+RELATIVE_TOLERANCE, ROUNDED = {torch.float32: 1e-4, torch.float64: 1e-8}, 3e-2
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@contextmanager
+def comparing(model: nn.Module) -> Iterator[None]:
+    """Inside the block, two computations of a model agree within `tolerance`: no autocast and no TF32, whose rounding
+    depends on the kernels. A sharded model keeps autocast, which casts the inputs of its blocks."""
+    device, before = unwrapped(model).device.type, torch.get_float32_matmul_precision()
+    sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=sharded and torch.is_autocast_enabled(device)):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def tolerance(values: Tensor) -> float:
+    """Largest difference of two computations of these values, relative to the largest of them."""
+    rounded = torch.is_autocast_enabled(values.device.type)
+    return ROUNDED if rounded else RELATIVE_TOLERANCE.get(values.dtype, ROUNDED)
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -75,8 +98,8 @@ def parts_agree(model: nn.Module) -> bool:
     states_1LD = trunk_output(model, input_ids=_probe_ids(model), use_cache=False).last_hidden_state
     whole = probe(model)
     mine = logits_of(model, states_1LD)[0].float()[-len(whole) :]
-    tolerance = RELATIVE_TOLERANCE.get(states_1LD.dtype, 3e-2)
-    return mine.shape == whole.shape and bool((mine - whole).abs().max() <= tolerance * whole.abs().max().clamp(min=1))
+    largest = whole.abs().max().clamp(min=1)
+    return mine.shape == whole.shape and bool((mine - whole).abs().max() <= tolerance(states_1LD) * largest)
 
 
 def model_width(model: nn.Module) -> int:

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
-from postrain.models.parts import RELATIVE_TOLERANCE, logits_of, trunk_output, unwrapped
+from postrain.models.parts import comparing, logits_of, tolerance, trunk_output, unwrapped
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.rollout.decode.cache import CacheSpec, SlotCache
 from postrain.rollout.decode.fast import Decoder, decoder_of, is_supported
@@ -280,10 +280,8 @@ def verified_backend(kind: type[SlotBackend], model: nn.Module, settings: Any) -
 def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
     """Whether the backend reproduces the model's logits on two rows of different length."""
     row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
-    rows, device = [row[:5], row[2:]], unwrapped(model).device.type
-    # Not under autocast, whose rounding would hide differences. A sharded model needs it, and has no FastBackend.
-    autocast = torch.is_autocast_enabled(device) and kind is not FastBackend
-    with in_eval_mode(model), torch.autocast(device, enabled=autocast):
+    rows = [row[:5], row[2:]]
+    with in_eval_mode(model), comparing(model):
         backend = kind(model, spec=CacheSpec(slots=3, prompt=7, new_tokens=1, row=8), dtype=None)
         swapped = torch.tensor([1, 0], device=backend.device)
         try:
@@ -295,5 +293,5 @@ def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
         expected_BV = torch.stack(
             [model(input_ids=ids[None].to(backend.device), use_cache=False).logits[0, -1] for ids in rows]
         )
-    tolerance = RELATIVE_TOLERANCE.get(expected_BV.dtype, 3e-2)
-    return bool((logits_BV - expected_BV).abs().max() <= tolerance * expected_BV.abs().max().clamp(min=1))
+        bound = tolerance(expected_BV) * expected_BV.abs().max().clamp(min=1)
+    return bool((logits_BV - expected_BV).abs().max() <= bound)
