@@ -39,6 +39,13 @@ from gpu_correctness import (
     sampled_as_scored,
 )
 from gpu_runs import FULL, METHODS, REDUCED, REDUCED_SHAPES, SHAPES, Measured, TrainingRun, peak_flops
+from gpu_speedups import (
+    decoded_in_blocks,
+    default_micro_batch,
+    sampled_in_bf16,
+    shared_prompts_in_one_kernel,
+    tf32_near_float32,
+)
 
 import postrain as pt
 
@@ -105,6 +112,8 @@ def checks(device: torch.device, *, reduced: bool) -> Iterator[Check]:
         yield f"packed = separate rows, {label}", 20, partial(packed_as_separate, model=model, rows=rows, device=device)
         sampling = partial(sampled_as_scored, model=model, tokenizer=tokenizer, rows=rows, device=device)
         yield f"sampled = scored, {label}", 20, sampling
+    label, model = shapes[0].name, models[shapes[0].name]
+    yield from speedups(label, model, tokenizer, device, tokens=8 if reduced else 512)
     yield "resumed = uninterrupted GRPO, nano", 60, partial(resumed_as_whole, device=device)
     measured: dict[str, Measured] = {}
     for shape in shapes:
@@ -112,6 +121,18 @@ def checks(device: torch.device, *, reduced: bool) -> Iterator[Check]:
             run = TrainingRun(shape, method, size, device, tokenizer)
             yield f"throughput, {run.name}", 90, partial(throughput, run=run, measured=measured)
             yield f"memory, {run.name}", 30, partial(memory, run=run, measured=measured)
+        run = TrainingRun(shape, "sft", size, device, tokenizer)
+        if shape is shapes[0] or not reduced:
+            yield f"default micro-batch, {run.name}", 90, partial(default_micro_batch, run=run)
+
+
+def speedups(label: str, model: Any, tokenizer: Any, device: torch.device, tokens: int) -> Iterator[Check]:
+    """What is computed in another way on a GPU; `tokens` of a long prompt."""
+    known = {"model": model, "rows": rows_for(len(tokenizer)), "device": device}
+    yield f"bf16 decoding, {label}", 30, partial(sampled_in_bf16, tokenizer=tokenizer, **known)
+    yield f"decoding without waiting, {label}", 20, partial(decoded_in_blocks, tokenizer=tokenizer, **known)
+    yield f"shared prompts in one kernel, {label}", 90, partial(shared_prompts_in_one_kernel, tokens=tokens, **known)
+    yield f"TF32, {label}", 20, partial(tf32_near_float32, **known)
 
 
 @contextmanager

@@ -203,20 +203,28 @@ class TrainingRun:
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
         )
 
-    def estimate(self, folder: Path) -> MemoryEstimate:
-        """The estimate of `--dry-run`, from the config and the rows alone."""
+    def config(self, folder: Path, **settings: Any) -> TrainConfig:
+        """The config of the run, with other settings of the method. The folder gets the model, without weights."""
         self.shape.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        method, data, engine = METHODS[self.method][0](**self.settings()), self.data(), self.engine()
-        config = TrainConfig(
-            method=method,
+        return TrainConfig(
+            method=METHODS[self.method][0](**self.settings() | settings),
             model=ModelSource(path=str(folder), from_scratch=True),
             adapter=self.shape.adapter,
-            data=data,
-            rollout=engine,
+            data=self.data(),
+            rollout=self.engine(),
             trainer=self.hardware,
             evaluation=pt.Evaluation(completions=0),
         )
+
+    def default_micro_batch_tokens(self, folder: Path) -> int:
+        """The tokens of a micro-batch that the command line chooses for this device."""
+        return self.config(folder, micro_batch_tokens=None).micro_batch_tokens
+
+    def estimate(self, folder: Path) -> MemoryEstimate:
+        """The estimate of `--dry-run`, from the config and the rows alone."""
+        config = self.config(folder)
+        method, data, engine = config.method, config.data, self.engine()
         data.prepare(
             kind=method.kind,
             tokenizer=self.tokenizer,
