@@ -171,6 +171,12 @@ def packed_attention(
 
     `settings` of the architecture (scaling, dropout) are passed to transformers' SDPA function.
     """
+    if query.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or query.dtype is torch.bfloat16):
+        # PyTorch's CPU kernels take twice as long in bf16 as in float32 (backward pass, AVX512-BF16).
+        wide = (query.float(), key.float(), value.float(), attention_mask)
+        with torch.autocast("cpu", enabled=False):
+            output, _ = packed_attention(module, *wide, packing=packing, sliding_window=sliding_window, **settings)
+        return output.to(value.dtype), None
     if packing.tree is not None and any(block.is_masked(sliding_window) for block in packing.blocks):
         found = tree_attention.attend(query, key, value, packing.tree, sliding_window, settings)
         if found is not None:
