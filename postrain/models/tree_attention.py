@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -39,35 +39,35 @@ Kind = tuple[torch.device, torch.dtype, int, int, int, bool]
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The prefix tree of packed tokens, on the device of the model."""
+    """The prefix tree of packed tokens; its masks are made when a layer needs them."""
 
     positions_N: Tensor
-    """Position of each token in its row."""
-    ends_N: Tensor
-    """End of the descendants of each token."""
+    """Position of each token in its row, on the CPU."""
+    device: torch.device
+    """That of the model."""
     _masks: dict[int | None, BlockMask] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, positions_N: Tensor, device: torch.device) -> Tree:
-        """The tree of packed tokens, given their positions, on the CPU."""
-        ends, path = [len(positions_N)] * len(positions_N), []
-        for token, depth in enumerate(positions_N.tolist()):
+    @cached_property
+    def on_device(self) -> tuple[Tensor, Tensor]:
+        """The positions, and the end of the descendants of each token, [N] each, on the model's device."""
+        ends, path = [len(self.positions_N)] * len(self.positions_N), []
+        for token, depth in enumerate(self.positions_N.tolist()):
             for closed in path[depth:]:
                 ends[closed] = token
             path[depth:] = [token]
-        return cls(positions_N.to(device), torch.tensor(ends).to(device))
+        return self.positions_N.to(self.device), torch.tensor(ends).to(self.device)
 
     def mask(self, window: int | None) -> BlockMask:
         """The mask of a layer with this sliding window; made once."""
         if window not in self._masks:
-            self._masks[window] = block_mask(self.positions_N, self.ends_N, window)
+            self._masks[window] = block_mask(*self.on_device, window)
         return self._masks[window]
 
 
 def tree_for(parameter: Tensor, positions_N: Tensor) -> Tree | None:
     """The tree, for a model with this parameter; None where flex_attention is not used."""
-    known = parameter.device.type in DEVICES and not isinstance(parameter, FakeTensor)
-    return Tree.of(positions_N, parameter.device) if known and len(positions_N) >= FEWEST_TOKENS else None
+    used = parameter.device.type in DEVICES and not isinstance(parameter, FakeTensor)
+    return Tree(positions_N, parameter.device) if used and len(positions_N) >= FEWEST_TOKENS else None
 
 
 def block_mask(positions_N: Tensor, ends_N: Tensor, window: int | None) -> BlockMask:
@@ -195,12 +195,12 @@ def error(kind: Kind) -> float:
     window = 64 if windowed else None
     # Three rows of 200 tokens with a common prompt of 120, and one without.
     positions_N = torch.cat([torch.arange(200), *[torch.arange(120, 200)] * 2, torch.arange(150)])
-    tree, source = Tree.of(positions_N, device), torch.Generator().manual_seed(0)
+    tree, source = Tree(positions_N, device), torch.Generator().manual_seed(0)
     # Strides as in transformers.
     shapes = [(1, len(positions_N), each, width) for each in (heads, shared, shared, heads)]
     *inputs, weights = (torch.randn(shape, generator=source).to(device, dtype).transpose(1, 2) for shape in shapes)
     at_N = torch.arange(len(positions_N), device=device)
-    mask_NN = visible(tree.positions_N, tree.ends_N, window)(at_N, at_N, at_N[:, None], at_N)
+    mask_NN = visible(*tree.on_device, window)(at_N, at_N, at_N[:, None], at_N)
     mask = tree.mask(window)
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -48,14 +48,14 @@ def test_masks_are_those_of_the_rows(window, size, monkeypatch):
         for row, index_L in zip(ids, packed.index_RL, strict=True):
             for at in range(len(row)):
                 expected_NN[index_L[at], index_L[max(0, at + 1 - (window or at + 1)) : at + 1]] = True
-        tree, at_N = Tree.of(packed.positions_N, torch.device("cpu")), torch.arange(count)
-        found_NN = visible(tree.positions_N, tree.ends_N, window)(at_N, at_N, at_N[:, None], at_N)
+        tree, at_N = Tree(packed.positions_N, torch.device("cpu")), torch.arange(count)
+        found_NN = visible(*tree.on_device, window)(at_N, at_N, at_N[:, None], at_N)
         assert found_NN.equal(expected_NN)
         blocks = -(-count // size)
         whole = torch.zeros(blocks * size, blocks * size, dtype=torch.bool)
         whole[:count, :count] = expected_NN
         tiles = whole.view(blocks, size, blocks, size).transpose(1, 2).flatten(2)
-        mask = block_mask(tree.positions_N, tree.ends_N, window)
+        mask = block_mask(*tree.on_device, window)
         partial, full = (
             dense(*pair)
             for pair in ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices))
