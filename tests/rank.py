@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +25,10 @@ from postrain.errors import ConfigError
 from postrain.evaluation.completions import reward_totals, sample_prompts
 from postrain.hardware import collectives
 from postrain.hardware.ranks import init_process_group
-from postrain.hardware.sharding import shard
+from postrain.hardware.sharding import full_state_dict, shard
 from postrain.hardware.shares import map_items
 from postrain.jobs.session import TRAIN, execute
+from postrain.models.sharded_loading import load_sharded
 from postrain.models.weight_sync import merged_weights
 from postrain.rollout.vllm_adapter import AdapterTransfer
 from postrain.rollout.vllm_transfer import DiskTransfer
@@ -36,6 +38,7 @@ from postrain.training import train  # noqa: F401 (before the fork: all of torch
 from postrain.types import RewardBatch
 from tests.evaluation.fake_eval_model import eval_model, make_prompts
 from tests.models.test_weight_sync import adapted
+from tests.tiny import tiny_model
 from tests.training_runs import METHODS, SMALL, composed, resumed
 
 # Two ranks cannot divide these into equal shares.
@@ -119,6 +122,22 @@ def resume_sharded(output: Path) -> None:
         remove_checkpoint(killed / "checkpoints" / "update=000002.ckpt")
     dist.barrier()
     resumed(RunFolder(killed))
+
+
+def check_loading(output: Path) -> None:
+    """Compares a model whose slices the ranks read with the model; its 61 embeddings do not divide into two."""
+    model = tiny_model("gemma3")
+    source: Any = SimpleNamespace(directory=output / "tiny", name="tiny", loads_as="")
+    vars(source).update(adapters=(), resize=False, from_scratch=False)
+    if dist.get_rank() == 0:
+        model.save_pretrained(source.directory)
+    dist.barrier()
+    change = partial(shard, mesh=init_device_mesh("cpu", (2,)))
+    found = load_sharded(source, "causal", dtype=torch.float32, shard=change)
+    assert found is not None
+    rows = found.model.embed_tokens.weight.to_local().shape[0]
+    assert rows == (31, 30)[dist.get_rank()]
+    assert all(each.equal(model.state_dict()[name]) for name, each in full_state_dict(found).items())
 
 
 def check_transfers() -> None:

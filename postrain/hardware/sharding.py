@@ -28,8 +28,10 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None 
     """Shards all weights of a model over the ranks of `mesh`, each transformer block as a unit.
 
     With `compute_dtype`, weights are gathered in that dtype and gradients are summed in float32; the shards and the
-    optimizer keep the dtype of the weights.
+    optimizer keep the dtype of the weights. A sharded model stays as it is.
     """
+    if isinstance(model, FSDPModule):
+        return
     # Autocast casts the inputs of blocks.
     precision = MixedPrecisionPolicy(compute_dtype, compute_dtype and torch.float32, cast_forward_inputs=False)
     blocks = transformer_blocks(model)
@@ -45,6 +47,28 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None 
     sharded.shards = dict(model.named_parameters(remove_duplicate=False))
     sharded.call_gathered = lambda function: function()
     register_fsdp_forward_method(model, "call_gathered")
+
+
+def allocate(model: nn.Module) -> None:
+    """Allocates the shards of a model that was sharded on the meta device; their values are arbitrary."""
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name)
+    device = next(iter(aliases)).device_mesh.device_type  # pyright: ignore[reportAttributeAccessIssue]
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+    for first, *others in aliases.values():
+        # Tied weights became several.
+        for name in others:
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, model.get_parameter(first))
+    cast("Any", model).shards = dict(model.named_parameters(remove_duplicate=False))
+
+
+def local_rows(weight: DTensor) -> tuple[int, int]:
+    """The first row of this rank's shard of a weight, and the first row after it."""
+    ranks = weight.device_mesh.size(-1)
+    rows, rank = -(-weight.shape[0] // ranks), weight.device_mesh.get_local_rank(weight.device_mesh.ndim - 1)
+    return min(rank * rows, weight.shape[0]), min((rank + 1) * rows, weight.shape[0])
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from postrain.errors import ConfigError
 from postrain.hardware import mps
@@ -147,6 +148,19 @@ class Hardware:
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return PRECISIONS[self.precision][1]
+
+    @property
+    def gathered_dtype(self) -> torch.dtype | None:
+        """The dtype in which sharded weights are gathered; None is their own."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast as Lightning's precision plugin uses it, for computations before training."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+    def make_mesh(self) -> DeviceMesh:
+        """The ranks over which a sharded model is divided; the process group exists."""
+        return init_device_mesh(self.device.type, (self.ranks,))
 
     @property
     def available(self) -> Literal["cpu", "gpu", "mps"]:

@@ -113,8 +113,10 @@ class ReferenceModelMixin(Method):
         print_on_rank_zero(f"{message}, computing them once ... ")
         started = time.monotonic()
         groups = self.micro_batches(batch)
+        # A sharded model needs all ranks: one without groups computes the first one too.
+        mine = groups[collectives.rank() :: collectives.world_size()] or groups[:1]
         with self.trainer.strategy.precision_plugin.forward_context(), self.initial_model() as model:
-            local = logps_by_row(model, batch, groups[collectives.rank() :: collectives.world_size()])
+            local = logps_by_row(model, batch, mine)
         known = {digest: logps for part in collectives.gather(local) for digest, logps in part.items()}
         print_on_rank_zero(f"{time.monotonic() - started:.1f} s, ")
         if not self.writes_cache:

@@ -101,14 +101,21 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
         use_differentiable_kernel(model)
     # PEFT writes this name to the adapters it saves.
     model.name_or_path = resolved.loads_as or (str(resolved.directory) if quantization is not None else "")
-    if not parts_agree(model.eval()):
+    check_parts(model.eval(), resolved.name)
+    return LoadedModel(model, gap)
+
+
+def check_parts(model: PreTrainedModel, name: str) -> None:
+    """Raises ConfigError if trunk and head do not reproduce the model's output; tests whether it supports packing.
+
+    All ranks run it together on a sharded model.
+    """
+    if not parts_agree(model):
         raise ConfigError(
-            f"{resolved.name}: trunk and head of a {type(model).__name__} do not reproduce its logits; "
+            f"{name}: trunk and head of a {type(model).__name__} do not reproduce its logits; "
             "add its output scaling to postrain/models/parts.py"
         )
-    # Checked before sharding, under which all ranks would have to run the check together.
     supports_packing(model)
-    return LoadedModel(model, gap)
 
 
 def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization: Any) -> PreTrainedModel:

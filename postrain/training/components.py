@@ -29,7 +29,7 @@ from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Reserving
 from postrain.training.config import TrainConfig
 from postrain.training.memory import check_memory
-from postrain.training.reference import build_reference, reference_fingerprint, resolve_reference
+from postrain.training.reference import build_reference, load_shards, reference_fingerprint, resolve_reference
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,14 @@ def build_reward(config: TrainConfig) -> tuple[Reward | None, PreferenceModel | 
     return reward, preference
 
 
-def load_policy(config: TrainConfig, data: DataModule) -> nn.Module:
-    """The policy with its adapter; `data` determines which new tokens have to be trained."""
+def load_policy(config: TrainConfig, data: DataModule, *, whole: bool = False) -> nn.Module:
+    """The policy with its adapter; `data` determines which new tokens have to be trained.
+
+    With fsdp, the policy may be sharded already, unless it has to be `whole`.
+    """
     adapter, hardware, head = config.adapter, config.trainer, config.method.head
+    if not whole and (sharded := load_shards(config, config.resolved, head, hardware.dtype)) is not None:
+        return sharded
     load = load_causal if head == "causal" else load_scalar
     # The cast restores the type of `to`, which transformers wraps without annotations.
     base, saved = adapter.split(config.resolved)
@@ -128,7 +133,7 @@ def gather_policy(config: TrainConfig, components: Components) -> None:
     method = components.method
     state = full_state_dict(method.policy) if method.device_mesh is not None else None
     if state is not None and is_first_rank():
-        method.policy = load_policy(config, components.data)
+        method.policy = load_policy(config, components.data, whole=True)
         method.policy.load_state_dict(state, strict=False)
 
 

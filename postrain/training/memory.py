@@ -158,9 +158,7 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
 @contextmanager
 def training_context(config: TrainConfig, policy: nn.Module) -> Iterator[None]:
     """Autocast, as Lightning's precision plugin uses it, and gradient checkpointing."""
-    mixed = config.trainer.precision == "bf16-mixed"
-    autocast = torch.autocast(config.trainer.device.type, torch.bfloat16, enabled=mixed)
-    with autocast, gradient_checkpointing(policy, enabled=config.method.gradient_checkpointing):
+    with config.trainer.autocast(), gradient_checkpointing(policy, enabled=config.method.gradient_checkpointing):
         yield
 
 

@@ -2,7 +2,7 @@
 
 A method whose loss needs the reference at every update keeps a frozen copy. All others need it before the first update
 (precomputed log-probabilities) and for the KL of evaluated completions: they read it from the model's files for that
-time, so training holds one copy of the weights.
+time, so training holds one copy of the weights. The ranks of a sharded run read their own shards.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from postrain.errors import ConfigError
+from postrain.hardware.sharding import shard
+from postrain.models.adapters import NoAdapter
 from postrain.models.directory import fingerprint
-from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.loading import Head, load_causal, load_tokenizer
 from postrain.models.parts import size_in_bytes
 from postrain.models.reference import Reference
+from postrain.models.sharded_loading import load_sharded
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.training.config import TrainConfig
 
@@ -63,24 +68,49 @@ def build_reference(
 
     `other` is the model that the key `reference` names; `saved` is False for a policy given in Python.
     """
-    method = config.method
+    method, sharded = config.method, isinstance(policy, FSDPModule)
+    dtype = next(policy.parameters()).dtype
     if other is not None:
-        load, needed = partial(load_frozen, other, config.trainer.dtype), method.needs_reference()
+        load, needed = partial(load_frozen, config, other, config.trainer.dtype), method.needs_reference()
         description = f"reference: {other.name} ({config.reference})"
         return Reference(policy, load() if needed else None, load=load, description=description)
+    load = partial(load_frozen, config, config.resolved, dtype)
     if method.needs_reference():
-        return Reference.for_policy(policy)
+        # A sharded model cannot be copied.
+        return Reference.for_policy(policy, load() if sharded else None)
     if method.head != "causal" or not config.evaluation.completions:
         return None
-    load = partial(load_frozen, config.resolved, next(policy.parameters()).dtype)
-    if hasattr(policy, "disable_adapter") or size_in_bytes(policy) < READ_FROM or not (saved or gives(load, policy)):
+    if not sharded and (
+        hasattr(policy, "disable_adapter") or size_in_bytes(policy) < READ_FROM or not (saved or gives(load, policy))
+    ):
         return Reference.for_policy(policy)
     description = "reference: the initial policy, read from its files for each evaluation"
     return Reference(policy, load=load, description=description)
 
 
-def load_frozen(resolved: ResolvedModel, dtype: torch.dtype) -> nn.Module:
-    """The model without adapter, on the CPU. Raises ConfigError if its files changed since the run started."""
+def reads_shards(config: TrainConfig) -> bool:
+    """Whether each rank may read only its own shards of a model.
+
+    Adapters choose the embeddings to train, and some their initial weights, by the weights; a separate critic and a
+    moving reference are copies of the whole model.
+    """
+    method, hardware = config.method, config.trainer
+    copies = getattr(method, "critic", "shared") == "separate" or getattr(method, "ref_sync_steps", 0)
+    return hardware.strategy == "fsdp" and isinstance(config.adapter, NoAdapter) and not copies
+
+
+def load_shards(config: TrainConfig, resolved: ResolvedModel, head: Head, dtype: torch.dtype) -> nn.Module | None:
+    """A model of a sharded run with this rank's shards only; None if it has to be loaded whole."""
+    # Without a process group the run only measures (--dry-run).
+    if not (reads_shards(config) and dist.is_initialized()):
+        return None
+    hardware = config.trainer
+    change = partial(shard, mesh=hardware.make_mesh(), compute_dtype=hardware.gathered_dtype)
+    return load_sharded(resolved, head, dtype=dtype, shard=change)
+
+
+def load_frozen(config: TrainConfig, resolved: ResolvedModel, dtype: torch.dtype) -> nn.Module:
+    """The model without adapter, sharded or on the CPU. Raises ConfigError if its files have changed."""
     directories = (resolved.directory, *resolved.adapters)
     if not all(path.is_dir() for path in directories) or fingerprint(*directories) != resolved.fingerprint:
         raise ConfigError(
@@ -88,8 +118,9 @@ def load_frozen(resolved: ResolvedModel, dtype: torch.dtype) -> nn.Module:
             "evaluation.completions=0"
         )
     # Not in the precision of the evaluation around it: loading compares outputs of the model.
-    with torch.autocast("cpu", enabled=False):
-        return cast("nn.Module", load_causal(resolved, dtype=dtype)).requires_grad_(False)
+    with torch.autocast(config.trainer.device.type, enabled=False):
+        found = load_shards(config, resolved, "causal", dtype) or cast("nn.Module", load_causal(resolved, dtype=dtype))
+    return found.requires_grad_(False)
 
 
 def gives(load: Callable[[], nn.Module], policy: nn.Module) -> bool:

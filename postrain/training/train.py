@@ -46,7 +46,8 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
     with refusing_before_first_update(method):
         check_finite(method, f"model={config.resolved.name}")
         if method.needs_reward and checkpoint is None:
-            check_reward(method, components.data)
+            with config.trainer.autocast():
+                check_reward(method, components.data)
         trainer = config.trainer.make_trainer(trainer_callbacks, loggers, run.folder.path)
         with guard.explaining_errors(method):
             trainer.fit(method, datamodule=components.data, ckpt_path=checkpoint, weights_only=True)

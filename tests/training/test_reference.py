@@ -62,19 +62,21 @@ def test_only_a_loss_with_a_reference_holds_its_weights(
 
 
 def test_files_that_changed_during_the_run_are_refused() -> None:
-    resolved = train_config(["method=sft"]).resolved
+    config = train_config(["method=sft"])
+    resolved = config.resolved
     for changed in (replace(resolved, fingerprint="other"), replace(resolved, directory=Path("nowhere"))):
         with pytest.raises(ConfigError, match=r"^reference: the files in .* changed during the run; restore them"):
-            load_frozen(changed, torch.float32)
+            load_frozen(config, changed, torch.float32)
 
 
 def test_policy_from_python_is_read_from_its_files_only_if_they_give_it_back() -> None:
-    resolved = train_config(["method=sft"]).resolved
+    config = train_config(["method=sft"])
+    resolved = config.resolved
     policy = load_causal(resolved, dtype=torch.float32)
-    load = partial(load_frozen, resolved, torch.float32)
+    load = partial(load_frozen, config, resolved, torch.float32)
     assert gives(load, policy)
-    assert not gives(partial(load_frozen, resolved, torch.bfloat16), policy)
-    assert not gives(partial(load_frozen, replace(resolved, fingerprint="other"), torch.float32), policy)
+    assert not gives(partial(load_frozen, config, resolved, torch.bfloat16), policy)
+    assert not gives(partial(load_frozen, config, replace(resolved, fingerprint="other"), torch.float32), policy)
     with torch.no_grad():
         next(policy.parameters())[0, 0] += 1
     assert not gives(load, policy)
