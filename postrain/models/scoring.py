@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from postrain.losses.divergence import exact_kl
 from postrain.losses.supervised import token_logps
+from postrain.models.linear_logps import linear_logps, plain_head
 from postrain.models.packing import hidden_states
 from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
@@ -121,7 +122,12 @@ def score(
         expected_N = (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
         return logps_N, logits_NV.logsumexp(-1) - expected_N
 
-    logps_N, entropy_N = in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model_width(model))
+    size, head_layer = chunk_size(found.states_ND, model_width(model)), plain_head(model)
+    if torch.is_grad_enabled() and head_layer is not None and len(found.targets_N) > size:
+        options = {"size": size, "temperature": temperature, "entropy": entropy}
+        logps_N, entropy_N = linear_logps(found.states_ND, head_layer, found.targets_N, **options)
+    else:
+        logps_N, entropy_N = in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model_width(model))
     return Scores(
         logps_BT=found.unflatten(logps_N),
         mask_BT=found.mask_BT,
@@ -130,9 +136,14 @@ def score(
     )
 
 
+def chunk_size(states_ND: Tensor, vocabulary: int) -> int:
+    """Number of positions in a chunk."""
+    return max(1, CHUNK_ELEMENTS[states_ND.device.type] // vocabulary)
+
+
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
     """Applies `function` to chunks of at most CHUNK_ELEMENTS / V positions and concatenates the results."""
-    size = max(1, CHUNK_ELEMENTS[flat[0].device.type] // vocabulary)
+    size = chunk_size(flat[0], vocabulary)
     if len(flat[0]) <= size:
         return function(*flat)
     pieces = zip(*(tensor.split(size) for tensor in flat), strict=True)
