@@ -1,6 +1,7 @@
 # make demo: train PPO on a fresh machine.   make test: lint and run all tests.   Both create .venv.
 # make docs: build the documentation site in site/; it opens without a server.
 # make gpu-check: check one GPU in eight minutes: correctness, speed, memory; writes a table to OUT. No network.
+# make bench: CPU time and memory of every method, compared with the last measurement in benchmarks/; ten minutes.
 # make dashboard: TensorBoard on localhost for all runs; DIR=sweeps selects another folder, PORT=6007 another port.
 PYTHON ?= python3
 DIR ?= runs
@@ -8,7 +9,7 @@ PORT ?= 6006
 OUT ?= gpu_check
 RUN := .venv/bin/python
 
-.PHONY: demo test lint docs gpu-check dashboard clean
+.PHONY: demo test lint docs bench gpu-check dashboard clean
 
 demo: .venv/ready
 	$(RUN) train.py method=ppo model=gpt2 trainer=cpu
@@ -27,6 +28,9 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/pyright
+
+bench: .venv/ready
+	$(RUN) benchmarks/bench.py
 
 gpu-check:
 	$(RUN) benchmarks/gpu_check.py $(OUT)

@@ -19,6 +19,8 @@ class Stopwatch:
         self.wall: list[float] = []
         self.cpu: list[float] = []
         self.pass_cpu = 0.0
+        self.first = 0.0
+        """CPU seconds of the process before its first update."""
         self._started = (0.0, 0.0)
 
     def start(self) -> None:
@@ -27,6 +29,8 @@ class Stopwatch:
 
     def stop(self) -> None:
         """Record the update that `start` began."""
+        if not self.cpu:
+            self.first = self._started[1]
         self.wall.append(time.perf_counter() - self._started[0])
         self.cpu.append(time.process_time() - self._started[1])
 
@@ -36,7 +40,8 @@ class Stopwatch:
 
     def write(self, path: Path) -> None:
         """Write the measurement as JSON."""
-        measurement = {"wall": self.wall, "cpu": self.cpu, "peak_mb": peak_mb(), "pass_cpu": self.pass_cpu}
+        own = {"wall": self.wall, "cpu": self.cpu, "pass_cpu": self.pass_cpu, "first": self.first}
+        measurement = {**own, "peak_mb": peak_mb()}
         path.write_text(json.dumps(measurement), encoding="utf-8")
 
 
