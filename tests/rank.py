@@ -1,6 +1,6 @@
-"""Two ranks of a process group that train every method once; started by tests/hardware/test_ranks.py.
+"""Ranks of a process group that train every method once; started by tests/hardware/test_ranks.py.
 
-The second rank is a fork of the first: importing and composing take longer than training.
+Further ranks are forks of the first: importing and composing take longer than training.
 """
 
 import json
@@ -73,6 +73,9 @@ SHARDED = {
     ],
 }
 FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=fp32")
+# Two copies of two shards each (HSDP); the ranks have one to three micro-batches.
+UNEQUAL = ["method=kto", "method.batch_size=9", "method.micro_batch_tokens=20", "trainer.checkpoint_every=1", *CONSTANT]
+HYBRID = [*UNEQUAL, *FSDP, "trainer.devices=4", "trainer.shard_size=2", "name=hybrid"]
 
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1, as /proc/net writes them.
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -92,25 +95,29 @@ def listening() -> list[str]:
 
 
 def main(output: Path) -> None:
-    """Runs all methods, one after another, in one group."""
-    configs = [composed([*SMALL, *TWO_UPDATES, *words, f"paths.output={output}"]) for words in all_runs()]
-    second = os.fork() == 0
-    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(second)))
+    """Runs all methods, one after another, in a group of two ranks; or HYBRID in one of four."""
+    ranks = int(os.environ["WORLD_SIZE"])
+    words = all_runs() if ranks == 2 else [HYBRID]
+    configs = [composed([*SMALL, *TWO_UPDATES, *each, f"paths.output={output}"]) for each in words]
+    rank = next((each for each in range(1, ranks) if os.fork() == 0), 0)
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
     init_process_group("gloo")
     dist.barrier()
     (output / f"listening-{dist.get_rank()}.json").write_text(json.dumps(listening()))
     for config in configs:
         execute(TRAIN, config, overrides=[], group=None)
-    # The test put it there: the first two updates of one process.
-    (unsharded,) = output.glob("unsharded/*/*")
-    words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
-    resumed(RunFolder(unsharded), *words)
-    resume_sharded(output)
-    check_transfers()
-    check_shares()
+    if ranks == 2:
+        # The test put it there: the first two updates of one process.
+        (unsharded,) = output.glob("unsharded/*/*")
+        words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
+        resumed(RunFolder(unsharded), *words)
+        resume_sharded(output)
+        check_loading(output)
+        check_transfers()
+        check_shares()
     dist.destroy_process_group()
-    if not second:
-        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+    if not rank:
+        sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(1, ranks)))
 
 
 def resume_sharded(output: Path) -> None:

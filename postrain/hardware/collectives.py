@@ -110,10 +110,14 @@ def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> Tensor:
     """Clips the total gradient norm over whole and sharded parameters to `max_norm`; returns the norm before."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    shards = [gradient.to_local() for gradient in sharded]
     norm = nn.utils.get_total_norm(whole)
     if shards:
-        norm = (norm**2 + all_sum(nn.utils.get_total_norm(shards) ** 2)).sqrt()
+        mesh = sharded[0].device_mesh
+        # With HSDP, each shard is on several ranks.
+        copies = mesh.size() // mesh.size(-1)
+        norm = (norm**2 + all_sum(nn.utils.get_total_norm(shards) ** 2) / copies).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in (*whole, *shards):
         gradient.mul_(factor)

@@ -20,10 +20,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from postrain.hardware.sharded_checkpoint import SHARDED, ShardedSave, ShardReader, joined
-from postrain.hardware.sharding import sharded_parameters
+from postrain.hardware.sharding import device_mesh, sharded_parameters
 from postrain.runs.status import SHARDS
 
 ORDER = "optimizer_order"
@@ -85,11 +86,16 @@ class ShardedStrategy(ModelParallelStrategy):
     Each rank writes and reads its own shards (sharded_checkpoint.py).
     """
 
-    def __init__(self, ranks: int, *, reshard_after_forward: bool = True) -> None:
-        self.reshard_after_forward = reshard_after_forward
+    def __init__(self, ranks: int, shards: int, *, reshard_after_forward: bool = True) -> None:
+        self.shards, self.reshard_after_forward = shards, reshard_after_forward
         self.saving: ShardedSave | None = None
         """The last checkpoint that was saved with `storage_options=IN_BACKGROUND`, until it is finished."""
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1)
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """The ranks over which models are sharded; Lightning's own mesh is of another kind."""
+        return device_mesh(self.root_device.type, self.world_size, self.shards)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The shards of the trained weights, by name."""

@@ -12,20 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
 
+def device_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
+    """The mesh of all ranks: of one dimension, or copies × shards (HSDP) if there are fewer shards than ranks."""
+    return _device_mesh(dist.group.WORLD, device, (ranks,) if shards == ranks else (ranks // shards, shards))
+
+
+@lru_cache(1)
+def _device_mesh(world: Any, device: str, shape: tuple[int, ...]) -> DeviceMesh:
+    """A mesh of the process group `world`; each new one has process groups of its own."""
+    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+
+
 def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
-    """Shards all weights of a model over the ranks of `mesh`, each transformer block as a unit.
+    """Shards all weights of a model over the last dimension of `mesh`, each transformer block as a unit.
 
     With `compute_dtype`, weights are gathered in that dtype and gradients are summed in float32; the shards and the
     optimizer keep the dtype of the weights. A sharded model stays as it is.
@@ -108,6 +121,16 @@ def blocks_freed(models: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for block in blocks:
             block.set_reshard_after_forward(False, recurse=False)
+
+
+def sum_over_copies(models: Sequence[nn.Module], *, enabled: bool) -> None:
+    """Whether backward passes sum gradients over the copies of the model (HSDP), not over its shards only.
+
+    Sums over shards are added up until a pass for which it is enabled.
+    """
+    for model in models:
+        if isinstance(model, FSDPModule):
+            model.set_requires_all_reduce(enabled)
 
 
 def stored_parameters(model: nn.Module) -> dict[Tensor, Tensor]:

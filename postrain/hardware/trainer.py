@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from postrain.errors import ConfigError
 from postrain.hardware import mps
@@ -84,6 +83,9 @@ class Hardware:
     """With strategy=fsdp, free the gathered weights of a block between its forward and backward pass while gradients
     are computed (ZeRO-3). false keeps those of all blocks until the backward pass (ZeRO-2): less communication, more
     memory."""
+    shard_size: Workers | None = None
+    """With strategy=fsdp, the consecutive ranks that one copy of the model is sharded over, such as those of a node;
+    gradients are then summed over the copies (HSDP). null is all ranks."""
     precision: Literal["fp32", "bf16-mixed", "bf16"] = "fp32"
     """fp32, bf16-mixed (fp32 weights, bf16 autocast) or bf16 (bf16 weights). fp16 is not supported: it gives NaN on a
     CPU and loses small log-ratios."""
@@ -158,9 +160,10 @@ class Hardware:
         """Autocast as Lightning's precision plugin uses it, for computations before training."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
-    def make_mesh(self) -> DeviceMesh:
-        """The ranks over which a sharded model is divided; the process group exists."""
-        return init_device_mesh(self.device.type, (self.ranks,))
+    @property
+    def shards(self) -> int:
+        """Number of ranks that a copy of the model is divided over."""
+        return (self.shard_size or self.ranks) if self.strategy == "fsdp" else 1
 
     @property
     def available(self) -> Literal["cpu", "gpu", "mps"]:
@@ -190,6 +193,9 @@ class Hardware:
                 f"trainer.precision={self.precision}: Apple GPUs need macOS {mps.BF16_MACOS[0]} or newer for bf16; use "
                 "trainer.precision=fp32"
             )
+        if self.shard_size and (self.strategy != "fsdp" or self.ranks % self.shard_size):
+            wanted = f"expected strategy=fsdp and a divisor of {self.ranks} ranks"
+            raise ConfigError(f"trainer.shard_size={self.shard_size}: {wanted}; set trainer.shard_size=null")
         if self.strategy == "single" and self.ranks > 1:
             raise ConfigError(f"trainer.strategy=single runs one process, not {self.ranks}; use trainer=ddp or fsdp")
 
@@ -254,7 +260,7 @@ class Hardware:
             return "auto"
         if self.strategy == "ddp":
             return DDPStrategy(process_group_backend="gloo" if self.accelerator == "cpu" else "nccl")
-        return ShardedStrategy(self.ranks, reshard_after_forward=self.reshard_after_forward)
+        return ShardedStrategy(self.ranks, self.shards, reshard_after_forward=self.reshard_after_forward)
 
 
 @contextmanager

@@ -205,8 +205,9 @@ class LightningHooks(LightningModule):
         """Shards policy, critic and reference if the strategy provides a device mesh (FSDP)."""
         if self.device_mesh is None:
             return
-        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-        change = partial(sharding.shard, mesh=self.device_mesh["data_parallel"], compute_dtype=dtype)
+        dtype, strategy = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None, self.trainer.strategy
+        mesh = strategy.mesh if isinstance(strategy, ShardedStrategy) else self.device_mesh["data_parallel"]
+        change = partial(sharding.shard, mesh=mesh, compute_dtype=dtype)
         for model in self.trained_models():
             change(model)
         if self.components.reference is not None:

@@ -197,12 +197,14 @@ class UpdateLoop(LightningHooks):
         """Adds the gradients of the loss of each micro-batch, divided by the global `count` of its units."""
         groups = self.micro_batches(minibatch)
         dummies = self.dummy_passes(len(groups))
-        for group in groups:
+        for number, group in enumerate(groups, 1):
+            sharding.sum_over_copies(self.trained_models(), enabled=number == len(groups) + dummies)
             with self.no_sync(), gradient_checkpointing(self.policy, enabled=self.gradient_checkpointing):
                 found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / count)
             self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
-        for _ in range(dummies):
+        for number in range(1, dummies + 1):
+            sharding.sum_over_copies(self.trained_models(), enabled=number == dummies)
             self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
 
     def freed_blocks(self) -> AbstractContextManager[None]:

@@ -151,7 +151,7 @@ class TrainConfig(Section):
         full = isinstance(self.adapter, NoAdapter)
         reference = size * dtype.itemsize if full and self.method.needs_reference() else 0
         total = training_bytes(size, size if full else 0, dtype) + reference
-        return total / (self.trainer.ranks if self.trainer.strategy == "fsdp" else 1)
+        return total / self.trainer.shards
 
     @property
     def learning_rate_line(self) -> str:

@@ -132,7 +132,7 @@ def estimate(config: TrainConfig, data: DataModule) -> MemoryEstimate:
     )
     gradient_bytes = (trained - critic) * (4 if masters else item)
     whole_gradients = gradient_bytes // 2 if traced is not model else gradient_bytes
-    shards = hardware.ranks if sharded else 1
+    shards = hardware.shards
     block_by_block, whole = gathered_bytes(config, model.policy)
     loaded = weight_bytes(config, model)
     overhead = FRAGMENTATION if isinstance(config.adapter, NoAdapter) else FRAGMENTATION_OF_ADAPTERS

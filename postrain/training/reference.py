@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from postrain.errors import ConfigError
-from postrain.hardware.sharding import shard
+from postrain.hardware.sharding import device_mesh, shard
 from postrain.models.adapters import NoAdapter
 from postrain.models.directory import fingerprint
 from postrain.models.loading import Head, load_causal, load_tokenizer
@@ -105,7 +105,8 @@ def load_shards(config: TrainConfig, resolved: ResolvedModel, head: Head, dtype:
     if not (reads_shards(config) and dist.is_initialized()):
         return None
     hardware = config.trainer
-    change = partial(shard, mesh=hardware.make_mesh(), compute_dtype=hardware.gathered_dtype)
+    mesh = device_mesh(hardware.device.type, hardware.ranks, hardware.shards)
+    change = partial(shard, mesh=mesh, compute_dtype=hardware.gathered_dtype)
     return load_sharded(resolved, head, dtype=dtype, shard=change)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from postrain.hardware.ranks import _free_port, loopback_environment
 from postrain.runs.folder import RunFolder
-from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEVEN
+from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEQUAL, UNEVEN
 from tests.training_runs import METHODS, final_state, records, resumed, same, small_run
 
 ONE_RANK = ("trainer.strategy=single", "trainer.devices=1")
@@ -25,7 +25,20 @@ def two_ranks(tmp_path_factory):
     """Run folders of every method, trained by two processes, and of one that one process began (`unsharded`)."""
     output = tmp_path_factory.mktemp("ranks")
     small_run(output, *TWO_UPDATES, *SHARDED["sharded"], "name=unsharded")
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    run_ranks(output, 2)
+    return output
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    """The folder of a run by four processes, with two copies of a model that is sharded over two."""
+    output = tmp_path_factory.mktemp("ranks")
+    run_ranks(output, 4)
+    return output
+
+
+def run_ranks(output: Path, ranks: int) -> None:
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     shared |= loopback_environment(output / "store")
     done = subprocess.run(
         [sys.executable, "-m", "tests.rank", str(output)],
@@ -36,7 +49,6 @@ def two_ranks(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +110,19 @@ def test_a_sharded_run_resumes_bit_for_bit(two_ranks):
 def held_out(folder: RunFolder) -> dict[str, list[float]]:
     """Totals and counts of each held-out row, by update and metric."""
     return {f"{one['update']} {one['metric']}": one["totals"] + one["counts"] for one in folder.held_out.read()}
+
+
+def test_two_copies_of_two_shards_equal_one_process(four_ranks, tmp_path):
+    (path,) = four_ranks.glob("hybrid/*/*")
+    hybrid, whole = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *UNEQUAL, *THREE_UPDATES)
+    shards = hybrid.checkpoints / "update=000002.shards"
+    assert {len(entry["shards"]) for entry in json.loads((shards / "index.json").read_text()).values()} == {2}
+    resumed(hybrid, *ONE_RANK, "trainer.shard_size=null", *THREE_UPDATES, "allow_change=true")
+    for mine, theirs in zip(records(hybrid), records(whole), strict=True):
+        # Its second update was the last, which is evaluated.
+        assert {name: mine[name] for name in theirs} == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+    mine, theirs = (momentum(final_state(each)) for each in (hybrid, whole))
+    assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
 
 
 def momentum(state: dict) -> torch.Tensor:

@@ -107,6 +107,14 @@ def test_fp16_is_refused_with_the_reason(config: dict[str, Any]) -> None:
     assert line.startswith("trainer.precision: expected one of fp32, bf16-mixed, bf16, got '16-mixed'; fp16 gives NaN")
 
 
+@pytest.mark.parametrize("options", [{"strategy": "fsdp", "shard_size": 3}, {"strategy": "ddp", "shard_size": 2}])
+def test_copies_need_a_divisor_of_sharded_ranks(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.shard_size=\d: expected strategy=fsdp and a divisor of 4 ranks"):
+        Hardware(devices=4, **options).check()
+    assert Hardware(devices=4, strategy="fsdp", shard_size=2).shards == 2
+    assert Hardware(devices=4, strategy="fsdp").shards == 4
+
+
 def test_checkpoints_are_written_to_their_file_without_a_buffer(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", None)
     writer = Hardware().make_trainer([], [], tmp_path).strategy.checkpoint_io

@@ -64,6 +64,9 @@ def test_sharded_run_keeps_its_share_and_gathers_block_by_block():
     assert (whole.gathered, found.scoring - whole.scoring) == (0, 2 * 4 * found.parameters)
     zero2 = estimated("method=ppo", *fsdp, "trainer.reshard_after_forward=false")
     assert zero2.gathered == 2 * 2 * 4 * found.parameters
+    copies = estimated("method=ppo", *fsdp, "trainer.shard_size=2")
+    assert (copies.weights, copies.optimizer) == (2 * found.weights, 2 * found.optimizer)
+    assert copies.gathered == found.gathered
 
 
 def test_gradient_checkpointing_lowers_activations():
