@@ -63,6 +63,8 @@ SHARDED = {
         "method.gradient_checkpointing=true",
     ],
     "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false", *TASKS],
+    # The ranks have different numbers of micro-batches.
+    "auto": ["method=sft", "method.learning_rate=auto", "method.micro_batch_tokens=60"],
     # The reference is a second adapter, beside base weights that PiSSA has changed. One held-out row for two ranks.
     "pissa": [
         "method=dpo",

@@ -161,7 +161,8 @@ class Method(UpdateLoop):
     def on_train_start(self) -> None:
         """Settles the learning rate before the first update."""
         if self.counters.updates == 0:
-            settle_learning_rate(self, iter(self.datamodule.train_dataloader()))
+            with self.trainer.precision_plugin.forward_context():
+                settle_learning_rate(self, iter(self.datamodule.train_dataloader()))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -12,11 +12,11 @@ LIMIT or raises the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from postrain.errors import RefusedRun
 from postrain.hardware import collectives
+from postrain.hardware.sharding import sharded_parameters
 from postrain.methods.optim import LR_RATIO, set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches, score_with_reference, sequence_scores
@@ -96,7 +97,9 @@ class LearningRateTrials:
         with unchanged(self.method) as initial, self.smaller_batches():
             self.train(rate)
             target = self.method.learning_rates().target(self.loss)
-            return Trial(rate, self.divergence(initial), self.loss, self.mean_loss(), target)
+            with initial.resident():
+                divergence = self.divergence(initial)
+            return Trial(rate, divergence, self.loss, self.mean_loss(), target)
 
     def search(self, rate: float) -> Trial:
         """The trial with the largest rate whose divergence is at most the target and whose loss falls, from `rate`."""
@@ -181,38 +184,50 @@ def next_factor(trial: Trial) -> float:
 class InitialWeights(Reference):
     """The policy with the weights that it had before the trial; both share one module."""
 
-    def __init__(self, policy: Any, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        super().__init__(policy, None, description="")
-        self.parameters, self.values = parameters, values
+    def __init__(self, method: Method, values: Mapping[str, Tensor]) -> None:
+        super().__init__(method.policy, None, description="")
+        self.method, self.values = method, values
 
     @contextmanager
     def scoring(self) -> Iterator[torch.nn.Module]:
-        current = [parameter.data for parameter in self.parameters]
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            parameter.data = value
+        exchange_weights(self.method, self.values)
         try:
             with torch.no_grad():
                 yield self._policy
         finally:
-            for parameter, value in zip(self.parameters, current, strict=True):
-                parameter.data = value
+            exchange_weights(self.method, self.values)
+
+
+def trained_weights(method: Method) -> dict[str, Tensor]:
+    """Copies of the trained weights, of this rank's shards if they are sharded."""
+    weights = {name: each for name, each in sharded_parameters(method).items() if each.requires_grad}
+    return {name: each.detach().clone() for name, each in weights.items()}
+
+
+@torch.no_grad()
+def exchange_weights(method: Method, values: Mapping[str, Tensor]) -> None:
+    """Exchanges the trained weights and `values`."""
+    parameters = sharded_parameters(method)
+    for name, value in values.items():
+        current = parameters[name].detach().clone()
+        parameters[name].copy_(value)
+        value.copy_(current)
 
 
 @contextmanager
 def unchanged(method: Method) -> Iterator[Reference]:
     """Restores weights, optimizer, counters, state, metrics and random numbers; yields the initial policy."""
-    parameters = method.trainable_parameters()
-    values = [parameter.detach().clone() for parameter in parameters]
-    optimizer: Any = method.optimizer
+    values, optimizer = trained_weights(method), cast("Any", method.optimizer)
     saved = {parameter: deepcopy(values) for parameter, values in optimizer.state.items()}
     counters, state, metrics = deepcopy(method.counters), deepcopy(method.state()), method.accumulated
     random, training = torch.get_rng_state(), method.policy.training
     method.accumulated = {}
     try:
-        yield InitialWeights(method.policy, parameters, values)
+        # Exchanging the weights of a sharded policy would gather them again for each piece of the vocabulary's logits.
+        yield InitialWeights(method, values) if method.device_mesh is None else method.reference_policy
     finally:
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.data.copy_(value)
+        exchange_weights(method, values)
+        for parameter in method.trainable_parameters():
             parameter.grad = None
         optimizer.state.clear()
         optimizer.state.update(saved)

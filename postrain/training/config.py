@@ -109,10 +109,12 @@ class TrainConfig(Section):
         self.adapter.quantization()
         for task in self.evaluation.tasks.values():
             assert task.value
-        if self.method.learning_rate == "auto" and self.trainer.strategy == "fsdp":
+        has_reference = self.method.head == "causal" and self.reference is None and self.evaluation.completions
+        if self.method.learning_rate == "auto" and self.trainer.strategy == "fsdp" and not has_reference:
             raise ConfigError(
-                "method.learning_rate=auto: its trials exchange weights, and trainer.strategy=fsdp shards them; leave "
-                f"it out for the default, {self.default_learning_rate:g}, or give a rate"
+                "method.learning_rate=auto: with trainer.strategy=fsdp, trials need the initial policy as reference: a "
+                "language model, reference=null and evaluation.completions above 0; leave it out for the default, "
+                f"{self.default_learning_rate:g}, or give a rate"
             )
         if self.method.learning_rate is None:
             self.method.learning_rate = self.default_learning_rate

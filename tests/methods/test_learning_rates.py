@@ -173,13 +173,14 @@ def test_rate_that_destroys_the_policy_is_refused_with_its_divergence():
     assert message.endswith("Give a lower rate or auto, or method.check_learning_rate=false")
 
 
-def test_sharded_run_refuses_trials_before_it_starts():
-    config = train_config(["method=sft", "method.learning_rate=auto", "trainer=fsdp", "trainer.accelerator=cpu"])
-    with pytest.raises(ConfigError, match=r"learning_rate=auto.*fsdp.*default, 0\.002"):
-        config.check()
-
-
 def test_rate_is_the_default_of_the_model_from_python():
     model, tokenizer = pt.load_model("nano")
     assert SFT(model, tokenizer).learning_rate == 2e-3
     assert DPO(model, tokenizer, loss="ipo", beta=1.0).learning_rate == 2e-4
+
+
+@pytest.mark.parametrize("words", [["method=reward"], ["method=sft", "evaluation.completions=0"]])
+def test_sharded_trials_without_a_reference_are_refused_before_the_run(words):
+    config = train_config([*words, "method.learning_rate=auto", "trainer=fsdp", "trainer.accelerator=cpu"])
+    with pytest.raises(ConfigError, match=r"learning_rate=auto.*fsdp.*as reference.*default, 0\.00"):
+        config.check()
