@@ -53,9 +53,10 @@ TASKS = [
 ]
 # Learning rates that do not depend on the number of updates.
 CONSTANT = ("method.schedule=constant", "method.warmup=0")
+EVERY = ("trainer.checkpoint_every=1",)
 # Runs that shard the policy, by name. The odd batch in small micro-batches gives the ranks different pass counts.
 SHARDED = {
-    "sharded": ["method=ppo", "trainer.checkpoint_every=1", *CONSTANT],
+    "sharded": ["method=ppo", *EVERY, *CONSTANT],
     "ragged": [
         "method=kto",
         "method.batch_size=7",
@@ -63,6 +64,7 @@ SHARDED = {
         "method.gradient_checkpointing=true",
     ],
     "adapted": ["method=dpo", "adapter=lora", "method.precompute_ref_log_probs=false", *TASKS],
+    "moving": ["method=dpo", "method.precompute_ref_log_probs=false", "method.ref_sync_steps=1", *EVERY],
     # The ranks have different numbers of micro-batches.
     "auto": ["method=sft", "method.learning_rate=auto", "method.micro_batch_tokens=60"],
     # The reference is a second adapter, beside base weights that PiSSA has changed. One held-out row for two ranks.
@@ -113,7 +115,8 @@ def main(output: Path) -> None:
         (unsharded,) = output.glob("unsharded/*/*")
         words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
         resumed(RunFolder(unsharded), *words)
-        resume_sharded(output)
+        resume_sharded(output, "sharded")
+        resume_sharded(output, "moving")
         check_loading(output)
         check_transfers()
         check_shares()
@@ -122,10 +125,10 @@ def main(output: Path) -> None:
         sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(1, ranks)))
 
 
-def resume_sharded(output: Path) -> None:
-    """Resumes a copy of the sharded run from its first checkpoint."""
-    (whole,) = output.glob("sharded/*/*")
-    killed = output / "killed" / Path(*whole.parts[-2:])
+def resume_sharded(output: Path, name: str) -> None:
+    """Resumes a copy of a sharded run from its first checkpoint."""
+    (whole,) = output.glob(f"{name}/*/*")
+    killed = output / f"killed-{name}" / Path(*whole.parts[-2:])
     if dist.get_rank() == 0:
         shutil.copytree(whole, killed)
         remove_checkpoint(killed / "checkpoints" / "update=000002.ckpt")

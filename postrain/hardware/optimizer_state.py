@@ -120,10 +120,9 @@ class ShardedStrategy(ModelParallelStrategy):
         path, module = Path(self.broadcast(checkpoint_path)), self.model
         assert module is not None
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        parameters = sharded_parameters(module)
-        order = checkpoint["postrain"].get(ORDER) or list(parameters)
+        order = checkpoint["postrain"].get(ORDER) or list(sharded_parameters(module))
         if checkpoint.get(SHARDED):
-            checkpoint = self._read_shards(checkpoint, path, parameters, order)
+            checkpoint = self._read_shards(checkpoint, path, module)
             states = checkpoint.pop("optimizer_states")
             for optimizer, saved in zip(self.optimizers, states, strict=True):
                 optimizer.load_state_dict(regrouped(saved, order, grouped_names(module, optimizer)))
@@ -136,19 +135,22 @@ class ShardedStrategy(ModelParallelStrategy):
             set_optimizer_state_dict(module, optimizer, state, options=options)
         return checkpoint
 
-    def _read_shards(
-        self, checkpoint: dict[str, Any], path: Path, parameters: Mapping[str, Any], order: Sequence[str]
-    ) -> dict[str, Any]:
+    def _read_shards(self, checkpoint: dict[str, Any], path: Path, module: nn.Module) -> dict[str, Any]:
         """The checkpoint with the shards of this rank, without the weights, which are read into the parameters."""
-        reader = ShardReader(path.with_suffix(SHARDS))
+        reader, parameters = ShardReader(path.with_suffix(SHARDS)), sharded_parameters(module)
+        order = checkpoint["postrain"][ORDER]
         tensors: dict[str, Any] = {}
         for name in reader.tensors:
             keys: list[Any] = json.loads(name)
             if keys[0] == "state_dict":
                 tensors[name] = parameters[keys[1]].detach()
-            else:  # ["optimizer_states", 0, "state", the number of the parameter, "exp_avg"]
+                continue
+            if keys[0] == "optimizer_states":  # [..., 0, "state", the number of the parameter, "exp_avg"]
                 number: int = keys[3]
-                tensors[name] = reader.empty(name, like=parameters[order[number]])
+                like = parameters[order[number]]
+            else:  # ["postrain", "state", "reference", the name of the parameter in the policy]
+                like = module.get_parameter(f"policy.{keys[-1]}")
+            tensors[name] = reader.empty(name, like=like)
         reader.read(tensors)
         joined(checkpoint, tensors)
         with torch.no_grad():

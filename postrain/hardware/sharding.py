@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -150,6 +150,21 @@ def sharded_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(each, FSDPModule):
             each.reshard()
     return dict(module.named_parameters())
+
+
+def local_shard(value: Tensor) -> Tensor:
+    """This rank's shard of a DTensor; other tensors unchanged."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def load_state(model: nn.Module, state: dict[str, Any]) -> None:
+    """Loads a state dict of whole tensors, or of a sharded model also of its shards."""
+    if not isinstance(model, FSDPModule):
+        model.load_state_dict(state)
+        return
+    whole = not any(isinstance(value, DTensor) for value in state.values())
+    sharded_parameters(model)  # frees gathered weights
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=whole))
 
 
 def full_tensor(weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -28,9 +28,11 @@ from postrain.hardware import collectives, sharding
 from postrain.hardware.optimizer_state import ORDER, ShardedStrategy, grouped_names, regroup
 from postrain.hardware.shares import Share
 from postrain.methods.components import Counters, MethodComponents
+from postrain.methods.lightning_options import check_trainer
 from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
+from postrain.models.reference import Reference
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.types import Batch, Max, Mean
 
@@ -38,12 +40,6 @@ if TYPE_CHECKING:
     from postrain.evaluation.evaluator import Evaluation
     from postrain.fit import Run
     from postrain.training.loggers import Tracker
-
-# Trainer options that Lightning rejects under manual optimisation: the default, and the equivalent config key.
-REPLACED_OPTIONS = {
-    "accumulate_grad_batches": (1, "method.micro_batch_tokens, the tokens of a micro-batch"),
-    "gradient_clip_val": (None, "method.max_grad_norm"),
-}
 
 
 class LightningHooks(LightningModule):
@@ -79,6 +75,10 @@ class LightningHooks(LightningModule):
     def trained_models(self) -> list[nn.Module]:
         """The models that training changes: the policy, and further ones such as a separate critic."""
         return [self.policy]
+
+    def references(self) -> list[Reference]:
+        """The reference models of the loss and of evaluations."""
+        return [self.components.reference] if self.components.reference is not None else []
 
     def steps_per_update(self) -> int:
         """Number of optimizer steps per update."""
@@ -210,8 +210,8 @@ class LightningHooks(LightningModule):
         change = partial(sharding.shard, mesh=mesh, compute_dtype=dtype)
         for model in self.trained_models():
             change(model)
-        if self.components.reference is not None:
-            self.components.reference.convert(change)
+        for reference in self.references():
+            reference.convert(change)
 
     def on_fit_start(self) -> None:
         """Moves reward and preference models, which are not submodules, to the policy's device."""
@@ -289,14 +289,6 @@ class LightningHooks(LightningModule):
         # ShardedStrategy has loaded them already; without a trainer only the weights are loaded.
         if self._trainer is not None and not isinstance(self.trainer.strategy, ShardedStrategy):
             regroup(checkpoint, self, saved.get(ORDER))
-
-
-def check_trainer(trainer: Trainer) -> None:
-    """Raises ConfigError for REPLACED_OPTIONS, with the equivalent config key."""
-    for name, (default, key) in REPLACED_OPTIONS.items():
-        value = getattr(trainer, name)
-        if value != default:
-            raise ConfigError(f"Trainer({name}={value}): not supported; leave it out and set {key}")
 
 
 def to_plain(value: Any) -> Any:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from postrain.hardware.sharding import local_shard
+
 MASTER = "master"
 """The key of a parameter's float32 copy in the optimizer's state."""
 
@@ -83,7 +85,7 @@ class MasterWeights(torch.optim.Optimizer):
         copy = self.state[parameter].get(MASTER)
         if copy is None:
             return parameter.detach().float()
-        mine, theirs = _local(copy), _local(parameter)
+        mine, theirs = local_shard(copy), local_shard(parameter)
         rounded = mine.to(theirs.dtype)
         if not torch.equal(rounded, theirs):
             mine.copy_(torch.where(rounded == theirs, mine, theirs.float()))
@@ -117,8 +119,3 @@ def _with_copies(groups: list[dict[str, Any]], copies: Mapping[Tensor, Tensor]) 
 
 def _without_copy(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name != MASTER}
-
-
-def _local(values: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor."""
-    return values.to_local() if isinstance(values, DTensor) else values

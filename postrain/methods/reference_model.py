@@ -21,6 +21,7 @@ from postrain.data.encode import collate
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.hardware.sharding import load_state, local_shard, sharded_parameters
 from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
@@ -74,6 +75,9 @@ class ReferenceModelMixin(Method):
             raise ConfigError("reference has no effect with method.reference_free=true; remove one of them")
         if self.ref_sync_steps:
             self.synced = self.synced_reference()
+
+    def references(self) -> list[Reference]:
+        return [*super().references(), *([self.synced] if self.synced is not None else [])]
 
     def synced_reference(self) -> Reference:
         """A copy of the reference that `sync` updates; evaluations use the original, with the initial weights."""
@@ -190,13 +194,9 @@ class ReferenceModelMixin(Method):
     def sync(self, reference: Reference) -> None:
         """Moves the reference towards the policy: θ_ref ← α·θ + (1 − α)·θ_ref, α = ref_mixup_alpha."""
         with reference.scoring() as model:
-            for target, source in zip(model.parameters(), self.policy.parameters(), strict=True):
-                target.lerp_(source, self.ref_mixup_alpha)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.ref_sync_steps and self.device_mesh is not None:
-            raise ConfigError("method.ref_sync_steps: not with trainer.strategy=fsdp, which shards the policy; use ddp")
+            targets, sources = sharded_parameters(model), sharded_parameters(self.policy)
+            for name, target in targets.items():
+                local_shard(target).lerp_(local_shard(sources[name]), self.ref_mixup_alpha)
 
     def state(self) -> dict[str, Any]:
         if self.synced is None:
@@ -208,7 +208,7 @@ class ReferenceModelMixin(Method):
         # Absent if the checkpointed run had no ref_sync_steps: the reference keeps the initial weights.
         if self.synced is not None and "reference" in state:
             with self.synced.scoring() as model:
-                model.load_state_dict(state["reference"])
+                load_state(model, state["reference"])
 
 
 def print_on_rank_zero(text: str) -> None:

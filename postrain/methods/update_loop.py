@@ -211,8 +211,8 @@ class UpdateLoop(LightningHooks):
         """Frees the gathered blocks of sharded models after each forward pass; ranks do equally many inside."""
         if self.device_mesh is None or not getattr(self.trainer.strategy, "reshard_after_forward", True):
             return nullcontext()
-        reference = self.components.reference and self.components.reference.frozen
-        return sharding.blocks_freed([*self.trained_models(), *([reference] if reference else [])])
+        references = [each.frozen for each in self.references() if each.frozen is not None]
+        return sharding.blocks_freed([*self.trained_models(), *references])
 
     def in_float32(self) -> bool:
         """Whether all computation is in float32, so that recomputed log-probabilities agree within small tolerances."""

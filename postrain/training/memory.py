@@ -36,6 +36,7 @@ from postrain.processor import supports_packed_weights
 from postrain.rollout.decode.fast import is_supported
 from postrain.training.config import TrainConfig
 from postrain.training.memory_estimate import GIB, MemoryEstimate
+from postrain.training.reference import moving_reference
 from postrain.training.workload import completion_tokens, largest_micro_batch
 
 LATER_IMPORTS = 0.15 * GIB
@@ -194,9 +195,9 @@ def gathered_with(part: float, whole: float) -> float:
 
 
 def frozen_copies(config: TrainConfig) -> int:
-    """Models of the policy's size that stay in memory: the reference in the loss, and the moving one of TR-DPO."""
+    """Models of the policy's size that stay in memory: the reference in the loss, fixed or moving."""
     separate = config.reference is not None or isinstance(config.adapter, NoAdapter)
-    return int(config.method.needs_reference() and separate) + bool(getattr(config.method, "ref_sync_steps", 0))
+    return int(config.method.needs_reference() and separate)
 
 
 def reference_share(config: TrainConfig) -> float:
@@ -267,4 +268,4 @@ def scoring_bytes(config: TrainConfig, model: FakeModel, loaded: float) -> float
     positions = max(count * completion_tokens(config), config.micro_batch_tokens if method.needs_reward else 0)
     logits = min(positions * model.width, CHUNK_ELEMENTS[config.trainer.device.type])
     separate = count and (config.reference is not None or isinstance(config.adapter, NoAdapter))
-    return 6 * 4 * logits + loaded * bool(separate and not method.needs_reference())
+    return 6 * 4 * logits + loaded * bool(separate and (not method.needs_reference() or moving_reference(config)))

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
+from postrain.hardware.sharding import local_shard
 from postrain.runs.folder import RunFolder
 from postrain.runs.method_protocol import method_of
 from postrain.runs.status import last_checkpoint
@@ -104,11 +104,6 @@ def max_abs(parameters: Mapping[str, Tensor]) -> dict[str, float]:
     ends = [torch.stack(torch.aminmax(value)).float() for value in whole.values()]
     found = torch.stack([pair.to(ends[0].device) for pair in ends]).abs().amax(1).tolist() if ends else []
     return dict(zip(whole, found, strict=True))
-
-
-def local_shard(value: Tensor) -> Tensor:
-    """This rank's shard of a DTensor; other tensors unchanged."""
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def weight_problems(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:

@@ -69,16 +69,18 @@ def build_reference(
     `other` is the model that the key `reference` names; `saved` is False for a policy given in Python.
     """
     method, sharded = config.method, isinstance(policy, FSDPModule)
-    dtype = next(policy.parameters()).dtype
+    dtype, moves = next(policy.parameters()).dtype, moving_reference(config)
+    # A moving reference is a copy of its own; evaluations compare with the initial policy.
+    needed = method.needs_reference() and not moves
     if other is not None:
-        load, needed = partial(load_frozen, config, other, config.trainer.dtype), method.needs_reference()
+        load = partial(load_frozen, config, other, config.trainer.dtype)
         description = f"reference: {other.name} ({config.reference})"
         return Reference(policy, load() if needed else None, load=load, description=description)
     load = partial(load_frozen, config, config.resolved, dtype)
-    if method.needs_reference():
+    if needed:
         # A sharded model cannot be copied.
         return Reference.for_policy(policy, load() if sharded else None)
-    if method.head != "causal" or not config.evaluation.completions:
+    if not moves and (method.head != "causal" or not config.evaluation.completions):
         return None
     if not sharded and (
         hasattr(policy, "disable_adapter") or size_in_bytes(policy) < READ_FROM or not (saved or gives(load, policy))
@@ -88,6 +90,11 @@ def build_reference(
     return Reference(policy, load=load, description=description)
 
 
+def moving_reference(config: TrainConfig) -> bool:
+    """Whether the loss has a reference of its own, which follows the policy (TR-DPO)."""
+    return bool(getattr(config.method, "ref_sync_steps", 0))
+
+
 def reads_shards(config: TrainConfig) -> bool:
     """Whether each rank may read only its own shards of a model.
 
@@ -95,7 +102,7 @@ def reads_shards(config: TrainConfig) -> bool:
     moving reference are copies of the whole model.
     """
     method, hardware = config.method, config.trainer
-    copies = getattr(method, "critic", "shared") == "separate" or getattr(method, "ref_sync_steps", 0)
+    copies = getattr(method, "critic", "shared") == "separate" or moving_reference(config)
     return hardware.strategy == "fsdp" and isinstance(config.adapter, NoAdapter) and not copies
 
 

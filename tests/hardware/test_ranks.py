@@ -98,8 +98,9 @@ def test_a_run_resumes_with_another_number_of_ranks(name, overrides, two_ranks, 
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
 
 
-def test_a_sharded_run_resumes_bit_for_bit(two_ranks):
-    (whole,), (killed,) = (map(RunFolder, two_ranks.glob(f"{name}/*/*")) for name in ("sharded", "killed"))
+@pytest.mark.parametrize("name", ["sharded", "moving"])
+def test_a_sharded_run_resumes_bit_for_bit(name, two_ranks):
+    (whole,), (killed,) = (map(RunFolder, two_ranks.glob(f"{each}/*/*")) for each in (name, f"killed-{name}"))
     assert records(killed) == records(whole)
     mine, theirs = final_state(killed), final_state(whole)
     assert all(same(mine[key], theirs[key]) for key in ("state_dict", "optimizer_states", "postrain"))

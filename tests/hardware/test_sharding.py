@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from postrain.hardware.sharding import blocks_freed, full_state_dict, shard, transformer_blocks
+from postrain.hardware.sharding import blocks_freed, full_state_dict, load_state, shard, transformer_blocks
 from postrain.models.scoring import score
 from postrain.models.weight_sync import describe_weights, fingerprint, merged_weights
 from postrain.types import Rows
@@ -120,3 +120,17 @@ def test_a_sharded_policy_is_sampled_on_a_server(enable_lora, mesh):
             assert len(sample(vllm, policy, rows=3)) == 3
     assert calls.events.count("weights") == 1
     assert len(calls.adapters) == enable_lora
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_sharded_model_loads_whole_tensors_and_shards(whole, mesh):
+    source, target = tiny_model("gpt2", seed=1), tiny_model("gpt2")
+    expected = {name: value.clone() for name, value in source.state_dict().items()}
+    shard(target, mesh)
+    if not whole:
+        shard(source, mesh)
+    with torch.no_grad():
+        score(target, ROWS)  # gathers all weights
+    load_state(target, source.state_dict())
+    assert is_sharded(target) == {True}
+    assert all(value.equal(expected[name]) for name, value in full_state_dict(target).items())

@@ -45,6 +45,9 @@ def test_reference_read_for_each_evaluation_gives_the_numbers_of_a_frozen_copy(
         (["method=sft", "method.kl_coef=0.1"], True),
         (["method=dpo", "reference=bundled:nano"], False),
         (["method=dpo", "reference=bundled:nano", "method.precompute_ref_log_probs=false"], True),
+        (["method=dpo", "method.precompute_ref_log_probs=false"], True),
+        # The loss has a copy of its own.
+        (["method=dpo", "method.precompute_ref_log_probs=false", "method.ref_sync_steps=1"], False),
     ],
 )
 def test_only_a_loss_with_a_reference_holds_its_weights(
