@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -27,6 +27,8 @@ PPO_BATCH = {"nano": 16, "smollm2": 8}
 GROUPS = {"nano": (16, 8), "smollm2": (2, 4)}
 """Prompts per update and completions per prompt of the group-relative methods."""
 GROUPED = ("grpo", "rloo")
+TRL = ("TRL", "TRL, best")
+"""TRL at its defaults and at its fastest settings; see run_trl.py."""
 NEW_TOKENS = 48
 EPOCHS = 4
 VARIANTS = {"ppo": ("ppo", "ppo_shared"), "dpo": ("dpo", "dpo_cached"), "kto": ("kto", "kto_cached")}
@@ -35,7 +37,7 @@ VARIANTS = {"ppo": ("ppo", "ppo_shared"), "dpo": ("dpo", "dpo_cached"), "kto": (
 
 @dataclass(frozen=True)
 class Summary:
-    """Medians of one side of one benchmark over all rounds, without the warm-up."""
+    """One side of one benchmark over all rounds, without the warm-up."""
 
     seconds: float
     cpu_seconds: float
@@ -73,8 +75,9 @@ def arguments() -> argparse.Namespace:
 
 def print_header() -> None:
     columns = ["method", "model", "side", "CPU-s/update", "tokens/CPU-s", "s/update", "tokens/s", "peak MB"]
-    print(f"| {' | '.join([*columns, 'against TRL: CPU, wall, memory'])} |")
-    print("|---" * (len(columns) + 1) + "|")
+    columns += ["against TRL: CPU, wall, memory", "against TRL, best", "reference pass before"]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
 
 
 def prepare(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -97,17 +100,18 @@ def compare(method: str, model: str, rows: dict[str, Any], args: argparse.Namesp
     """Table rows of one method on one model: TRL, then each variant of postrain with its ratio to TRL."""
     sides = dict.fromkeys(VARIANTS.get(method, (method,)), run_ours)
     if args.trl_python:
-        sides = {"TRL": run_trl, **sides}
+        sides = dict.fromkeys(TRL, run_trl) | sides
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, run_side in sides.items():
-            rounds[side].append(run_side(side if side != "TRL" else method, method, rows, args))
+            rounds[side].append(run_side(side, method, rows, args))
     summaries = {side: summarize(measurements, args.warmup) for side, measurements in rounds.items()}
     for side, ours in summaries.items():
-        cells = [method, model, side if side == "TRL" else f"ours: {side}"]
+        cells = [method, model, side if side in TRL else f"ours: {side}"]
         for seconds in (ours.cpu_seconds, ours.seconds):
             cells += [short(seconds), short(rows["tokens"][method] / seconds)]
-        cells += [f"{ours.peak_mb:.0f}", ratios(ours, summaries.get("TRL"))]
+        sides_of_trl = [summaries.get(each) for each in TRL] if side not in TRL else [None] * len(TRL)
+        cells += [f"{ours.peak_mb:.0f}", *(ratios(ours, trl) for trl in sides_of_trl), reference_pass(ours)]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -117,34 +121,37 @@ def short(value: float) -> str:
 
 
 def ratios(ours: Summary, trl: Summary | None) -> str:
-    """Ratios of CPU time, wall time and memory to TRL, and the CPU time of the reference pass."""
-    notes = []
-    if trl is not None and trl is not ours:
-        time, cpu = trl.seconds / ours.seconds, trl.cpu_seconds / ours.cpu_seconds
-        notes += [f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / trl.peak_mb:.2f} of it"]
-    # Methods without a reference pass have a set-up of some milliseconds.
-    if ours.pass_cpu_seconds > 0.01:
-        notes += [f"pass before: {short(ours.pass_cpu_seconds)} CPU-s"]
-    return "; ".join(notes)
+    """Ratios of CPU time, wall time and memory to TRL."""
+    if trl is None:
+        return ""
+    time, cpu = trl.seconds / ours.seconds, trl.cpu_seconds / ours.cpu_seconds
+    return f"{cpu:.1f}x faster, {time:.1f}x faster, {ours.peak_mb / trl.peak_mb:.2f} of it"
+
+
+def reference_pass(side: Summary) -> str:
+    """CPU time of the reference pass; methods without one have a set-up of some milliseconds."""
+    return f"{short(side.pass_cpu_seconds)} CPU-s" if side.pass_cpu_seconds > 0.01 else ""
 
 
 def summarize(rounds: list[dict[str, Any]], warmup: int) -> Summary:
-    """Medians over the updates of all rounds, the highest peak, the median reference pass."""
+    """The median round's mean over its updates, the highest peak, the median reference pass."""
 
-    def median_of(key: str) -> float:
-        return median([value for measurement in rounds for value in measurement[key][warmup:]])
+    def mean_of(key: str) -> float:
+        """The median round's mean: updates differ in their number of tokens, least with rows in random order."""
+        return median(mean(measurement[key][warmup:]) for measurement in rounds)
 
     peak, pass_cpu = (tuple(measurement[key] for measurement in rounds) for key in ("peak_mb", "pass_cpu"))
-    return Summary(median_of("wall"), median_of("cpu"), max(peak), median(pass_cpu))
+    return Summary(mean_of("wall"), mean_of("cpu"), max(peak), median(pass_cpu))
 
 
 def run_ours(variant: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return measure([sys.executable, HERE / "run_ours.py", "--variant", variant], method, rows, args)
 
 
-def run_trl(_: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def run_trl(side: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     python = args.ppo_python or args.trl_python if method == "ppo" else args.trl_python
-    return measure([python, HERE / "run_trl.py", "--method", method], method, rows, args)
+    command = [python, HERE / "run_trl.py", "--method", method, *(["--best"] if side == TRL[1] else [])]
+    return measure(command, method, rows, args)
 
 
 def measure(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -51,9 +51,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| model | prompts × completions | generate CPU-s | ours | speed-up | ours in bf16 |\n|---|---|---|---|---|---|"
-    )
+    columns = ("model", "prompts × completions", "generate CPU-s", "ours", "speed-up", "ours in bf16", "in int8")
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     shares = []
     for name in args.models.split(","):
         model = load(name)
@@ -63,9 +62,10 @@ def main() -> None:
                 transformers_engine(model, rows),
                 local_engine(model, rows),
                 local_engine(model, rows, dtype="bf16"),
+                local_engine(model, rows, dtype="int8"),
             ]
-            hf, float32, bf16 = measure(engines, args.rounds)
-            cells = f"{prompts} × {group} | {hf:.2f} | {float32:.2f} | {hf / float32:.2f} | {bf16:.2f}"
+            hf, float32, bf16, int8 = measure(engines, args.rounds)
+            cells = f"{prompts} × {group} | {hf:.2f} | {float32:.2f} | {hf / float32:.2f} | {bf16:.2f} | {int8:.2f}"
             print(f"| {name} | {cells} |", flush=True)
             shares += [
                 (f"{name} {prompts} × {group} {engine}", operator_shares(sample))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 ONEDNN: Any = torch.ops.mkldnn
@@ -32,6 +34,34 @@ def supports_packed_weights(dtype: torch.dtype) -> bool:
         return False
     with torch.autocast("cpu", enabled=False):
         return torch.allclose(product.float(), F.linear(x.float(), weight.float()), rtol=0.02, atol=0.05)
+
+
+def pack_int8(weight: Tensor, bias: Tensor | None) -> Any:
+    """A weight [out, in] rounded to int8 with a scale per output, in the layout of `int8_linear`."""
+    scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():
+        # PyTorch deprecates quantised tensors, not the operators.
+        warnings.simplefilter("ignore")
+        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(rounded, bias)
+
+
+def int8_linear(x: Tensor, packed: Any) -> Tensor:
+    """x · Wᵀ + b in float32, [B, out]; x is rounded to 8 bits, 7 where 8 would overflow (no VNNI instructions)."""
+    return torch.ops.quantized.linear_dynamic(x, packed, not torch.cpu._is_vnni_supported())
+
+
+@functools.cache
+def supports_int8() -> bool:
+    """Whether this processor and build of PyTorch multiply int8 matrices correctly."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 64, generator=generator) for rows in (ROWS, 16))
+    try:
+        product, exact = int8_linear(x, pack_int8(weight, None)), F.linear(x, weight)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return float((product - exact).norm() / exact.norm()) < 0.05
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from postrain.errors import ConfigError
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
-from postrain.processor import warn_if_slow
+from postrain.processor import supports_int8, warn_if_slow
 from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
@@ -44,10 +44,11 @@ class LocalEngine:
     """Maximum number of rows decoded together. Changes memory use and speed, not the completions."""
     # No compiled decoding: on a CPU, torch.compile took 10 s to save 0.5 of 6.6 ms per step (nano, 128 rows), and it
     # does not support oneDNN's packed weights, which halve a step of SmolLM2.
-    dtype: Literal["policy", "bf16"] = "policy"
-    """Precision of decode steps: that of the policy's forward pass (bf16 with trainer.precision=bf16-mixed), or bf16.
-    Float32 weights are copied to bf16 once per rollout. Methods then recompute old log-probabilities. On a processor
-    without bf16 instructions bf16 is slow and prints a warning."""
+    dtype: Literal["policy", "bf16", "int8"] = "policy"
+    """Precision of decode steps: that of the policy's forward pass (bf16 with trainer.precision=bf16-mixed), bf16, or
+    int8 (weights and inputs of matrix products rounded to 8 bits, on a CPU only). Weights are copied once per rollout.
+    Methods then recompute old log-probabilities and weight the completions (method.rollout_importance_sampling_mode).
+    On a processor without bf16 instructions bf16 is slow and prints a warning."""
     overlap: Overlap = 0
     """1: sample the next batch before the current one is learned, as `rollout=vllm` does at the same time; off-policy
     by one update, and not faster. 0: sample each batch from the policy that learns it."""
@@ -78,14 +79,17 @@ class LocalEngine:
             row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
         )
         self._check_context(policy, spec)
-        if self.dtype == "bf16" and unwrapped(policy).device.type == "cpu":
+        on_cpu = unwrapped(policy).device.type == "cpu"
+        if self.dtype == "bf16" and on_cpu:
             warn_if_slow("rollout.dtype", torch.bfloat16)
+        if self.dtype == "int8" and not (on_cpu and supports_int8()):
+            raise ConfigError("rollout.dtype=int8: needs a CPU with PyTorch's int8 operators; use rollout.dtype=policy")
         with in_eval_mode(policy), threads_for(policy):
             backend = self._backend(model, spec)
             return DecodeLoop(backend, prompts, seeds, self.sampling, stop, slots=spec.slots).run()
 
     def _backend(self, model: nn.Module | Mixture, spec: CacheSpec) -> DecodeBackend:
-        dtype = torch.bfloat16 if self.dtype == "bf16" else None
+        dtype = {"policy": None, "bf16": torch.bfloat16, "int8": torch.int8}[self.dtype]
         if not isinstance(model, Mixture):
             return backend_for(model, spec=spec, dtype=dtype)
         policy = backend_for(model.policy, spec=spec, dtype=dtype)

@@ -273,7 +273,7 @@ def test_in_bfloat16_log_probabilities_are_near_the_policys(architecture):
 def test_exact_logps_is_false_with_truncation_or_lower_precision():
     assert engine().exact_logps
     assert engine(temperature=0.7).exact_logps
-    for cut in ({"dtype": "bf16"}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+    for cut in ({"dtype": "bf16"}, {"dtype": "int8"}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
         assert not engine(**cut).exact_logps
 
 
@@ -282,3 +282,37 @@ def test_derived_seeds_are_accepted_and_determine_the_completion():
     found = engine().generate(tiny_model(), [prompts(1)[0]] * 3, seeds=seeds, stop=Stop(()))
     again = engine().generate(tiny_model(), [prompts(1)[0]], seeds=seeds[1:2], stop=Stop(()))
     assert same(found[1:2], again)
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_int8_sampling_is_that_of_slightly_different_weights(architecture):
+    model = tiny_model(architecture)
+    found = engine(dtype="int8").generate(model, prompts(8), seeds=range(8), stop=Stop((0,)))
+    again = engine(dtype="int8").generate(model, prompts(8), seeds=range(8), stop=Stop((0,)))
+    assert same(found, again)
+    # As with bf16: these weights are far larger than a trained model's.
+    assert 1e-5 < gap(model, prompts(8), found) < 0.5
+
+
+def test_int8_products_are_those_of_rounded_weights_and_inputs():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 8), torch.randn(4, 8), torch.randn(4)
+    weight[0] = 0
+    scales = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+    # Inputs are rounded to a multiple of (largest − smallest) / 255, or / 127 without VNNI instructions.
+    steps = 255 if torch.cpu._is_vnni_supported() else 127
+    step = (x.max() - x.min()) / steps
+    zero = (-x.min() / step).round()
+    rounded = (((x / step).round() + zero).clamp(0, steps) - zero) * step
+    expected = rounded @ ((weight / scales).round() * scales).T + bias
+    found = processor.int8_linear(x, processor.pack_int8(weight, bias))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.equal(found[:, 0], bias[0].expand(3))
+    assert processor.supports_int8()
+
+
+def test_int8_without_a_fast_decoder_is_refused():
+    model = tiny_model("llama")
+    model.decode_backends = {FastBackend: False}
+    with pytest.raises(ConfigError, match=r"rollout\.dtype=int8: LlamaForCausalLM has no fast decoder here"):
+        engine(dtype="int8").generate(model, prompts(2), seeds=range(2), stop=Stop((0,)))

@@ -31,5 +31,6 @@ The files:
 - `cache.py`: the slot cache, and attention that reads the keys and values of a shared prompt once per group.
 - `fast.py`: forward pass of one token per row for the GPT-2 and Llama families and Gemma 3, in few operations.
 - `weights.py`: linear layers for `fast.py`: layers with the same input concatenated, LoRA merged, packed for oneDNN on
-  a CPU, copied to bf16 with `rollout.dtype=bf16` and under autocast. Prompts run as the model's forward pass does.
+  a CPU, copied to bf16 with `rollout.dtype=bf16` and under autocast, to int8 with `rollout.dtype=int8`. Prompts run
+  as the model's forward pass does.
 """

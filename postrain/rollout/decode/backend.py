@@ -21,11 +21,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
+from postrain.errors import ConfigError
 from postrain.models.parts import comparing, logits_of, tolerance, trunk_output, unwrapped
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.rollout.decode.cache import CacheSpec, SlotCache
 from postrain.rollout.decode.fast import Decoder, decoder_of, is_supported
-from postrain.rollout.decode.weights import UnsupportedLayer
+from postrain.rollout.decode.weights import UnsupportedLayer, plain_dtype
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -135,9 +136,10 @@ class FastBackend(SlotBackend):
 
     def __init__(self, model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None) -> None:
         super().__init__(model, spec=spec, dtype=dtype)
-        self.cache_dtype = dtype or next(model.parameters()).dtype
+        dtype = dtype or next(model.parameters()).dtype
+        self.cache_dtype = plain_dtype(dtype)
         with torch.autocast(self.device.type, enabled=False):
-            self.decoder: Decoder = decoder_of(unwrapped(model), self.cache_dtype)
+            self.decoder: Decoder = decoder_of(unwrapped(model), dtype)
 
     def forward(self, tokens_B: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
@@ -259,6 +261,9 @@ def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None)
     fast = is_supported(inner, windowed=windowed and layers != {"full_attention"}) and not sharded
     if fast and (backend := verified_backend(FastBackend, model, {"spec": spec, "dtype": copies})):
         return backend
+    if dtype is torch.int8:
+        name = type(inner).__name__
+        raise ConfigError(f"rollout.dtype=int8: {name} has no fast decoder here; use rollout.dtype=policy")
     slots = KNOWN_LAYERS.issuperset(layers) and (layers or not windowed)
     if slots and (backend := verified_backend(SlotBackend, model, {"spec": spec, "dtype": dtype})):
         return backend

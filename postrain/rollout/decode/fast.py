@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from postrain.rollout.decode.cache import SlotCache, SlotLayer, shared_attention
-from postrain.rollout.decode.weights import Activation, UnsupportedLayer, Weights
+from postrain.rollout.decode.weights import Activation, UnsupportedLayer, Weights, plain_dtype, weights_of
 
 # Activations: their names in transformers' configs → name and algorithm in oneDNN.
 ACTIVATIONS = {
@@ -155,73 +155,73 @@ def is_supported(model: Any, *, windowed: bool) -> bool:
 
 
 def read_llama(model: Any, dtype: torch.dtype) -> Decoder:
-    inner, config = model.model, model.config
+    inner, config, plain = model.model, model.config, plain_dtype(dtype)
     tokens = plain_embedding(inner.embed_tokens)
 
     def norm(layer: Any) -> Norm:
-        return Norm(layer.weight.detach().to(dtype), None, layer.variance_epsilon)
+        return Norm(layer.weight.detach().to(plain), None, layer.variance_epsilon)
 
     def block(layer: Any) -> Block:
         attention, mlp = layer.self_attn, layer.mlp
         return Block(
             before_attention=norm(layer.input_layernorm),
-            qkv=Weights([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            qkv=weights_of([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
             query_norm=norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
             key_norm=norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
             scale=attention.scaling,
-            out=Weights([attention.o_proj], dtype),
+            out=weights_of([attention.o_proj], dtype),
             before_mlp=norm(layer.post_attention_layernorm),
-            gate=Weights([mlp.gate_proj], dtype),
-            up=Weights([mlp.up_proj], dtype),
-            down=Weights([mlp.down_proj], dtype),
+            gate=weights_of([mlp.gate_proj], dtype),
+            up=weights_of([mlp.up_proj], dtype),
+            down=weights_of([mlp.down_proj], dtype),
         )
 
     heads, width = config.num_key_value_heads, inner.layers[0].self_attn.head_dim
     return Decoder(
-        embed=lambda tokens_B, at_B: tokens(tokens_B).to(dtype),
+        embed=lambda tokens_B, at_B: tokens(tokens_B).to(plain),
         rotary=inner.rotary_emb,
         blocks=tuple(map(block, inner.layers)),
         activation=activation_of(config.hidden_act, inner.layers[0].mlp.act_fn),
         shape=(config.num_attention_heads, heads, width),
         norm=norm(inner.norm),
-        head=Weights([model.lm_head], dtype),
+        head=weights_of([model.lm_head], dtype),
     )
 
 
 def read_gemma3(model: Any, dtype: torch.dtype) -> Decoder:
     """Norms around attention and MLP, with weights 1 + w; a rotary embedding for each layer type."""
-    inner, config = model.model, model.config
+    inner, config, plain = model.model, model.config, plain_dtype(dtype)
     tokens = plain_embedding(inner.embed_tokens)
 
     def norm(layer: Any) -> Norm:
-        return Norm((1 + layer.weight.detach().float()).to(dtype), None, layer.eps)
+        return Norm((1 + layer.weight.detach().float()).to(plain), None, layer.eps)
 
     def block(layer: Any) -> Block:
         attention, mlp = layer.self_attn, layer.mlp
         return Block(
             before_attention=norm(layer.input_layernorm),
-            qkv=Weights([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
+            qkv=weights_of([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
             query_norm=norm(attention.q_norm),
             key_norm=norm(attention.k_norm),
             scale=attention.scaling,
-            out=Weights([attention.o_proj], dtype),
+            out=weights_of([attention.o_proj], dtype),
             before_mlp=norm(layer.pre_feedforward_layernorm),
-            gate=Weights([mlp.gate_proj], dtype),
-            up=Weights([mlp.up_proj], dtype),
-            down=Weights([mlp.down_proj], dtype),
+            gate=weights_of([mlp.gate_proj], dtype),
+            up=weights_of([mlp.up_proj], dtype),
+            down=weights_of([mlp.down_proj], dtype),
             after_attention=norm(layer.post_attention_layernorm),
             after_mlp=norm(layer.post_feedforward_layernorm),
             layer_type=attention.layer_type,
         )
 
     return Decoder(
-        embed=lambda tokens_B, at_B: tokens(tokens_B).to(dtype),
+        embed=lambda tokens_B, at_B: tokens(tokens_B).to(plain),
         rotary=inner.rotary_emb,
         blocks=tuple(map(block, inner.layers)),
         activation=activation_of(config.hidden_activation, inner.layers[0].mlp.act_fn),
         shape=(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
         norm=norm(inner.norm),
-        head=Weights([model.lm_head], dtype),
+        head=weights_of([model.lm_head], dtype),
         windows={
             kind: config.sliding_window if kind == "sliding_attention" else None for kind in set(config.layer_types)
         },
@@ -229,35 +229,35 @@ def read_gemma3(model: Any, dtype: torch.dtype) -> Decoder:
 
 
 def read_gpt2(model: Any, dtype: torch.dtype) -> Decoder:
-    inner, config = model.transformer, model.config
+    inner, config, plain = model.transformer, model.config, plain_dtype(dtype)
     tokens, positions = plain_embedding(inner.wte), plain_embedding(inner.wpe)
 
     def norm(layer: Any) -> Norm:
-        return Norm(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype), layer.eps)
+        return Norm(layer.weight.detach().to(plain), layer.bias.detach().to(plain), layer.eps)
 
     def block(layer: Any) -> Block:
         return Block(
             before_attention=norm(layer.ln_1),
-            qkv=Weights([layer.attn.c_attn], dtype),
+            qkv=weights_of([layer.attn.c_attn], dtype),
             query_norm=None,
             key_norm=None,
             scale=layer.attn.scaling,
-            out=Weights([layer.attn.c_proj], dtype),
+            out=weights_of([layer.attn.c_proj], dtype),
             before_mlp=norm(layer.ln_2),
             gate=None,
-            up=Weights([layer.mlp.c_fc], dtype),
-            down=Weights([layer.mlp.c_proj], dtype),
+            up=weights_of([layer.mlp.c_fc], dtype),
+            down=weights_of([layer.mlp.c_proj], dtype),
         )
 
     heads = config.num_attention_heads
     return Decoder(
-        embed=lambda tokens_B, at_B: (tokens(tokens_B) + positions(at_B)).to(dtype),
+        embed=lambda tokens_B, at_B: (tokens(tokens_B) + positions(at_B)).to(plain),
         rotary=None,
         blocks=tuple(map(block, inner.h)),
         activation=activation_of(config.activation_function, inner.h[0].mlp.act),
         shape=(heads, heads, config.hidden_size // heads),
         norm=norm(inner.ln_f),
-        head=Weights([model.lm_head], dtype),
+        head=weights_of([model.lm_head], dtype),
     )
 
 
