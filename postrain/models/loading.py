@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import NewGELUActivation
 
 from postrain.errors import ConfigError
 from postrain.models.directory import check_config, read_json
@@ -99,10 +100,19 @@ def load(resolved: ResolvedModel, head: Head, *, dtype: torch.dtype, quantizatio
             resize_embeddings(model, load_tokenizer(resolved))
     if quantization is not None:
         use_differentiable_kernel(model)
+    fuse_gelu(model)
     # PEFT writes this name to the adapters it saves.
     model.name_or_path = resolved.loads_as or (str(resolved.directory) if quantization is not None else "")
     check_parts(model.eval(), resolved.name)
     return LoadedModel(model, gap)
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """Replaces GPT-2's GELU, computed in eight operations, by PyTorch's single one with the same tanh formula."""
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def check_parts(model: PreTrainedModel, name: str) -> None:

@@ -21,7 +21,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from postrain.hardware.sharding import allocate, blocks_freed, local_rows, sharded_parameters
-from postrain.models.loading import HEADS, SCALAR_HEAD, Head, check_parts, init_scalar_head, model_config
+from postrain.models.loading import HEADS, SCALAR_HEAD, Head, check_parts, fuse_gelu, init_scalar_head, model_config
 from postrain.models.quiet import quiet
 from postrain.models.saved_adapter import one_line
 from postrain.models.sources import ResolvedModel
@@ -83,6 +83,7 @@ def skeleton(resolved: ResolvedModel, head: Head, dtype: torch.dtype) -> Any:
         model = HEADS[head][0].from_config(model_config(resolved, head), dtype=dtype, trust_remote_code=False)
     # accelerate has made a parameter of its own for each of the tied weights.
     model.tie_weights()
+    fuse_gelu(model)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from postrain.errors import ConfigError
-from postrain.models.loading import load, load_causal, load_scalar, load_tokenizer, merged_on_disk
+from postrain.models.loading import fuse_gelu, load, load_causal, load_scalar, load_tokenizer, merged_on_disk
 from postrain.models.vocabulary import ensure_pad
 from tests.models.conftest import END, PAD, architectures, byte_tokenizer, source, tiny_model
 from tests.models.test_adapters import logits, lora, moved
@@ -22,11 +22,22 @@ FP32 = torch.float32
 @architectures
 def test_model_loads_in_eval_mode_with_sdpa(saved: Callable[..., Path], architecture: str) -> None:
     model = load_causal(source(saved(architecture)).resolve(), dtype=FP32)
-    assert torch.equal(logits(model), logits(tiny_model(architecture)))
+    expected = tiny_model(architecture)
+    fuse_gelu(expected)
+    assert torch.equal(logits(model), logits(expected))
     assert not model.training
     # Gemma 2 soft-caps its attention scores, which SDPA does not support.
     assert model.config._attn_implementation == ("eager" if architecture == "gemma2" else "sdpa")
     assert {parameter.dtype for parameter in model.parameters()} == {FP32}
+
+
+def test_gpt2_has_a_single_operation_for_its_gelu() -> None:
+    model = tiny_model("gpt2")
+    before = logits(model)
+    fuse_gelu(model)
+    assert sum(isinstance(module, torch.nn.GELU) for module in model.modules()) == 2  # layers
+    assert torch.allclose(logits(model), before, atol=1e-6)
+    assert model.config.activation_function == "gelu_new"
 
 
 def test_weights_have_the_requested_dtype(saved: Callable[..., Path]) -> None:
