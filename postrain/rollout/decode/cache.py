@@ -117,6 +117,8 @@ class Cursor:
     """Start of the longest prompt in use, as an index in the slot."""
     end: int = 0
     """End of the longest row in use, the next token included."""
+    aligned: bool = False
+    """Whether the next token has the same index in all slots in use, end − 1: writing it is then a plain copy."""
     groups: PromptGroups | None = None
     """Slots that share a prompt; None without shared attention."""
 
@@ -133,7 +135,11 @@ class SlotLayer(DynamicLayer):
     def write(self, keys_BHK: Tensor, values_BHK: Tensor) -> None:
         """Adds a token to each slot in use."""
         rows, index = self.cursor.rows_B, self.cursor.index_B
-        self.keys_SHLK[rows, :, index], self.values_SHLK[rows, :, index] = keys_BHK, values_BHK
+        if self.cursor.aligned:
+            count, at = len(rows), self.cursor.end - 1
+            self.keys_SHLK[:count, :, at], self.values_SHLK[:count, :, at] = keys_BHK, values_BHK
+        else:
+            self.keys_SHLK[rows, :, index], self.values_SHLK[rows, :, index] = keys_BHK, values_BHK
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Views of all keys and values in use, [B, H, L, K]."""
@@ -220,6 +226,7 @@ class SlotCache(Cache):
             # The only values that the host reads: reading one waits for the device.
             cursor.rows_B = torch.arange(rows, device=self.length_S.device)
             cursor.start, cursor.end = int(self.start_S[:rows].min()), int(cursor.index_B.max()) + 1
+            cursor.aligned = int(cursor.index_B.min()) == cursor.end - 1
             cursor.groups = prompt_groups(self.prompt_S[:rows])
             self.changed = False
         else:
