@@ -25,6 +25,7 @@ from postrain.formatting import duration
 from postrain.hardware.memory import peak_memory
 from postrain.methods.base import Method
 from postrain.methods.reference_model import ReferenceModelMixin
+from postrain.rollout.vllm import VLLMEngine
 from postrain.training.components import Components, build, check_reward
 from postrain.training.config import TrainConfig
 from postrain.training.memory import GIB, MemoryEstimate, estimate, refuse_if_too_large
@@ -41,6 +42,9 @@ def dry_run(config: TrainConfig, folder: Path) -> None:
     start.
     """
     found: list[MemoryEstimate] = []
+    if isinstance(config.rollout, VLLMEngine):
+        # A missing server is reported at once.
+        config = replace(config, rollout=replace(config.rollout, server_timeout=0.0))
 
     def before_weights(config: TrainConfig, data: DataModule) -> None:
         print(f"{data.audit.render()}\n{config.learning_rate_line}", flush=True)

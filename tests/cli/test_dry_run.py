@@ -40,5 +40,13 @@ def test_dry_run_refuses_in_one_line(words, message, capsys):
     assert message in line
 
 
+def test_a_missing_vllm_server_is_reported_at_once(capsys):
+    server = ["rollout=vllm", "rollout.mode=server", "rollout.url=http://127.0.0.1:9"]
+    assert run("method=grpo", *SMALL, *server, "--dry-run") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rollout.url=http://127.0.0.1:9:" in line
+    assert "cannot be reached" in line
+
+
 def test_help_describes_the_dry_run():
     assert "memory" in (explain("--dry-run") or "")
