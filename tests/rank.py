@@ -1,13 +1,14 @@
 """Ranks of a process group that train every method once; started by tests/hardware/test_ranks.py.
 
-Further ranks are forks of the first: importing and composing take longer than training.
+Ranks are forks of one process: importing and composing take longer than training.
 """
 
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -24,7 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import reward_totals, sample_prompts
 from postrain.hardware import collectives
-from postrain.hardware.ranks import init_process_group
+from postrain.hardware.ranks import _free_port, init_process_group, loopback_environment
 from postrain.hardware.sharding import full_state_dict, shard
 from postrain.hardware.shares import map_items
 from postrain.jobs.session import TRAIN, execute
@@ -99,30 +100,55 @@ def listening() -> list[str]:
 
 
 def main(output: Path) -> None:
-    """Runs all methods, one after another, in a group of two ranks; or HYBRID in one of four."""
-    ranks = int(os.environ["WORLD_SIZE"])
-    words = all_runs() if ranks == 2 else [HYBRID]
-    configs = [composed([*SMALL, *TWO_UPDATES, *each, f"paths.output={output}"]) for each in words]
-    rank = next((each for each in range(1, ranks) if os.fork() == 0), 0)
-    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-    init_process_group("gloo")
-    dist.barrier()
+    """Runs all methods, one after another, in a group of two ranks, then HYBRID in one of four."""
+    two, four = (
+        [composed([*SMALL, *TWO_UPDATES, *each, f"paths.output={output}"]) for each in words] for words in RUNS
+    )
+    in_group(2, output, lambda: two_ranks(output, two))
+    in_group(4, output, lambda: execute(TRAIN, four[0], overrides=[], group=None))
+
+
+def in_group(size: int, output: Path, function: Callable[[], object]) -> None:
+    """Calls the function in the ranks of a process group, which are forks of this process."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(size), "NODE_RANK": "0"}
+    shared |= loopback_environment(output / f"store-{size}")
+    children: list[int] = []
+    for rank in range(size):
+        if child := os.fork():
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.environ |= shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            init_process_group("gloo")
+            dist.barrier()
+            function()
+            dist.destroy_process_group()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    if any(ended):
+        sys.exit(1)
+
+
+def two_ranks(output: Path, configs: Sequence[dict[str, Any]]) -> None:
+    """All runs of two ranks, and checks of single functions."""
     (output / f"listening-{dist.get_rank()}.json").write_text(json.dumps(listening()))
     for config in configs:
         execute(TRAIN, config, overrides=[], group=None)
-    if ranks == 2:
-        # The test put it there: the first two updates of one process.
-        (unsharded,) = output.glob("unsharded/*/*")
-        words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
-        resumed(RunFolder(unsharded), *words)
-        resume_sharded(output, "sharded")
-        resume_sharded(output, "moving")
-        check_loading(output)
-        check_transfers()
-        check_shares()
-    dist.destroy_process_group()
-    if not rank:
-        sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(1, ranks)))
+    # The test put it there: the first two updates of one process.
+    (unsharded,) = output.glob("unsharded/*/*")
+    words = ("trainer.strategy=fsdp", "trainer.devices=2", "method.updates=3", "allow_change=true")
+    resumed(RunFolder(unsharded), *words)
+    resume_sharded(output, "sharded")
+    resume_sharded(output, "moving")
+    check_loading(output)
+    check_transfers()
+    check_shares()
 
 
 def resume_sharded(output: Path, name: str) -> None:
@@ -210,10 +236,14 @@ def check_shares() -> None:
         map_items(2, fail_on_second)
 
 
-def all_runs() -> Iterator[list[str]]:
-    """The words of each run."""
-    yield from ([f"method={method}", "trainer=ddp_cpu", f"name={method}"] for method in METHODS)
-    yield from ([*words, *FSDP, f"name={name}"] for name, words in SHARDED.items())
+RUNS = (
+    [
+        *([f"method={method}", "trainer=ddp_cpu", f"name={method}"] for method in METHODS),
+        *([*words, *FSDP, f"name={name}"] for name, words in SHARDED.items()),
+    ],
+    [HYBRID],
+)
+"""The words of each run of two ranks, and of four."""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from postrain.hardware.ranks import _free_port, loopback_environment
 from postrain.runs.folder import RunFolder
 from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEQUAL, UNEVEN
 from tests.training_runs import METHODS, final_state, records, resumed, same, small_run
@@ -21,34 +20,21 @@ THREE_UPDATES = ("method.updates=3", "trainer.checkpoint_every=1", *UNEVEN)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """Run folders of every method, trained by two processes, and of one that one process began (`unsharded`)."""
+def ranks(tmp_path_factory):
+    """Run folders of every method, trained by two processes, of one that one process began (`unsharded`), and of one by
+    four processes with two copies of a model that is sharded over two (`hybrid`)."""
     output = tmp_path_factory.mktemp("ranks")
     small_run(output, *TWO_UPDATES, *SHARDED["sharded"], "name=unsharded")
-    run_ranks(output, 2)
-    return output
-
-
-@pytest.fixture(scope="module")
-def four_ranks(tmp_path_factory):
-    """The folder of a run by four processes, with two copies of a model that is sharded over two."""
-    output = tmp_path_factory.mktemp("ranks")
-    run_ranks(output, 4)
-    return output
-
-
-def run_ranks(output: Path, ranks: int) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
-    shared |= loopback_environment(output / "store")
     done = subprocess.run(
         [sys.executable, "-m", "tests.rank", str(output)],
-        env=os.environ | shared | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +44,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ranks_listen_on_loopback_only(two_ranks):
-    listening = [json.loads((two_ranks / f"listening-{rank}.json").read_text()) for rank in (0, 1)]
+def test_ranks_listen_on_loopback_only(ranks):
+    listening = [json.loads((ranks / f"listening-{rank}.json").read_text()) for rank in (0, 1)]
     assert all(listening), "gloo listens, so an empty list means that no port was inspected"
     assert {address for addresses in listening for address in addresses} <= LOOPBACK
 
@@ -67,8 +53,8 @@ def test_ranks_listen_on_loopback_only(two_ranks):
 @pytest.mark.parametrize(
     ("name", "overrides"), [*((method, [f"method={method}"]) for method in METHODS), *SHARDED.items()]
 )
-def test_two_ranks_equal_one(name, overrides, two_ranks, tmp_path):
-    (path,) = two_ranks.glob(f"{name}/*/*")
+def test_two_ranks_equal_one(name, overrides, ranks, tmp_path):
+    (path,) = ranks.glob(f"{name}/*/*")
     two, one = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *overrides)
     assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
     for mine, theirs in zip(records(two), records(one), strict=True):
@@ -87,8 +73,8 @@ def test_two_ranks_equal_one(name, overrides, two_ranks, tmp_path):
     [("unsharded", None), ("sharded", ONE_RANK), ("sharded", ("trainer.devices=1", "trainer.accelerator=cpu"))],
     ids=["1-2", "2-1", "2-1-sharded"],
 )
-def test_a_run_resumes_with_another_number_of_ranks(name, overrides, two_ranks, whole, tmp_path):
-    (path,) = two_ranks.glob(f"{name}/*/*")
+def test_a_run_resumes_with_another_number_of_ranks(name, overrides, ranks, whole, tmp_path):
+    (path,) = ranks.glob(f"{name}/*/*")
     folder = RunFolder(shutil.copytree(path, tmp_path / Path(*path.parts[-3:])))
     if overrides:  # the ranks have resumed the other one
         resumed(folder, *overrides, *THREE_UPDATES, "allow_change=true")
@@ -99,8 +85,8 @@ def test_a_run_resumes_with_another_number_of_ranks(name, overrides, two_ranks, 
 
 
 @pytest.mark.parametrize("name", ["sharded", "moving"])
-def test_a_sharded_run_resumes_bit_for_bit(name, two_ranks):
-    (whole,), (killed,) = (map(RunFolder, two_ranks.glob(f"{each}/*/*")) for each in (name, f"killed-{name}"))
+def test_a_sharded_run_resumes_bit_for_bit(name, ranks):
+    (whole,), (killed,) = (map(RunFolder, ranks.glob(f"{each}/*/*")) for each in (name, f"killed-{name}"))
     assert records(killed) == records(whole)
     mine, theirs = final_state(killed), final_state(whole)
     assert all(same(mine[key], theirs[key]) for key in ("state_dict", "optimizer_states", "postrain"))
@@ -113,8 +99,8 @@ def held_out(folder: RunFolder) -> dict[str, list[float]]:
     return {f"{one['update']} {one['metric']}": one["totals"] + one["counts"] for one in folder.held_out.read()}
 
 
-def test_two_copies_of_two_shards_equal_one_process(four_ranks, tmp_path):
-    (path,) = four_ranks.glob("hybrid/*/*")
+def test_two_copies_of_two_shards_equal_one_process(ranks, tmp_path):
+    (path,) = ranks.glob("hybrid/*/*")
     hybrid, whole = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *UNEQUAL, *THREE_UPDATES)
     shards = hybrid.checkpoints / "update=000002.shards"
     assert {len(entry["shards"]) for entry in json.loads((shards / "index.json").read_text()).values()} == {2}
