@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from postrain.fit import Run as Run
     from postrain.methods.base import Method as Method
     from postrain.methods.cpo import CPO as CPO
+    from postrain.methods.distill import Distill as Distill
     from postrain.methods.dpo import DPO as DPO
     from postrain.methods.grpo import GRPO as GRPO
     from postrain.methods.kto import KTO as KTO
@@ -63,6 +64,7 @@ _DEFINED_IN = {
     "evaluation.evaluator": "Evaluation",
     "methods.base": "Method",
     "methods.cpo": "CPO",
+    "methods.distill": "Distill",
     "methods.dpo": "DPO",
     "methods.grpo": "GRPO",
     "methods.kto": "KTO",

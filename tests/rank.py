@@ -40,7 +40,7 @@ from postrain.types import RewardBatch
 from tests.evaluation.fake_eval_model import eval_model, make_prompts
 from tests.models.test_weight_sync import adapted
 from tests.tiny import tiny_model
-from tests.training_runs import METHODS, SMALL, composed, resumed
+from tests.training_runs import METHODS, SMALL, composed, resumed, with_teacher
 
 # Two ranks cannot divide these into equal shares.
 UNEVEN = ("data.eval_rows=7", "evaluation.completions=3")
@@ -102,7 +102,8 @@ def listening() -> list[str]:
 def main(output: Path) -> None:
     """Runs all methods, one after another, in a group of two ranks, then HYBRID in one of four."""
     two, four = (
-        [composed([*SMALL, *TWO_UPDATES, *each, f"paths.output={output}"]) for each in words] for words in RUNS
+        [composed([*SMALL, *TWO_UPDATES, *with_teacher(each), f"paths.output={output}"]) for each in words]
+        for words in RUNS
     )
     in_group(2, output, lambda: two_ranks(output, two))
     in_group(4, output, lambda: execute(TRAIN, four[0], overrides=[], group=None))

@@ -43,7 +43,8 @@ def method_arguments(name: str) -> tuple[type[Method], dict[str, Any]]:
     model, tokenizer = pt.load_model("nano", head=kind.head)
     components = {"model": model, "tokenizer": tokenizer, "engine": instantiate(config(name)["rollout"])}
     reward = {"reward": instantiate(config(name)["reward"])} if kind.needs_reward else {}
-    return kind, {**components, **reward, **{key: instantiate(value) for key, value in node.items()}}
+    teacher = {"reference": pt.load_model("nano")[0]} if kind.needs_teacher else {}
+    return kind, {**components, **reward, **teacher, **{key: instantiate(value) for key, value in node.items()}}
 
 
 class LearningRates(Callback):

@@ -37,6 +37,7 @@ FOREIGN_KEYS = (
         "method.updates",
         note="an update is one optimizer step, or epochs * minibatches steps for methods with these keys",
     ),
+    ForeignKey("lmbda", "method.on_policy", note="share of the batch whose completions the student samples"),
     ForeignKey("num_ppo_epochs ppo_epochs num_iterations mini_epochs", "method.epochs"),
     ForeignKey(
         "num_mini_batches num_minibatches ppo_mini_batch_size mini_batch_size steps_per_generation",

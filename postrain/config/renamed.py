@@ -44,6 +44,7 @@ KEYS = {
     "sweep.picture": "sweep.plot",
 }
 SYNONYMS = {
+    "teacher": "reference",
     "method.num_generations": "method.group_size",
     **{
         f"method.vllm_importance_sampling_{key}": f"method.rollout_importance_sampling_{key}"

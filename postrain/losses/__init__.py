@@ -16,6 +16,8 @@ from postrain.losses.advantages import reward_to_go as reward_to_go
 from postrain.losses.advantages import token_rewards as token_rewards
 from postrain.losses.advantages import whiten as whiten
 from postrain.losses.divergence import exact_kl as exact_kl
+from postrain.losses.divergence import forward_kl as forward_kl
+from postrain.losses.divergence import generalized_jsd as generalized_jsd
 from postrain.losses.divergence import kl as kl
 from postrain.losses.importance_sampling import importance_weights as importance_weights
 from postrain.losses.importance_sampling import sampling_ratio as sampling_ratio

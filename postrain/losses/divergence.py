@@ -1,4 +1,5 @@
-"""KL(policy ‖ reference): estimates from sampled tokens, the exact value, and the gradients of both.
+"""KL(policy ‖ reference): estimates from sampled tokens, the exact value, and the gradients of both; divergences of
+whole distributions for distillation.
 
 Training depends on the expected gradient over tokens sampled from the policy, not on the expected value (Tang and Munos
 2025, "On a few pitfalls in KL divergence gradient estimation for RL"). Subtracted from the reward, an estimate
@@ -18,8 +19,10 @@ pass of the reference in each epoch.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 SampledKL = Literal["k1", "k2", "k3"]
@@ -46,6 +49,33 @@ def kl(logps: Tensor, ref_logps: Tensor, estimator: SampledKL = "k3") -> Tensor:
 def exact_kl(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = None) -> Tensor:
     """Σ π (log π − log π_ref) over the vocabulary, [..., V] → [...]; `probs` is exp(logps), if already computed."""
     return ((logps.exp() if probs is None else probs) * (logps - ref_logps)).sum(-1)
+
+
+def forward_kl(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = None) -> Tensor:
+    """Σ π_ref (log π_ref − log π) over the vocabulary, [..., V] → [...]: KL(reference ‖ policy). It has the signature
+    of `exact_kl`; `probs` is not used."""
+    return (ref_logps.exp() * (ref_logps - logps)).sum(-1)
+
+
+def generalized_jsd(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = None, *, beta: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence of reference (the teacher T) and policy (the student S) over the
+    vocabulary, [..., V] → [...] (GKD: Agarwal et al. 2023, "On-Policy Distillation of Language Models", arXiv
+    2306.13649).
+
+        β KL(T ‖ M) + (1 − β) KL(S ‖ M),   M = β T + (1 − β) S
+
+    Divided by β it approaches KL(T ‖ S) for β → 0, and divided by 1 − β it approaches KL(S ‖ T) for β → 1. β = 0 and
+    β = 1 give these two KLs themselves, as TRL's `generalized_jsd_loss` does. `probs` is exp(logps), if already
+    computed. Raises ValueError for β outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta={beta}: expected a number from 0 to 1")
+    if beta == 0:
+        return forward_kl(logps, ref_logps)
+    if beta == 1:
+        return exact_kl(logps, ref_logps, probs)
+    mixture = torch.logaddexp(logps + math.log1p(-beta), ref_logps + math.log(beta))
+    return beta * exact_kl(ref_logps, mixture) + (1 - beta) * exact_kl(logps, mixture, probs)
 
 
 def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:

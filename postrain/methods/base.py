@@ -40,7 +40,11 @@ class Method(UpdateLoop):
     """Record kind of the training data: the name of a class in postrain.data.kinds."""
     head: ClassVar[Literal["causal", "scalar"]] = "causal"
     """The head of the policy: language model (causal) or one number per sequence (scalar)."""
+    samples: ClassVar[bool] = False
+    """Whether training samples completions from the policy."""
     needs_reward: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+    """Whether the reference has to be another model than the initial policy."""
     accepts_preferences: ClassVar[bool] = False
     """Whether a pairwise preference suffices, without a reward for each completion."""
     headline: ClassVar[tuple[str, str, str]]
@@ -153,6 +157,10 @@ class Method(UpdateLoop):
         self.components = components
         self.gradient_checkpointing = checkpoints(self.policy, requested=self.gradient_checkpointing)
         self.on_model_attached()
+
+    def data_kind(self) -> str:
+        """The record kind of the training data, which may depend on the settings."""
+        return self.kind
 
     def learning_rates(self) -> LearningRates:
         """The default learning rates, which may depend on the settings."""

@@ -71,7 +71,7 @@ class LearningRateTrials:
     def __init__(self, method: Method, batches: Iterator[Batch]) -> None:
         self.method = method
         # Rollouts hold for several steps; other batches are cheap to prepare.
-        count = 1 if method.needs_reward else STEPS
+        count = 1 if method.samples else STEPS
         self.items = items_per_step(method)
         method.policy.eval()
         with unchanged(method), self.smaller_batches():

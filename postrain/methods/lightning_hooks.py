@@ -8,7 +8,7 @@ precede its checkpoint. It writes metrics itself, numbered by update.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib import import_module
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 class LightningHooks(LightningModule):
     """Base of Method: Lightning's hooks, logging, validation and checkpoints."""
 
-    kind: ClassVar[str]
+    data_kind: Callable[[], str]
     needs_reward: ClassVar[bool]
     accepts_preferences: ClassVar[bool]
     headline: ClassVar[tuple[str, str, str]]
@@ -191,7 +191,7 @@ class LightningHooks(LightningModule):
     def data_spec(self) -> DataSpec:
         """Requirements on the data: kind of record, context length, batch size, number of batches."""
         return DataSpec(
-            kind=self.kind,
+            kind=self.data_kind(),
             context=context_length(unwrapped(self.policy).config.to_dict()),
             completion_tokens=self.components.engine.sampling.max_new_tokens
             + self.components.environment.max_observation_tokens,

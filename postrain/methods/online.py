@@ -33,6 +33,7 @@ class Online(Method):
     """Base of methods trained on completions that the policy samples."""
 
     kind: ClassVar[str] = "Prompt"
+    samples: ClassVar[bool] = True
     needs_reward: ClassVar[bool] = True
     most_micro_batch_tokens: ClassVar[int] = 8192
 

@@ -168,7 +168,8 @@ class ReferenceScores(Batch):
     ref_logps_BT: Tensor
     """Log-probabilities under the reference, without gradient."""
     kl_BT: Tensor
-    """Exact KL(model ‖ reference) of the two next-token distributions, summed over the vocabulary."""
+    """Exact KL(model ‖ reference) of the two next-token distributions, summed over the vocabulary; or the `divergence`
+    given to `score_with_reference`."""
     mask_BT: Tensor
     values_BT: Tensor
     """The head's values under the model; zeros without a head."""
@@ -184,8 +185,13 @@ def score_with_reference(
     temperature: float = 1.0,
     entropy: bool = False,
     head: Callable[[Tensor], Tensor] | None = None,
+    divergence: Callable[[Tensor, Tensor, Tensor], Tensor] = exact_kl,
 ) -> ReferenceScores:
-    """Scores all rows under model and reference, one forward pass each; differentiable in `model`, KL included."""
+    """Scores all rows under model and reference, one forward pass each; differentiable in `model`, KL included.
+
+    `divergence` maps the log-probabilities of model and reference and the probabilities of the model, [N, V] each, to
+    [N].
+    """
     mine = supervised_states(model, rows)
     with torch.no_grad(), reference.scoring() as frozen:
         theirs = supervised_states(frozen, rows)
@@ -195,7 +201,7 @@ def score_with_reference(
         with torch.no_grad(), reference.scoring() as frozen:
             ref_logps_NV = (upcast(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
         probs_NV = logps_NV.exp()
-        kl_N = exact_kl(logps_NV, ref_logps_NV, probs_NV)
+        kl_N = divergence(logps_NV, ref_logps_NV, probs_NV)
         entropy_N = -(probs_NV * logps_NV).sum(-1) if entropy else kl_N.detach()
         sampled_logps = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
         return *sampled_logps, kl_N, entropy_N

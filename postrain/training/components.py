@@ -58,7 +58,7 @@ def build(
     tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
     other = resolve_reference(config, tokenizer)
     audit = data.prepare(
-        kind=method.kind,
+        kind=method.data_kind(),
         tokenizer=tokenizer,
         context=min(model.context for model in (resolved, other) if model is not None),
         completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,

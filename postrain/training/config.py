@@ -73,7 +73,8 @@ class TrainConfig(Section):
     seed: Seed = 0
     """Seed of the row order, of sampling and of new weights."""
     reference: str | None = None
-    """Reference model for KL and log-ratios: a directory, run folder or Hub name. null is the initial policy."""
+    """Reference model for KL and log-ratios, and teacher of method=distill: a directory, run folder or Hub name. null
+    is the initial policy. `teacher` is another name of this key."""
     name: str | None = None
     """Name of the run in its folder and in trackers; null is the method's name."""
     resume: str | None = None
@@ -96,11 +97,18 @@ class TrainConfig(Section):
             "rollout.max_new_tokens": self.rollout.sampling.max_new_tokens,
         }
         # Each size is valid alone; their product may not fit any memory.
-        if method.needs_reward and math.prod(sizes.values()) > MAX_TOKENS:
+        if method.samples and math.prod(sizes.values()) > MAX_TOKENS:
             product = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
             raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens per update; lower one of them")
         if self.early_stop.flat_updates and not method.needs_reward:
             raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
+
+        # In Python the method has its teacher itself.
+        if method.needs_teacher and self.reference is None and not hasattr(method, "components"):
+            raise ConfigError(
+                f"teacher: {type(method).__name__} learns from another model; give one with the same tokenizer, as "
+                "teacher=RUN (a run folder), teacher=DIRECTORY or teacher=NAME"
+            )
 
     def check(self) -> None:
         """Completes the settings that depend on the model. Raises ConfigError if the machine or a component cannot run.

@@ -231,14 +231,14 @@ def state_bytes(config: TrainConfig, *, in_block: bool) -> float:
 def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> float:
     """KV cache of the rows that are decoded together, copies of weights for decoding, and logits."""
     method, count, shape = config.method, config.evaluation.completions, model.config
-    if method.head != "causal" or not (method.needs_reward or count):
+    if method.head != "causal" or not (method.samples or count):
         return 0.0
-    slots_of_training = method.batch_size * getattr(method, "group_size", 1) if method.needs_reward else 0
+    slots_of_training = method.batch_size * getattr(method, "group_size", 1) if method.samples else 0
     slots = min(getattr(config.rollout, "batch_rows", 0), max(slots_of_training, count))
     if not slots:
         return 0.0
     prompts = data.eval_prompts(count).ids if count else ()
-    trained = [item.sequences()[0] for item in islice(data.train, 1000)] if method.needs_reward else []
+    trained = [item.sequences()[0] for item in islice(data.train, 1000)] if method.samples else []
     prompt = max(map(len, (*prompts, *trained)))
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
@@ -265,7 +265,7 @@ def scoring_bytes(config: TrainConfig, model: FakeModel, loaded: float) -> float
     method, count = config.method, config.evaluation.completions
     if method.head != "causal":
         return 0.0
-    positions = max(count * completion_tokens(config), config.micro_batch_tokens if method.needs_reward else 0)
+    positions = max(count * completion_tokens(config), config.micro_batch_tokens if method.samples else 0)
     logits = min(positions * model.width, CHUNK_ELEMENTS[config.trainer.device.type])
     separate = count and (config.reference is not None or isinstance(config.adapter, NoAdapter))
     return 6 * 4 * logits + loaded * bool(separate and (not method.needs_reference() or moving_reference(config)))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
-from typing import Any
 
 import torch
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.data.schedule import TrainBatches
 from postrain.methods.group_relative import GroupRelative
@@ -35,7 +35,6 @@ class MicroBatch:
 
 def largest_micro_batch(config: TrainConfig, data: DataModule) -> MicroBatch:
     """The micro-batch with the most tokens among those of the first updates."""
-    method = config.method
     schedule = TrainBatches(
         items=data.train,
         batch_size=data.spec.batch_size,
@@ -46,7 +45,7 @@ def largest_micro_batch(config: TrainConfig, data: DataModule) -> MicroBatch:
     )
     found: MicroBatch | None = None
     for batch in schedule:
-        rows, costs, groups = completed(config, batch) if method.needs_reward else rows_of(batch)
+        rows, costs, groups = completed(config, batch) if isinstance(batch, Prompts) else rows_of(batch)
         parts = micro_batches(costs, config.micro_batch_tokens, groups)
         for part in parts:
             tokens = sum(costs[index] for index in part)
@@ -72,7 +71,7 @@ def rows_of(batch: Batch) -> Items:
     return rows, costs, batch.prompt_groups()
 
 
-def completed(config: TrainConfig, prompts: Any) -> Items:
+def completed(config: TrainConfig, prompts: Prompts) -> Items:
     """The completions of a mini-batch of prompts, all of full length."""
     method, length = config.method, completion_tokens(config)
     each = getattr(method, "group_size", 1)

@@ -38,6 +38,8 @@ def announced_once():
         ("method.ratio=sequence", "method.importance_sampling_level=sequence"),
         ("method.ratio_other=1", "method.ratio_other=1"),
         ("method.num_generations=4", "method.group_size=4"),
+        ("teacher=runs/a", "reference=runs/a"),
+        ("stage.small.teacher=runs/a", "stage.small.reference=runs/a"),
         ("stage.ppo.held.method.scale=none", "stage.ppo.held.method.scale=none"),
         ("stage.ppo.method.scale=none", "stage.ppo.method.scale_rewards=none"),
         ("keep=best", "selection=best"),

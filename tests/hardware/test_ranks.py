@@ -12,7 +12,7 @@ import torch
 
 from postrain.runs.folder import RunFolder
 from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEQUAL, UNEVEN
-from tests.training_runs import METHODS, final_state, records, resumed, same, small_run
+from tests.training_runs import METHODS, final_state, records, resumed, same, small_run, teacher
 
 ONE_RANK = ("trainer.strategy=single", "trainer.devices=1")
 # One more than those of the ranks; with the checkpoints of both.
@@ -25,6 +25,7 @@ def ranks(tmp_path_factory):
     four processes with two copies of a model that is sharded over two (`hybrid`)."""
     output = tmp_path_factory.mktemp("ranks")
     small_run(output, *TWO_UPDATES, *SHARDED["sharded"], "name=unsharded")
+    teacher()  # the ranks use the one of this process
     done = subprocess.run(
         [sys.executable, "-m", "tests.rank", str(output)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,9 +1,11 @@
 """KL estimators and the adaptive KL coefficient: published and worked numbers."""
 
+import math
+
 import pytest
 import torch
 
-from postrain.losses.divergence import adapt_kl_coef, kl
+from postrain.losses.divergence import adapt_kl_coef, exact_kl, forward_kl, generalized_jsd, kl
 
 
 def test_kl_estimators_have_the_published_bias_and_spread():
@@ -22,3 +24,44 @@ def test_adaptive_kl_coefficient_clips_the_error_at_a_fifth():
     assert adapt_kl_coef(0.1, 2.0, target=1.0, samples=100, horizon=1000) == pytest.approx(0.102)
     # KL 5 % under: −0.05 is inside the clip; 0.1 · (1 − 0.05 · 0.1) = 0.0995
     assert adapt_kl_coef(0.1, 0.95, target=1.0, samples=100, horizon=1000) == pytest.approx(0.0995)
+
+
+# Two tokens: teacher (3/4, 1/4), student (1/2, 1/2).
+TEACHER, STUDENT = torch.tensor([0.75, 0.25]).log(), torch.tensor([0.5, 0.5]).log()
+
+
+def test_generalized_jsd_of_worked_distributions():
+    # M = (5/8, 3/8): ½ (¾ ln 6/5 + ¼ ln 2/3) + ½ (½ ln 4/5 + ½ ln 4/3) = 0.0338
+    half = (0.75 * math.log(6 / 5) + 0.25 * math.log(2 / 3)) / 2 + (math.log(4 / 5) + math.log(4 / 3)) / 4
+    assert float(generalized_jsd(STUDENT, TEACHER, beta=0.5)) == pytest.approx(half) == pytest.approx(0.03382, abs=1e-5)
+    # M = ¼ T + ¾ S = (9/16, 7/16): ¼ (¾ ln 4/3 + ¼ ln 4/7) + ¾ (½ ln 8/9 + ½ ln 8/7) = 0.0249
+    quarter = (0.75 * math.log(4 / 3) + 0.25 * math.log(4 / 7)) / 4 + 0.375 * (math.log(8 / 9) + math.log(8 / 7))
+    assert float(generalized_jsd(STUDENT, TEACHER, beta=0.25)) == pytest.approx(quarter)
+    # ¾ ln 3/2 + ¼ ln ½ = 0.1308 and ½ ln 2/3 + ½ ln 2 = 0.1438
+    forward, reverse = 0.75 * math.log(1.5) - 0.25 * math.log(2), (math.log(2 / 3) + math.log(2)) / 2
+    assert float(forward_kl(STUDENT, TEACHER)) == pytest.approx(forward) == pytest.approx(0.13081, abs=1e-5)
+    assert float(exact_kl(STUDENT, TEACHER)) == pytest.approx(reverse) == pytest.approx(0.14384, abs=1e-5)
+    assert float(generalized_jsd(STUDENT, TEACHER, beta=0)) == pytest.approx(forward)
+    assert float(generalized_jsd(STUDENT, TEACHER, beta=1)) == pytest.approx(reverse)
+    with pytest.raises(ValueError, match=r"beta=1\.5: expected a number from 0 to 1"):
+        generalized_jsd(STUDENT, TEACHER, beta=1.5)
+
+
+def test_scaled_generalized_jsd_approaches_both_kls_at_the_ends():
+    student, teacher = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).double().log_softmax(-1)
+    near = 1e-6
+    forward, reverse = forward_kl(student, teacher), exact_kl(student, teacher)
+    assert torch.allclose(generalized_jsd(student, teacher, beta=near) / near, forward, rtol=1e-4)
+    assert torch.allclose(generalized_jsd(student, teacher, beta=1 - near) / near, reverse, rtol=1e-4)
+
+
+def test_gradient_of_the_reverse_kl_equals_the_enumerated_policy_gradient():
+    """∇KL(π ‖ T) = Σ_y π(y) (log π(y) − log T(y)) ∇log π(y) over all one-token completions y."""
+    logits = torch.randn(5, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+    teacher = torch.randn(5, generator=torch.Generator().manual_seed(2)).double().log_softmax(-1)
+    (found,) = torch.autograd.grad(exact_kl(logits.log_softmax(-1), teacher), logits)
+    expected = torch.zeros(5).double()
+    for token in range(5):
+        logp = logits.log_softmax(-1)[token]
+        expected += float((logp.exp() * (logp - teacher[token])).detach()) * torch.autograd.grad(logp, logits)[0]
+    assert torch.allclose(found, expected)

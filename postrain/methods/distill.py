@@ -1,0 +1,174 @@
+"""Distillation: the student (the policy) imitates the next-token distributions of a teacher (the reference), on its own
+completions, on given ones, or on both (Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from
+Self-Generated Mistakes", GKD).
+
+The divergence of each token is exact, a sum over the vocabulary. Its gradient flows through the student's distribution,
+not through the sampling of the completions.
+
+Axes: B rows of a batch, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from postrain import losses
+from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
+from postrain.hardware import collectives
+from postrain.hardware.shares import Share
+from postrain.methods.base import Method
+from postrain.methods.learning_rates import LearningRates
+from postrain.methods.metrics import Metrics
+from postrain.methods.online import Online, local_indices
+from postrain.models.scoring import concatenated, score_with_reference
+from postrain.types import Batch, Count, Fraction, LossSum, Rows, Size
+
+Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
+
+
+@dataclass(frozen=True)
+class Experience(Batch):
+    """Sampled or given completions of one batch."""
+
+    rows: Rows
+    in_loss_B: Tensor
+    """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
+
+    def cost(self) -> list[int]:
+        return [cost * in_loss for cost, in_loss in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
+
+
+class Distill(Online):
+    """Distils a teacher into the policy (Agarwal et al. 2023, GKD).
+
+        loss = Σ D(teacher, student) / tokens, over the completion tokens of sampled and of given completions
+
+    D is the divergence of the two next-token distributions given the same prefix.
+    """
+
+    needs_reward: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+    expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
+    headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/loss")
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=2e-3)
+
+    updates: Count = 60
+    batch_size: Size = 32
+    """Prompts or rows in a global batch, over all ranks."""
+    divergence: Divergence = "reverse_kl"
+    """Divergence of a token. reverse_kl: KL(student ‖ teacher), which avoids what the teacher would not write.
+    forward_kl: KL(teacher ‖ student), which covers all that it would. jsd: the generalised Jensen-Shannon divergence
+    between the two."""
+    beta: Fraction = 0.5
+    """Weight of the teacher in the mixture of divergence=jsd: near 0 it acts like forward_kl, near 1 like reverse_kl.
+    0 and 1 are these two."""
+    on_policy: Fraction = 1.0
+    """Share of each batch whose completions the student samples; the others are those of the data. Below 1, the data
+    needs completions."""
+
+    def data_kind(self) -> str:
+        return "Prompt" if self.on_policy == 1 else "Demonstration"
+
+    def needs_reference(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        super().check()
+        if self.missing_eos_penalty:
+            raise ConfigError(
+                f"method.missing_eos_penalty={self.missing_eos_penalty:g} is subtracted from a reward, and "
+                "distillation has none; remove it"
+            )
+        if self.overlap and self.on_policy < 1:
+            raise ConfigError(
+                f"rollout.overlap={self.overlap}: expected method.on_policy=1, got {self.on_policy:g}; set "
+                "rollout.overlap=0"
+            )
+        if 0 < self.sampled_rows < collectives.world_size():
+            raise ConfigError(
+                f"method.on_policy={self.on_policy:g}: expected at least one sampled completion per rank, got "
+                f"{self.sampled_rows} of method.batch_size={self.batch_size}; give a larger share or 0"
+            )
+
+    def check_ready(self, *, resumes: bool = False) -> None:
+        super().check_ready(resumes=resumes)
+        if not self.components.separate_reference:
+            raise ConfigError(
+                "reference: Distill learns from another model; give the teacher, as Distill(model, tokenizer, "
+                "reference=teacher)"
+            )
+
+    @property
+    def sampled_rows(self) -> int:
+        """Rows of a global batch whose completions are sampled."""
+        return round(self.on_policy * self.batch_size)
+
+    def prepare(self, batch: Prompts | Rows) -> Experience:
+        """Samples completions for the first rows of the global batch; the others keep those of the data."""
+        indices = range(collectives.rank(), len(batch) * collectives.world_size(), collectives.world_size())
+        count = sum(index < self.sampled_rows for index in indices)
+        given = batch.select(range(count, len(batch))) if isinstance(batch, Rows) else None
+        if not count and given is not None:
+            return self.given_completions(given)
+        rollouts = self.rollout(self.prompts_of(batch.select(range(count))), indices=indices[:count])
+        self.start_next_rollout()
+        self.accumulate(self.rollout_metrics(rollouts))
+        sampled = Experience(rollouts.rows, ~self.truncated_and_masked(rollouts))
+        return sampled if given is None else concatenated([sampled, self.given_completions(given)])
+
+    def given_completions(self, rows: Rows) -> Experience:
+        """Rows with the completions of the data."""
+        return Experience(rows, torch.ones(len(rows), dtype=torch.bool, device=self.device))
+
+    def prompts_of(self, batch: Prompts | Rows) -> Prompts:
+        """Prompts, or the tokens of each row before its first supervised one."""
+        if isinstance(batch, Prompts):
+            return batch
+        ids = tuple(
+            row[: int(mask.int().argmax())].cpu() for row, mask in zip(batch.ids, batch.supervised, strict=True)
+        )
+        texts = tuple(self.components.template.decode(prompt) for prompt in ids)
+        return Prompts(ids, texts, ({},) * len(ids), batch.row_ids)
+
+    def minibatches(self, prepared: Experience) -> Iterator[Experience]:
+        for indices in self.minibatch_indices(self.batch_size):
+            yield prepared.select(local_indices(indices))
+
+    def divergence_function(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """D as a function of the log-probabilities of student and teacher and the student's probabilities."""
+        if self.divergence == "jsd":
+            return partial(losses.generalized_jsd, beta=self.beta)
+        return losses.exact_kl if self.divergence == "reverse_kl" else losses.forward_kl
+
+    def loss_sum(self, batch: Experience) -> LossSum:
+        found = score_with_reference(
+            self.policy,
+            self.reference_policy,
+            batch.rows,
+            temperature=self.sampling.temperature,
+            divergence=self.divergence_function(),
+        )
+        return LossSum(found.kl_BT.sum(), {}, (found.kl_BT.detach().sum(1), found.mask_BT.sum(1)))
+
+    def denominator(self, batch: Experience) -> int:
+        """Completion tokens in the loss."""
+        return sum(
+            int(mask.sum()) for mask, in_loss in zip(batch.rows.supervised, batch.in_loss_B, strict=True) if in_loss
+        )
+
+    def evaluate(self, batch: Prompts | Rows, index: int, share: Share) -> Metrics:
+        """The loss of held-out completions: those of the data with on_policy below 1, else sampled with fixed seeds."""
+        if isinstance(batch, Rows):
+            return Method.evaluate(self, self.given_completions(batch), index, share)
+        sampled = self.sample_held_out(self.policy, batch, "evaluation", index, share)
+        return Method.evaluate(self, self.given_completions(sampled.rows), index, share)
+
+    def validate(self, batch: Prompts | Rows, index: int, share: Share) -> Metrics:
+        return self.evaluate(batch, index, share)
