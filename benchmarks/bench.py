@@ -35,6 +35,8 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 COMMITTED = HERE / "bench.json"
 WARMUP, UPDATES = 2, 6
 SLOWER = 1.1
+TEACHER = CONF.parent / "postrain" / "assets" / "nano"
+"""The teacher of distillation: an update costs the same with other weights."""
 SHORT = (
     f"method.updates={WARMUP + UPDATES}",
     "evaluation.completions=0",
@@ -76,6 +78,7 @@ def run_method(method: str, out: Path, *words: str) -> int:
     time_updates(Stopwatch(), out, WARMUP + UPDATES)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["POSTRAIN_CACHE"] = f"{scratch}/cache"
+        words = (*words, f"teacher={TEACHER}") if method == "distill" else words
         return start(["train.py", f"method={method}", *SHORT, f"paths.output={scratch}", *words], CONF)
 
 
