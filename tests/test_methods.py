@@ -42,7 +42,7 @@ UPDATES_DIVISOR = {
     "ppo": 4,
     "nash_md": 8,
     "online_dpo": 5,
-    "grpo": 4,
+    "grpo": 5,
     "rloo": 6,
     "reinforce": 5,
     "simpo": 2,

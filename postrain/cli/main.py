@@ -233,7 +233,7 @@ def run_job(run: Run, config: DictConfig) -> float | None:
 
     if directory is not None and "resume" in config and is_started(directory):
         # Launchers such as submitit repeat a requeued job as it was.
-        config.resume, directory = str(directory), None
+        config.resume = str(directory)
     return run(config, job_overrides(), group, directory)
 
 

@@ -162,10 +162,11 @@ def training_notes(components: Components, resolved: ResolvedModel, chosen: Adap
 
 
 def check_reward(method: Method, data: DataModule) -> None:
-    """Scores 16 completions of the initial policy. Raises ConfigError for a constant reward."""
-    distinct = data.eval_prompts(16)
-    # Of two completions, one of each prompt, both are often right.
-    prompts = distinct.select([row % len(distinct) for row in range(16)])
+    """Scores 16 completions of the initial policy, of a single prompt one. Raises ConfigError for a constant reward."""
+    prompts = data.eval_prompts(16)
+    if len(prompts) > 1:
+        # Of two completions, one of each prompt, both are often right.
+        prompts = prompts.select([row % len(prompts) for row in range(16)])
     components = method.components
 
     def completed(first_seed: int) -> Rollouts:
