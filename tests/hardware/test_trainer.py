@@ -134,8 +134,11 @@ def test_fit_keeps_the_precision_of_the_caller(monkeypatch):
     configs: list[TrainConfig] = []
     monkeypatch.setattr("postrain.fit.execute", lambda program, config, **_: configs.append(config))
     monkeypatch.setattr("postrain.fit.Run", lambda *_: None)
-    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "medium")
     method: Any = pt.SFT(*pt.load_model("nano"), data=[{"prompt": "2 + 2 =", "completion": " 4"}])
     method.trainer = SimpleNamespace(default_root_dir="")
-    method.fit()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        method.fit()
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert configs[0].trainer.float32_matmul_precision == "medium"
