@@ -19,6 +19,8 @@ from postrain.losses.divergence import exact_kl as exact_kl
 from postrain.losses.divergence import forward_kl as forward_kl
 from postrain.losses.divergence import generalized_jsd as generalized_jsd
 from postrain.losses.divergence import kl as kl
+from postrain.losses.divergence import skewed_forward_kl as skewed_forward_kl
+from postrain.losses.divergence import skewed_reverse_kl as skewed_reverse_kl
 from postrain.losses.importance_sampling import importance_weights as importance_weights
 from postrain.losses.importance_sampling import sampling_ratio as sampling_ratio
 from postrain.losses.policy_gradient import clipped_surrogate as clipped_surrogate

@@ -78,6 +78,33 @@ def generalized_jsd(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = Non
     return beta * exact_kl(ref_logps, mixture) + (1 - beta) * exact_kl(logps, mixture, probs)
 
 
+def skewed_forward_kl(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = None, *, alpha: float = 0.1) -> Tensor:
+    """Skew KL of the reference (the teacher T) from the policy (the student S) over the vocabulary, [..., V] → [...]
+    (DistiLLM: Ko et al. 2024, arXiv 2402.03898, equation 3).
+
+        KL(T ‖ α T + (1 − α) S)
+
+    α = 0 is KL(T ‖ S). With α > 0 it is at most −ln α, and the gradient of a token that the student rules out stays
+    finite. It has the signature of `exact_kl`; `probs` is not used. Raises ValueError for α outside [0, 1).
+    """
+    return forward_kl(_skewed(logps, ref_logps, alpha), ref_logps)
+
+
+def skewed_reverse_kl(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = None, *, alpha: float = 0.1) -> Tensor:
+    """Skew reverse KL, [..., V] → [...]: KL(S ‖ α S + (1 − α) T), in the notation of `skewed_forward_kl`; α = 0 is
+    KL(S ‖ T). `probs` is exp(logps), if already computed. Raises ValueError for α outside [0, 1)."""
+    return exact_kl(logps, _skewed(ref_logps, logps, alpha), probs)
+
+
+def _skewed(logps: Tensor, other_logps: Tensor, alpha: float) -> Tensor:
+    """log((1 − α) exp(logps) + α exp(other_logps))."""
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha={alpha}: expected a number from 0 to below 1")
+    if alpha == 0:
+        return logps
+    return torch.logaddexp(logps + math.log1p(-alpha), other_logps + math.log(alpha))
+
+
 def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
     """Proportional controller of Ziegler et al. 2019: coef · (1 + clip(KL/target − 1, ±0.2) · n/horizon)."""
     return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from postrain import losses
@@ -30,7 +31,7 @@ from postrain.methods.online import Online, local_indices
 from postrain.models.scoring import concatenated, score_with_reference
 from postrain.types import Batch, Count, Fraction, LossSum, Rows, Size
 
-Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
+Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ class Distill(Online):
     divergence: Divergence = "reverse_kl"
     """Divergence of a token. reverse_kl: KL(student ‖ teacher), which avoids what the teacher would not write.
     forward_kl: KL(teacher ‖ student), which covers all that it would. jsd: the generalised Jensen-Shannon divergence
-    between the two."""
+    between the two. skewed_forward_kl, skewed_reverse_kl: the KL to a mixture of both, which is bounded (DistiLLM)."""
     beta: Fraction = 0.5
     """Weight of the teacher in the mixture of divergence=jsd: near 0 it acts like forward_kl, near 1 like reverse_kl.
     0 and 1 are these two."""
+    skew_alpha: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Weight of the first distribution of a skewed KL in the mixture that it is compared with; 0 gives the plain KL."""
     on_policy: Fraction = 1.0
     """Share of each batch whose completions the student samples; the others are those of the data. Below 1, the data
     needs completions."""
@@ -143,9 +146,14 @@ class Distill(Online):
 
     def divergence_function(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """D as a function of the log-probabilities of student and teacher and the student's probabilities."""
-        if self.divergence == "jsd":
-            return partial(losses.generalized_jsd, beta=self.beta)
-        return losses.exact_kl if self.divergence == "reverse_kl" else losses.forward_kl
+        functions: dict[Divergence, Callable[..., Tensor]] = {
+            "reverse_kl": losses.exact_kl,
+            "forward_kl": losses.forward_kl,
+            "jsd": partial(losses.generalized_jsd, beta=self.beta),
+            "skewed_forward_kl": partial(losses.skewed_forward_kl, alpha=self.skew_alpha),
+            "skewed_reverse_kl": partial(losses.skewed_reverse_kl, alpha=self.skew_alpha),
+        }
+        return functions[self.divergence]
 
     def loss_sum(self, batch: Experience) -> LossSum:
         found = score_with_reference(

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from postrain.losses.divergence import adapt_kl_coef, exact_kl, forward_kl, generalized_jsd, kl
+from postrain.losses.divergence import (
+    adapt_kl_coef,
+    exact_kl,
+    forward_kl,
+    generalized_jsd,
+    kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+)
 
 
 def test_kl_estimators_have_the_published_bias_and_spread():
@@ -45,6 +53,48 @@ def test_generalized_jsd_of_worked_distributions():
     assert float(generalized_jsd(STUDENT, TEACHER, beta=1)) == pytest.approx(reverse)
     with pytest.raises(ValueError, match=r"beta=1\.5: expected a number from 0 to 1"):
         generalized_jsd(STUDENT, TEACHER, beta=1.5)
+
+
+def test_divergences_equal_the_values_of_trl_on_fixed_logits():
+    """Values of `GKDTrainer.generalized_jsd_loss` of TRL 1.16 (reduction="sum", float64) on these logits.
+
+    Token 1: T = (1/2, 1/4, 1/4), S = (1/4, 1/2, 1/4). Token 2: T = (1/8, 3/8, 1/2), S = (1/4, 1/4, 1/2).
+    β = 0: ½ ln 2 + ¼ ln ½ and ⅛ ln ½ + ⅜ ln 3/2, 0.17329 + 0.06541. β = 1: ¼ ln ½ + ½ ln 2 and ¼ ln 2 + ¼ ln 2/3,
+    0.17329 + 0.07192. β = ½, M = (3/8, 3/8, 1/4): token 1 is ½ ln 4/3 + ¼ ln 2/3 = 0.04247 from either side; M =
+    (3/16, 5/16, 1/2): token 2 is ½ (⅛ ln 2/3 + ⅜ ln 6/5) + ½ (¼ ln 4/3 + ¼ ln 4/5) = 0.01691.
+    """
+    teacher = torch.tensor([[4.0, 2, 2], [1, 3, 4]]).double().log()
+    student = torch.tensor([[2.0, 4, 2], [2, 2, 4]]).double().log()
+    values = {0: 0.2386928131105548, 0.1: 0.02139803602152003, 0.5: 0.05938579698315186, 1: 0.2452073132529315}
+    for beta, expected in values.items():
+        found = generalized_jsd(student.log_softmax(-1), teacher.log_softmax(-1), beta=beta)
+        assert float(found.sum()) == pytest.approx(expected, rel=1e-12)
+    halved = generalized_jsd((student / 2).log_softmax(-1), (teacher / 2).log_softmax(-1), beta=0.5)
+    assert float(halved.sum()) == pytest.approx(0.015827372732728426, rel=1e-12)
+
+
+def test_skewed_kls_of_worked_distributions():
+    # α = ¼, ¼ T + ¾ S = (9/16, 7/16): ¾ ln 4/3 + ¼ ln 4/7 = 0.0759; ¼ S + ¾ T = (11/16, 5/16):
+    # ½ ln 8/11 + ½ ln 8/5 = 0.0758
+    forward = 0.75 * math.log(4 / 3) + 0.25 * math.log(4 / 7)
+    reverse = (math.log(8 / 11) + math.log(8 / 5)) / 2
+    assert (
+        float(skewed_forward_kl(STUDENT, TEACHER, alpha=0.25))
+        == pytest.approx(forward)
+        == pytest.approx(0.07586, abs=1e-5)
+    )
+    assert (
+        float(skewed_reverse_kl(STUDENT, TEACHER, alpha=0.25))
+        == pytest.approx(reverse)
+        == pytest.approx(0.07577, abs=1e-5)
+    )
+    assert float(skewed_forward_kl(STUDENT, TEACHER, alpha=0)) == float(forward_kl(STUDENT, TEACHER))
+    assert float(skewed_reverse_kl(STUDENT, TEACHER, alpha=0)) == float(exact_kl(STUDENT, TEACHER))
+    # Disjoint distributions: KL(T ‖ α T) = −ln α
+    one, other = torch.tensor([[0.0, -200.0], [-200.0, 0.0]])
+    assert float(skewed_forward_kl(one, other)) == float(skewed_reverse_kl(one, other)) == pytest.approx(-math.log(0.1))
+    with pytest.raises(ValueError, match=r"alpha=1: expected a number from 0 to below 1"):
+        skewed_forward_kl(STUDENT, TEACHER, alpha=1)
 
 
 def test_scaled_generalized_jsd_approaches_both_kls_at_the_ends():
