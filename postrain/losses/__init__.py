@@ -8,10 +8,12 @@ the same functions for sums, which the training loop divides by the count of the
 `dpo` on sampled pairs, pretraining `sft`, reward models `bradley_terry`.
 """
 
+from postrain.losses.advantages import batch_advantages as batch_advantages
 from postrain.losses.advantages import gae as gae
 from postrain.losses.advantages import group_advantages as group_advantages
 from postrain.losses.advantages import leave_one_out as leave_one_out
 from postrain.losses.advantages import nash_md_advantages as nash_md_advantages
+from postrain.losses.advantages import normalize_then_sum as normalize_then_sum
 from postrain.losses.advantages import reward_to_go as reward_to_go
 from postrain.losses.advantages import token_rewards as token_rewards
 from postrain.losses.advantages import whiten as whiten

@@ -1,7 +1,7 @@
 """Advantages from rewards: group baselines, GAE with a critic, whitening and reward penalties.
 
-Axes: P prompts, G completions of a prompt, B completions, T completion tokens (left-aligned, padded). A NaN reward is
-unscorable: means skip it, and its advantage is 0.
+Axes: P prompts, G completions of a prompt, K rewards, B completions, T completion tokens (left-aligned, padded). A NaN
+reward is unscorable: means skip it, and its advantage is 0.
 """
 
 from __future__ import annotations
@@ -58,6 +58,25 @@ def group_advantages(
     if batch_std is None:
         batch_std = widen(rewards[~rewards.isnan()]).std()
     return centred_PG / (batch_std.to(rewards) + EPSILON)
+
+
+def normalize_then_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Σ_k w_k (r_k − mean of its group) / (its standard deviation in the group + 1e-4), [K, P, G] and [K] → [P, G].
+
+    GDPO (Liu et al. 2026, arXiv 2601.05242, eq. 4 and 5), TRL's multi_objective_aggregation="normalize_then_sum". A
+    reward that is NaN, or equal in the whole group, adds 0; NaN where all rewards are.
+    """
+    normalized = [weight * group_advantages(reward_PG) for weight, reward_PG in zip(weights, rewards, strict=True)]
+    return torch.stack(normalized).sum(0).masked_fill(rewards.isnan().all(0), torch.nan)
+
+
+def batch_advantages(rewards: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    """(r − mean) / (standard deviation + 1e-4) with the moments of the batch, [P, G] (Liu et al. 2026, GDPO, eq. 6).
+
+    0 for zero-variance groups, which have nothing to compare.
+    """
+    centred_PG = (widen(rewards) - mean).nan_to_num(0.0) * has_variance(rewards)[:, None]
+    return centred_PG.to(rewards) / (std.to(rewards) + EPSILON)
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:

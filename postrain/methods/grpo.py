@@ -12,6 +12,7 @@ Axes: P prompts, G completions of a prompt, B = P·G completions, T completion t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -19,19 +20,20 @@ from torch import Tensor
 
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.losses.advantages import group_advantages, overlong_penalty
+from postrain.losses.advantages import batch_advantages, group_advantages, normalize_then_sum, overlong_penalty
 from postrain.losses.divergence import KLEstimator
 from postrain.losses.policy_gradient import LossType, Objective, SurrogateOptions, completion_weights
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.policy_gradient import KLPlacement
+from postrain.rewards.base import PreferenceModel, Reward, WeightedSum, none_to_nan
 from postrain.rollout.collect import Rollouts
 from postrain.types import CountOrZero, NonNegative, Positive
 
 
-def batch_std(reward_PG: Tensor) -> Tensor:
-    """Bessel-corrected standard deviation of the scored rewards of the global batch, a float64 scalar."""
-    _, variance, count = collectives.moments(reward_PG, ~reward_PG.isnan())
-    return (variance * count / (count - 1).clamp(min=1)).sqrt()
+def batch_moments(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and Bessel-corrected standard deviation of the scored rewards of the global batch, float64 scalars."""
+    mean, variance, count = collectives.moments(reward_PG, ~reward_PG.isnan())
+    return mean, (variance * count / (count - 1).clamp(min=1)).sqrt()
 
 
 class GRPO(GroupRelative):
@@ -55,6 +57,10 @@ class GRPO(GroupRelative):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divisor of advantages: the standard deviation of rewards in the group (group) or in the batch (batch), or 1
     (none)."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Advantages of a weighted sum of rewards. sum_then_normalize: of the sum. normalize_then_sum: each reward is
+    normalised in its group before the weighted sum, which is then normalised in the batch (GDPO); it replaces
+    scale_rewards and needs a WeightedSum, such as reward=weighted."""
     loss_type: LossType = "grpo"
     """Aggregation of token losses. grpo: mean over completions of their token means. bnpo: mean over the tokens of a
     mini-batch. dr_grpo: sum / (completions · rollout.max_new_tokens). dapo: mean over the tokens of the
@@ -88,7 +94,25 @@ class GRPO(GroupRelative):
         if self.objective == "cispo" and self.delta is not None:
             raise ConfigError("method.delta: method.objective=cispo bounds the ratio by clip_high; leave it null")
 
+    def check_reward(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
+        super().check_reward(reward, preference)
+        if self.multi_objective_aggregation == "normalize_then_sum" and not isinstance(reward, WeightedSum):
+            raise ConfigError(
+                "method.multi_objective_aggregation=normalize_then_sum normalises the parts of a weighted sum of "
+                "rewards; choose one, such as reward=weighted or reward=reasoning"
+            )
+
+    def normalized_sum(self, rollouts: Rollouts) -> Tensor:
+        """`normalize_then_sum` of the parts of the reward, and of an environment's with weight 1, [B]."""
+        reward = self.components.reward
+        assert isinstance(reward, WeightedSum)
+        weights = {**reward.weights, **({} if rollouts.environment_stats is None else {"environment": 1.0})}
+        values = [none_to_nan([part[name] for part in rollouts.parts]).view(-1, self.group_size) for name in weights]
+        return normalize_then_sum(torch.stack(values), torch.tensor(list(weights.values()))).view(-1).to(self.device)
+
     def shaped_rewards(self, rollouts: Rollouts) -> Tensor:
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            rollouts = replace(rollouts, reward_B=self.normalized_sum(rollouts))
         if not self.overlong_buffer:
             return super().shaped_rewards(rollouts)
         lengths_B = torch.tensor([int(mask.sum()) for mask in rollouts.rows.supervised], device=self.device)
@@ -97,7 +121,10 @@ class GRPO(GroupRelative):
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
-        std = batch_std(reward_PG) if self.scale_rewards == "batch" else None
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            mean, std = batch_moments(reward_PG)
+            return batch_advantages(reward_PG, mean=mean, std=std).view(-1, 1) * mask_BT
+        std = batch_moments(reward_PG)[1] if self.scale_rewards == "batch" else None
         return group_advantages(reward_PG, scale=self.scale_rewards, batch_std=std).view(-1, 1) * mask_BT
 
     def surrogate_options(self) -> SurrogateOptions:

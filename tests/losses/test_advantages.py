@@ -9,6 +9,7 @@ import torch
 
 from postrain.hardware import collectives
 from postrain.losses.advantages import (
+    batch_advantages,
     gae,
     group_advantages,
     group_centred,
@@ -17,12 +18,13 @@ from postrain.losses.advantages import (
     last_token,
     leave_one_out,
     nash_md_advantages,
+    normalize_then_sum,
     overlong_penalty,
     reward_to_go,
     token_rewards,
     whiten,
 )
-from postrain.methods.grpo import batch_std
+from postrain.methods.grpo import batch_moments
 
 NAN = float("nan")
 
@@ -129,12 +131,12 @@ def test_equal_rewards_have_no_variance_despite_rounding():
     assert has_variance(torch.tensor([[1.0], [NAN]])).tolist() == [True, False]
 
 
-def test_batch_std_is_exact_for_large_rewards():
+def test_batch_moments_are_exact_for_large_rewards():
     # offset ± 0.125: the variance over n - 1 = 3 is 4 · 0.125² / 3.
     for offset in (0.0, 1000.0, 1_000_000.0):
-        found = batch_std(offset + torch.tensor([[0.125, -0.125], [-0.125, 0.125]]))
+        found = batch_moments(offset + torch.tensor([[0.125, -0.125], [-0.125, 0.125]]))[1]
         assert float(found) == pytest.approx(math.sqrt(4 * 0.125**2 / 3), rel=1e-9)
-    assert float(batch_std(torch.full((2, 2), NAN))) == 0
+    assert float(batch_moments(torch.full((2, 2), NAN))[1]) == 0
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0, 1_000_000.0])
@@ -151,12 +153,40 @@ def test_group_advantages_of_each_scale():
     reward_PG = torch.tensor([[1.0, 2, 3], [5, 5, 5], [NAN, 7, NAN]])
     assert group_std(reward_PG).flatten().tolist() == [1, 0, 0]
     # All seven scored: sum 28, squares 14 + 75 + 49 = 138, variance (138 - 28² / 7) / 6 = 26 / 6.
-    assert batch_std(reward_PG) == pytest.approx(math.sqrt(26 / 6))
+    assert batch_moments(reward_PG)[1] == pytest.approx(math.sqrt(26 / 6))
     assert group_advantages(reward_PG)[0].tolist() == pytest.approx([-1 / 1.0001, 0, 1 / 1.0001])
-    for std in (None, batch_std(reward_PG)):
+    for std in (None, batch_moments(reward_PG)[1]):
         found = group_advantages(reward_PG, scale="batch", batch_std=std)
         assert (found[0] * (math.sqrt(26 / 6) + 1e-4)).tolist() == pytest.approx([-1, 0, 1])
     assert group_advantages(reward_PG, scale="none")[0].tolist() == [-1, 0, 1]
+
+
+def test_normalize_then_sum_separates_rewards_that_their_sum_confuses():
+    rewards_KPG = torch.tensor([[[1.0, 0], [0, 0]], [[1, 0], [3, 1]]])
+    weights_K = torch.tensor([1.0, 0.5])
+    # Two rewards of a group of two differ from their mean by half their difference d, with standard deviation d / √2:
+    # ±1/√2 each. Group 1: (1 + 0.5) / √2. Group 2: the first reward is constant, so only 0.5 / √2.
+    summed_PG = normalize_then_sum(rewards_KPG, weights_K)
+    expected = [1.5 / math.sqrt(2), -1.5 / math.sqrt(2), 0.5 / math.sqrt(2), -0.5 / math.sqrt(2)]
+    assert summed_PG.flatten().tolist() == pytest.approx(expected, rel=3e-4)
+    # Mean 0; squares 2 · 1.125 + 2 · 0.125 = 2.5 over n - 1 = 3.
+    mean, std = batch_moments(summed_PG)
+    assert float(std) == pytest.approx(math.sqrt(2.5 / 3), rel=3e-4)
+    found = batch_advantages(summed_PG, mean=mean, std=std).flatten().tolist()
+    assert found == pytest.approx([1.161895, -1.161895, 0.387298, -0.387298], rel=5e-4)
+    # The advantages of the sums 1.5, 0 and 1.5, 0.5 are equal.
+    first, second = group_advantages(torch.tensordot(weights_K, rewards_KPG, 1)).tolist()
+    assert first == pytest.approx(second, rel=3e-4)
+
+
+def test_normalize_then_sum_counts_missing_rewards_as_their_mean():
+    # Reward 1 is missing for the third completion: 0 there. All are missing for the fourth: NaN, advantage 0.
+    rewards_KPG = torch.tensor([[[1.0, 0, NAN, NAN]], [[0, 0, 0, NAN]]])
+    summed_PG = normalize_then_sum(rewards_KPG, torch.tensor([2.0, 1.0]))
+    assert summed_PG[0, :3].tolist() == pytest.approx([math.sqrt(2), -math.sqrt(2), 0], rel=3e-4)
+    mean, std = batch_moments(summed_PG)
+    # Squares 2 + 2 + 0 over n - 1 = 2: √2.
+    assert batch_advantages(summed_PG, mean=mean, std=std)[0].tolist() == pytest.approx([1, -1, 0, 0], rel=3e-4)
 
 
 def test_overlong_penalty_falls_over_the_buffer():

@@ -8,10 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from postrain.errors import ConfigError
 from postrain.losses.policy_gradient import cispo_clips
 from postrain.methods.group_relative import GroupExperience
+from postrain.rewards.base import WeightedSum
+from postrain.rewards.function import Function
+from postrain.rollout.collect import Rollouts
+from postrain.types import Rows
 from tests.methods.builders import flat_gradient, float64_model, make_method, plain_logps, random_sequences, rows
+from tests.tiny import tiny_model
 
+NO_REWARD = Function.of(lambda prompts: prompts)
 FAMILY = ("grpo", "rloo", "reinforce")
 
 
@@ -111,3 +118,27 @@ def test_token_weights_of_each_loss_type(loss_type, expected):
     learner.sampling, learner.selected = replace(learner.sampling, max_new_tokens=10), [0]
     weight_B = learner.weights(torch.tensor([2, 6, 4]), torch.tensor([True, True, False]))
     assert weight_B.tolist() == pytest.approx(expected)
+
+
+def test_gdpo_normalises_the_parts_of_a_weighted_sum():
+    reward = WeightedSum(parts={"right": NO_REWARD, "short": NO_REWARD}, weights={"right": 1.0, "short": 0.5})
+    gdpo = {"multi_objective_aggregation": "normalize_then_sum", "group_size": 2}
+    method = make_method("grpo", tiny_model(), components={"reward": reward}, **gdpo)
+    parts = ({"right": 1.0, "short": 3.0}, {"right": 1.0, "short": 1.0}, {"right": 1.0, "short": 2.0}, {"right": 0.0})
+    one_token = torch.tensor([True])
+    rollouts = Rollouts(
+        rows=Rows((torch.zeros(1),) * 4, (one_token,) * 4, (0, 0, 1, 1)),
+        logps_BT=torch.zeros(4, 1),
+        finished_B=torch.ones(4, dtype=torch.bool),
+        reward_B=torch.full((4,), 9.0),
+        prompts=("",) * 4,
+        completions=("",) * 4,
+        parts=tuple({"short": None, **part} for part in parts),
+        columns=({},) * 4,
+    )
+    # Two rewards of a group that differ are ±1/√2. Group 1: only `short` does; group 2: only `right`, as a lone `short`
+    # has nothing to compare.
+    expected = [0.5 / math.sqrt(2), -0.5 / math.sqrt(2), 1 / math.sqrt(2), -1 / math.sqrt(2)]
+    assert method.shaped_rewards(rollouts).tolist() == pytest.approx(expected, rel=3e-4)
+    with pytest.raises(ConfigError, match="normalises the parts of a weighted sum of rewards; choose one"):
+        method.check_reward(NO_REWARD, None)
