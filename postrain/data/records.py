@@ -152,8 +152,12 @@ def conversion(source: type[Source], target: type[Record], reason: str = "") -> 
     return register
 
 
+class WrongKind(ConfigError):
+    """The data cannot be converted to the record kind that a method trains on."""
+
+
 def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
-    """Converts records to `kind`. Raises ConfigError with both kinds if there is no conversion."""
+    """Converts records to `kind`. Raises WrongKind with both kinds if there is no conversion."""
     have = type(records[0]).__name__ if records else kind
     unused = Counter(part for record in records for part in record.unused_parts(kind))
     if have == kind:
@@ -161,7 +165,7 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
     found = CONVERSIONS.get((have, kind))
     if found is None:
         possible = " or ".join(wanted for held, wanted in CONVERSIONS if held == have)
-        raise ConfigError(
+        raise WrongKind(
             f"data: this method trains on {kind} records, but {source} holds {have} records"
             f"{_missing_side(records[0])}"
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="

@@ -14,7 +14,7 @@ from postrain.config.trust import UntrustedFolder
 from postrain.errors import ConfigError
 from postrain.jsonl import read_json
 from postrain.models.by_name import resolve_by_name
-from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
+from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
 
@@ -60,7 +60,7 @@ class SourceRun:
         named = self.config.get("reference")
         remedy = "give another with reference=DIRECTORY, or disable KL with reference=null"
         if named is not None:
-            return resolve_for("reference", named, f"another; {remedy}")
+            return resolve_by_name("reference", named, f"another; {remedy}")
         node = {"model": self.config["model"]}
         UntrustedFolder(self.folder.path, ()).check(node, InitialModel)
         try:

@@ -162,6 +162,10 @@ class Method(UpdateLoop):
         """The record kind of the training data, which may depend on the settings."""
         return self.kind
 
+    def data_remedy(self) -> str:
+        """A setting of the method that admits data of another record kind, appended to the error about the kind."""
+        return ""
+
     def learning_rates(self) -> LearningRates:
         """The default learning rates, which may depend on the settings."""
         return self.rates

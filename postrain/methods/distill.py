@@ -79,6 +79,9 @@ class Distill(Online):
     def data_kind(self) -> str:
         return "Prompt" if self.on_policy == 1 else "Demonstration"
 
+    def data_remedy(self) -> str:
+        return "" if self.on_policy == 1 else ", or set method.on_policy=1, which needs prompts only"
+
     def needs_reference(self) -> bool:
         return True
 

@@ -13,15 +13,19 @@ from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.module import DataModule
+from postrain.data.records import WrongKind
+from postrain.errors import ConfigError
 from postrain.evaluation.completions import collect_in_shares, preferences
 from postrain.evaluation.parts import check_part_names
 from postrain.hardware.environment import is_first_rank
 from postrain.hardware.sharding import full_state_dict
 from postrain.methods.base import Method
 from postrain.methods.components import MethodComponents, reward_and_preference
+from postrain.methods.learning_rates import count
 from postrain.models.adapters import Adapter
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
+from postrain.models.size import size_of
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, preflight
@@ -57,16 +61,19 @@ def build(
     given: MethodComponents | None = getattr(method, "components", None)
     tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
     other = resolve_reference(config, tokenizer)
-    audit = data.prepare(
-        kind=method.data_kind(),
-        tokenizer=tokenizer,
-        context=min(model.context for model in (resolved, other) if model is not None),
-        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
-        batch_size=method.items_per_update(),
-        updates=method.updates,
-        seed=config.seed,
-        use_margin=getattr(method, "use_margin", False),
-    )
+    try:
+        audit = data.prepare(
+            kind=method.data_kind(),
+            tokenizer=tokenizer,
+            context=min(model.context for model in (resolved, other) if model is not None),
+            completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
+            batch_size=method.items_per_update(),
+            updates=method.updates,
+            seed=config.seed,
+            use_margin=getattr(method, "use_margin", False),
+        )
+    except WrongKind as error:
+        raise ConfigError(f"{error}{method.data_remedy()}") from None
     if isinstance(config.rollout, Reserving):
         config.rollout.reserve(data.row_tokens())
     check_part_names(data, config.evaluation.tasks)
@@ -147,6 +154,11 @@ def training_notes(components: Components, resolved: ResolvedModel, chosen: Adap
         )
     if note := chosen.note(resolved):
         found.append(note)
+    if components.reference is not None and components.method.needs_teacher:
+        sizes = [size_of(model) for model in (components.reference, resolved)]
+        if sizes[0] < sizes[1]:
+            teacher, student = map(count, sizes)
+            found.append(f"note: the teacher ({teacher} parameters) is smaller than the student ({student})")
     adapter = getattr(components.method.policy, "peft_config", {}).get("default")
     trained = next(iter((getattr(adapter, "trainable_token_indices", None) or {}).values()), [])
     if trained:

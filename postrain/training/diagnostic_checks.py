@@ -218,10 +218,18 @@ def zero_variance_groups(history: History) -> str | None:
     )
 
 
-def completions_truncated(history: History) -> str | None:
+def completions_truncated(history: History) -> Finding | str | None:
     if last(history, "completion/finished", 3) != [0.0, 0.0, 0.0]:
         return None
-    return "In three updates every completion was cut at rollout.max_new_tokens."
+    observed = "In three updates every completion was cut at rollout.max_new_tokens."
+    if "reward/total" in history[-1]:
+        return observed
+    return Finding(
+        observed,
+        "The limit is too low for this model, or the model has not learned to stop.",
+        "Raise rollout.max_new_tokens, start from a model after SFT, or mix in completions of the data "
+        "(method=distill: method.on_policy=0.5).",
+    )
 
 
 def high_clip_fraction(history: History) -> str | None:

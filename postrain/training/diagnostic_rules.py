@@ -217,7 +217,10 @@ RULES = (
             "The limit is too low for this model, or the model has not learned to stop. It does no harm if the "
             "reward can score an unfinished text."
         ),
-        remedy="Raise rollout.max_new_tokens or method.missing_eos_penalty.",
+        remedy=(
+            "Raise rollout.max_new_tokens or method.missing_eos_penalty; without a reward (distillation), mix in "
+            "completions of the data with method.on_policy=0.5."
+        ),
         check=completions_truncated,
     ),
     Rule(

@@ -20,12 +20,13 @@ from torch.distributed.fsdp import FSDPModule
 from postrain.errors import ConfigError
 from postrain.hardware.sharding import device_mesh, shard
 from postrain.models.adapters import NoAdapter
+from postrain.models.by_name import resolve_by_name
 from postrain.models.directory import fingerprint
 from postrain.models.loading import Head, load_causal, load_tokenizer
 from postrain.models.parts import size_in_bytes
 from postrain.models.reference import Reference
 from postrain.models.sharded_loading import load_sharded
-from postrain.models.sources import ResolvedModel, resolve_for
+from postrain.models.sources import ResolvedModel
 from postrain.training.config import TrainConfig
 
 # A smaller policy has a frozen copy in memory: reading it for every evaluation would take longer than it is worth.
@@ -37,14 +38,15 @@ def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | No
     path = config.reference
     if path is None:
         return None
-    found = resolve_for("reference", path, "a directory or run folder")
+    key = "teacher" if config.method.needs_teacher else "reference"
+    found = resolve_by_name(key, path, "a run folder, a directory, a Hub name")
     if "scalar" in (config.method.head, found.head):
         who = "this method" if config.method.head == "scalar" else "a reward model"
-        raise ConfigError(f"reference={path}: {who} has no log-probabilities to compare; remove it")
+        raise ConfigError(f"{key}={path}: {who} has no log-probabilities to compare; remove it")
     theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         raise ConfigError(
-            f"reference={path}: its vocabulary ({len(theirs)} tokens) differs from the policy's ({len(ours)}); "
+            f"{key}={path}: its vocabulary ({len(theirs)} tokens) differs from the policy's ({len(ours)}); "
             "log-probabilities need the same tokens: give a model of the same family"
         )
     return found
