@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.cli.commands import ignore_closed_pipe
+from postrain.cli.early_check import check_early
 from postrain.cli.resume_auto import with_newest_run
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_flags, to_config_error
@@ -123,6 +124,7 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
             return None
         with one_line_errors(config):
             if line.sweep is None:
+                check_early(config, config_name)
                 return one(config)
             from postrain.jobs.sweep import execute as sweep  # noqa: PLC0415 - start-up time of a single run
 

@@ -46,13 +46,16 @@ def check(config: Mapping[str, Any], root: type) -> None:
 
     A field of `root` whose type is a Section has no `_target_`.
     """
-    known = [*_root_keys(root), *_known_keys(config)]
-    problems = list(_problems("", config, root, known))
-    problems += (
-        [f"{TARGET}: unknown key; only the value of a group has it, as in method._target_"] if TARGET in config else []
-    )
-    if problems:
+    if problems := list(problems_of(config, root)):
         raise ConfigError("\n".join(problems))
+
+
+def problems_of(config: Mapping[str, Any], root: type) -> Iterator[str]:
+    """The problems that `check` reports, a line each."""
+    known = [*_root_keys(root), *_known_keys(config)]
+    yield from _problems("", config, root, known)
+    if TARGET in config:
+        yield f"{TARGET}: unknown key; only the value of a group has it, as in method._target_"
 
 
 def check_objects(**objects: Any) -> None:

@@ -118,8 +118,31 @@ def abbreviate(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+class StaticTarget(type):
+    """The class of stand-ins for classes and functions that are not imported (static_schema.py). Attributes and items
+    of a stand-in are stand-ins too, as in torch.optim.Optimizer."""
+
+    static_schema: Schema
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return stand_in(name)
+
+    def __getitem__(cls, item: Any) -> Any:
+        return cls
+
+
+def stand_in(name: str, schema: Schema | None = None, *, section: bool = False) -> Any:
+    """A stand-in of this name; without a schema it accepts any arguments."""
+    known = Schema({}, open=True) if schema is None else schema
+    return StaticTarget(name, (Section,) if section else (), {"static_schema": known})
+
+
 def load_target(path: str) -> Callable[..., Any]:
-    """The class or function at a dotted path. Raises ConfigError if there is none."""
+    """The class or function at a dotted path; a stand-in is returned as it is. Raises ConfigError if there is none."""
+    if isinstance(path, StaticTarget):
+        return path
     parts = path.split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ConfigError(f"expected a dotted path such as postrain.methods.sft.SFT, got {abbreviate(path)}")
@@ -154,6 +177,8 @@ def _split(path: str) -> tuple[ModuleType, str]:
 @cache
 def schema_of(target: Callable[..., Any]) -> Schema:
     """The arguments of a class or function, including inherited dataclass fields."""
+    if isinstance(target, StaticTarget):
+        return target.static_schema
     keys, takes_any = {}, False
     try:
         parameters = inspect.signature(target).parameters
@@ -168,7 +193,7 @@ def schema_of(target: Callable[..., Any]) -> Schema:
         if not name.startswith("_") and not isinstance(annotation, InitVar):
             required = parameter.default is parameter.empty
             keys[name] = Key(
-                _without_deferred(annotation), required, None if required else parameter.default, annotation
+                without_deferred(annotation), required, None if required else parameter.default, annotation
             )
     return Schema(keys, takes_any)
 
@@ -180,16 +205,16 @@ def is_deferred(annotation: Any) -> bool:
     return get_origin(annotation) is Deferred
 
 
-def _without_deferred(annotation: Any) -> Any:
+def without_deferred(annotation: Any) -> Any:
     """The annotation with T in place of every Deferred[T]."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Deferred:
         return args[0]
     if origin in (Union, UnionType):
-        return reduce(operator.or_, map(_without_deferred, args))
+        return reduce(operator.or_, map(without_deferred, args))
     if origin is Annotated:
-        return Annotated[(_without_deferred(args[0]), *args[1:])]
-    return origin[tuple(map(_without_deferred, args))] if origin in MAPPINGS or origin in LISTS else annotation
+        return Annotated[(without_deferred(args[0]), *args[1:])]
+    return origin[tuple(map(without_deferred, args))] if origin in MAPPINGS or origin in LISTS else annotation
 
 
 def _resolve(target: Any, name: str, annotation: Any) -> Any:
@@ -217,8 +242,10 @@ def provides(target: Callable[..., Any], annotation: Any) -> bool:
     """Whether the result of `target` fits `annotation`, judged by its class.
 
     A class must inherit from the type, or have every member of a protocol and the same call signature. True for a
-    function, whose result is unknown.
+    function, whose result is unknown, and for a stand-in.
     """
+    if isinstance(target, StaticTarget):
+        return True
     if get_origin(annotation) in (Union, UnionType):
         return any(provides(target, each) for each in get_args(annotation))
     if annotation is Any or not isinstance(target, type) or not isinstance(annotation, type):

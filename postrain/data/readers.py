@@ -115,11 +115,17 @@ def suffix_of(file: Path) -> str:
     return (file.with_suffix("") if file.suffix.lower() in COMPRESSED else file).suffix.lower()
 
 
-def read_file(path: str) -> Table:
-    """All rows of a file, read by its suffix. Raises ConfigError."""
+def existing_file(path: str) -> Path:
+    """The path of a file. Raises ConfigError if there is none."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"data.path: there is no file {path}; give the path of a {SUFFIXES} file")
+    return file
+
+
+def read_file(path: str) -> Table:
+    """All rows of a file, read by its suffix. Raises ConfigError."""
+    file = existing_file(path)
     suffix = suffix_of(file)
     if suffix not in READERS:
         raise ConfigError(
