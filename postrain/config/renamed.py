@@ -97,6 +97,7 @@ CLASSES = {
     "postrain.rewards.process.Process": "postrain.rewards.reward_model.ProcessRewardModel",
     "postrain.rewards.self_judge.SelfJudge": "postrain.rewards.judge.SelfJudge",
     "postrain.rewards.tasks.TaskScore": "postrain.rewards.reasoning_gym.ReasoningGymScore",
+    "postrain.rollout.turns.SingleTurn": "postrain.rollout.environment.SingleTurn",
     "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
 }
 """Paths of classes and functions."""

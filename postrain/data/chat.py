@@ -161,6 +161,11 @@ class Template:
         """Ids of text inside a row (a tool's output), without an end token, [L]."""
         return _tensor(self.tokenize([(text, False)])[0])
 
+    def encode_replies(self, replies: Messages, *, row: int = 0) -> Tensor:
+        """Ids between the end token of an answer and the first token of the next one, [L]: the messages `replies` with
+        the template's role headers. The answer itself is not encoded again."""
+        return self.encode_continuation(self._texts.after_answer(replies, row))
+
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of a completion, without special tokens and surrounding whitespace (`plain` keeps whitespace)."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -8,10 +8,12 @@ from typing import Any
 
 from postrain.data import rendering, tool_templates
 from postrain.data.conversation import LAST_TURN, Answer, Message, Messages, as_answer, as_message, without_tools
-from postrain.data.rendering import ANSWER, REWRITTEN, RenderedAnswer
+from postrain.data.rendering import ANSWER, QUESTION, REWRITTEN, RenderedAnswer
 from postrain.data.skeletons import AnsweredSkeleton, Skeletons
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
+
+OMITTED = "the chat template omits the assistant's message; use data.template=plain or another"
 
 
 @dataclass
@@ -98,10 +100,22 @@ class ConversationTexts:
         probe = self._render(self._with_answer(prompt, ANSWER), row)
         start, found, tail = probe.rpartition(ANSWER)
         if not found:
-            raise ConfigError(
-                f"row {row}: the chat template omits the assistant's message; use data.template=plain or another"
-            )
+            raise ConfigError(f"row {row}: {OMITTED}")
         return (start[len(before) :] if start.startswith(before) else ""), tail
+
+    def after_answer(self, replies: Messages, row: int) -> str:
+        """The text that the template adds after an ended answer: `replies`, and the opening of the next answer.
+
+        Taken from the text behind a placeholder, so it does not depend on the answer. Results of tools follow calls.
+        """
+        results = [reply for reply in replies if reply.role == "tool"]
+        calls = tuple({"name": reply.name, "arguments": {}, "id": reply.tool_call_id} for reply in results)
+        turns = (QUESTION, Message("assistant", ANSWER, tool_calls=calls))
+        ended = rendering.turn_end(self._render(turns, row).rpartition(ANSWER)[2], self.ends) is not None
+        _, found, after = self._render((*turns, *replies), row, prompt=True).partition(ANSWER)
+        if not found:
+            raise ConfigError(f"row {row}: {OMITTED}")
+        return after[(rendering.turn_end(after, self.ends) if ended else 0) or 0 :]
 
     def _with_answer(self, prompt: Sequence[Message], completion: Answer) -> Messages:
         """A prompt with its answer, which extends the last message if that is a prefill."""

@@ -25,7 +25,7 @@ from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.engine import greedy as greedy_engine
-from postrain.rollout.turns import SINGLE_TURN, Environment
+from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.seeds import derive_seed
 from postrain.types import Mean
 

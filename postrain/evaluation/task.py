@@ -36,7 +36,7 @@ from postrain.models.reference import Reference
 from postrain.rewards.base import Reward
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.rollout.environment import Environment
 from postrain.types import Sampling
 
 

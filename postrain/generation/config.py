@@ -14,8 +14,8 @@ from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
+from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.rollout.local import LocalEngine
-from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.types import Count, Seed, Size
 
 

@@ -25,8 +25,8 @@ from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
 from postrain.rewards.base import Reward, nan_to_none
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
+from postrain.rollout.environment import Environment
 from postrain.rollout.revise import Revision, revise
-from postrain.rollout.turns import Environment
 from postrain.runs.folder import writing
 from postrain.seeds import derive_seed
 

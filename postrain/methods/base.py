@@ -22,7 +22,7 @@ from postrain.models.gradient_checkpointing import checkpoints
 from postrain.models.parts import parameter_count
 from postrain.models.reference import Reference
 from postrain.rollout.engine import Engine
-from postrain.rollout.turns import Environment
+from postrain.rollout.environment import Environment
 from postrain.types import Count, Fraction, LRSchedule, Max, Mean, NonNegative, Positive, Size
 
 

@@ -18,8 +18,8 @@ from postrain.models.reference import Reference
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rewards.function import Function
 from postrain.rollout.engine import Engine
+from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.rollout.local import LocalEngine
-from postrain.rollout.turns import SINGLE_TURN, Environment
 
 RewardLike = Reward | PreferenceModel | Callable[..., Any]
 """A reward, a preference, or a Python function with the signature of reward=function."""

@@ -20,7 +20,8 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.rollout.engine import Engine, EngineLost, KeepsWeights
-from postrain.rollout.turns import Environment, EnvironmentStats, Rollout, roll_out
+from postrain.rollout.environment import Environment
+from postrain.rollout.turns import EnvironmentStats, Rollout, roll_out
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,14 @@ def done(episodes: list[Rollout]) -> Future[list[Rollout]]:
 def to_plain(episode: Rollout) -> dict[str, Any]:
     """A finished episode without the environment's state, which nothing reads any more."""
     tensors = {name: getattr(episode, name).clone() for name in ("ids", "policy_mask", "logps")}
-    return {**tensors, "finished": episode.finished, "reward": episode.reward, "stats": asdict(episode.stats)}
+    further = {name: getattr(episode, name) for name in ("finished", "turn_tokens", "turn_rewards", "last_message")}
+    return {**tensors, **further, "stats": asdict(episode.stats)}
 
 
 def from_plain(saved: Mapping[str, Any]) -> Rollout:
     """The output of `to_plain` as an episode."""
     tensors: dict[str, torch.Tensor] = {name: saved[name].cpu() for name in ("ids", "policy_mask", "logps")}
     stats = EnvironmentStats(**saved["stats"])
-    return Rollout(**tensors, state=None, finished=saved["finished"], open=False, reward=saved["reward"], stats=stats)
+    turns = {name: tuple(saved[name]) for name in ("turn_tokens", "turn_rewards")}
+    ended = {"finished": saved["finished"], "open": False, "last_message": saved["last_message"]}
+    return Rollout(**tensors, state=None, **turns, **ended, stats=stats)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
+from postrain.environments.base import MessageEnvironment
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
-from postrain.rollout.turns import SINGLE_TURN, Environment, EnvironmentStats, Rollout, roll_out
+from postrain.rollout.environment import SINGLE_TURN, Environment, SingleTurn
+from postrain.rollout.turns import EnvironmentStats, Rollout, roll_out
 from postrain.types import Batch, Max, Mean, RewardBatch, Rows
 
 
@@ -32,12 +34,17 @@ class Rollouts(Batch):
     """Reward, [B]; 0 without a reward function, NaN if unscorable."""
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
+    """Text of the policy and of observations; with the tokens of roles and turns in a message environment."""
     parts: tuple[Mapping[str, float | None], ...]
     """Each row's reward components, before weighting."""
     columns: tuple[Mapping[str, Any], ...]
     """Each prompt's other columns."""
     environment_stats: tuple[EnvironmentStats, ...] | None = None
     """Turns, calls and errors of each rollout; None without an environment."""
+    turn_tokens: tuple[tuple[int, ...], ...] | None = None
+    """The policy's tokens in each turn of each rollout; None without an environment."""
+    turn_rewards: tuple[tuple[float, ...], ...] | None = None
+    """The environment's reward of each turn of each rollout."""
 
     def metrics(self) -> dict[str, Mean | Max]:
         """Metrics of the rewards, their components, and the lengths and finish rate of completions."""
@@ -54,9 +61,9 @@ class Rollouts(Batch):
             "completion/length": Mean.of_rows(torch.stack([row.sum() for row in self.rows.supervised]).float()),
             "completion/finished": Mean.of_rows(self.finished_B.float()),
         }
-        environment_stats = [asdict(stats) for stats in self.environment_stats or ()]
-        for name in environment_stats[0] if environment_stats else ():
-            found[f"environment/{name}"] = Mean(sum(stats[name] for stats in environment_stats), rows)
+        counted = [stats.numbers() for stats in self.environment_stats or ()]
+        for name in {name: None for numbers in counted for name in numbers}:
+            found[f"environment/{name}"] = Mean.of_known([numbers.get(name) for numbers in counted])
         return found
 
 
@@ -73,17 +80,21 @@ def collect(
 ) -> Rollouts:
     """One rollout per prompt, on the policy's device; `seeds` has one for each row. `episodes` were sampled earlier.
 
-    The reward is that of the whole text, observations of the environment included, plus the environment's own reward,
-    which is logged as reward/environment.
+    The reward is that of the whole text, observations included, or in a message environment that of the last message;
+    plus the environment's own reward, which is logged as reward/environment.
     """
     rollouts = (
         roll_out(engine, policy, template, prompts, seeds=seeds, environment=environment)
         if episodes is None
         else episodes
     )
-    texts = tuple(template.decode(rollout.ids) for rollout in rollouts)
-    scored = reward(prompts.texts, texts, prompts.columns) if reward else RewardBatch(torch.zeros(len(texts)), {})
-    if environment.stop:
+    single, messages = isinstance(environment, SingleTurn), isinstance(environment, MessageEnvironment)
+    texts = tuple(
+        template.decode_all(rollout.ids.tolist()) if messages else template.decode(rollout.ids) for rollout in rollouts
+    )
+    answers = tuple(rollout.last_message for rollout in rollouts) if messages else texts
+    scored = reward(prompts.texts, answers, prompts.columns) if reward else RewardBatch(torch.zeros(len(texts)), {})
+    if not single:
         scored = _with_environment_reward(scored, rollouts)
     device = next((policy.policy if isinstance(policy, Mixture) else policy).parameters()).device
     return Rollouts(
@@ -95,7 +106,9 @@ def collect(
         completions=texts,
         parts=tuple({name: part[i] for name, part in scored.parts.items()} for i in range(len(texts))),
         columns=prompts.columns,
-        environment_stats=tuple(rollout.stats for rollout in rollouts) if environment.stop else None,
+        environment_stats=None if single else tuple(rollout.stats for rollout in rollouts),
+        turn_tokens=None if single else tuple(rollout.turn_tokens for rollout in rollouts),
+        turn_rewards=None if single else tuple(rollout.turn_rewards for rollout in rollouts),
     )
 
 

@@ -1,8 +1,9 @@
 """Multi-turn rollouts: policy and environment alternate until an end token, the environment or a limit ends it.
 
-An environment maps text to text, deterministically, without tokens. Its observations are part of the row and are masked
-out of the loss. Sampled tokens are never decoded and encoded again, so that training sees exactly what was sampled.
-Not supported: observations after a finished message (an end token always ends the episode).
+A text environment continues the policy's text at a stop text. A message environment (postrain.environments) answers a
+message that ended with an end token, by messages that the model's chat template renders. Observations are part of the
+row and are masked out of the loss. Sampled tokens are never decoded and encoded again, so that training sees exactly
+what was sampled.
 
 L tokens of an episode after its prompt, T tokens of it that the policy wrote.
 """
@@ -10,65 +11,22 @@ L tokens of an episode after its prompt, T tokens of it that the policy wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
+from postrain.environments.base import MessageEnvironment
 from postrain.errors import ConfigError
 from postrain.rewards.function import is_finite, preview
-from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.engine import Engine, Mixture
+from postrain.rollout.environment import Environment
+from postrain.rollout.observations import Observation, Turn, blame, observe
 from postrain.seeds import derive_seed
-from postrain.types import Completion, Count, CountOrZero, Step, Stop
-
-
-class Environment(Protocol):
-    """Answers the turns of the policy, with pure functions of state and text."""
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Stop texts that pass the turn to the environment; they stay part of the policy's turn."""
-        ...
-
-    @property
-    def max_turns(self) -> Count:
-        """Maximum number of turns of the policy."""
-        ...
-
-    @property
-    def max_observation_tokens(self) -> CountOrZero:
-        """Maximum tokens of all observations of an episode, in addition to the policy's `max_new_tokens`."""
-        ...
-
-    def reset(self, prompt: str, columns: Mapping[str, Any]) -> Any:
-        """The initial state of an episode; `columns` are the other columns of the prompt's record."""
-        ...
-
-    def step(self, state: Any, turn: str) -> Step:
-        """The answer to a turn that ended with one of `stop`."""
-        ...
-
-
-class SingleTurn:
-    """No environment: the policy writes once."""
-
-    stop: tuple[str, ...] = ()
-    max_turns: Count = 1
-    max_observation_tokens: CountOrZero = 0
-
-    def reset(self, prompt: str, columns: Mapping[str, Any]) -> None:
-        """No state."""
-
-    def step(self, state: Any, turn: str) -> Step:
-        """Never called: there is no stop text."""
-        return Step("", state, done=True)
-
-
-SINGLE_TURN = SingleTurn()
+from postrain.types import Completion, Stop
 
 
 @dataclass(frozen=True)
@@ -77,11 +35,17 @@ class EnvironmentStats:
 
     turns: int = 0
     calls: int = 0
-    """Turns passed to the environment."""
+    """Turns passed to a text environment; tool calls of a message environment."""
     errors: int = 0
-    """Malformed calls among them."""
+    """Malformed or failed calls, and invalid actions."""
     cut: int = 0
     """1 if an observation exceeded `max_observation_tokens`: it was dropped and ended the episode."""
+    own: Mapping[str, float] = field(default_factory=dict)
+    """The environment's own numbers of the episode; see `MessageEnvironment.metrics`."""
+
+    def numbers(self) -> dict[str, float]:
+        """All of them by name."""
+        return {"turns": self.turns, "calls": self.calls, "errors": self.errors, "cut": self.cut, **self.own}
 
 
 @dataclass(frozen=True)
@@ -100,9 +64,18 @@ class Rollout:
     """True if an end token, a stop text of the engine or the environment ended it."""
     open: bool = True
     """True until the episode ends."""
-    reward: float = 0.0
-    """Sum of the environment's rewards."""
+    turn_tokens: tuple[int, ...] = ()
+    """The policy's tokens in each turn."""
+    turn_rewards: tuple[float, ...] = ()
+    """The environment's reward of each turn."""
+    last_message: str = ""
+    """Text of the policy's last turn; empty if the environment answered it without ending the episode."""
     stats: EnvironmentStats = EnvironmentStats()
+
+    @property
+    def reward(self) -> float:
+        """Sum of the environment's rewards."""
+        return float(sum(self.turn_rewards))
 
     def policy_tokens(self) -> int:
         """Number of tokens of the policy."""
@@ -125,7 +98,7 @@ def roll_out(
     """
     budget = engine.sampling.max_new_tokens
     stop = Stop(template.stop_ids, engine.sampling.stop + environment.stop, template.decode_all)
-    with _blame(environment):
+    with blame(environment, "reset"):
         states = [environment.reset(*start) for start in zip(prompts.texts, prompts.columns, strict=True)]
     episodes = [_start(state) for state in states]
     heads = [ids.cpu() for ids in prompts.ids]
@@ -141,35 +114,18 @@ def roll_out(
             if turn == 0
             else replace(stop, limits=tuple(budget - episodes[row].policy_tokens() for row in live)),
         )
-        for row, completion in zip(live, completions, strict=True):
-            episode = _with_turn(episodes[row], completion)
-            text = template.decode_all(completion.ids.tolist())
-            if completion.finished and _calls_environment(completion, text, template.stop_ids, environment.stop):
-                episode = _with_observation(
-                    episode, _step(environment, episode.state, text), template, environment.max_observation_tokens
-                )
-                episodes[row] = replace(episode, open=episode.open and episode.policy_tokens() < budget)
-            else:
+        turns = [
+            Turn(episodes[row].state, completion, template.decode(completion.ids), prompts.row_ids[row])
+            for row, completion in zip(live, completions, strict=True)
+        ]
+        for row, played, observation in zip(live, turns, observe(environment, template, turns), strict=True):
+            episode = _with_turn(episodes[row], played.completion, played.message)
+            if observation is None:
                 episodes[row] = replace(episode, open=False)
-    return episodes
-
-
-def _blame(environment: Environment) -> UserCodeErrors:
-    file, _ = source_location(type(environment).step)
-    return UserCodeErrors(f"environment {type(environment).__qualname__} raised", file)
-
-
-def _step(environment: Environment, state: Any, turn: str) -> Step:
-    """The observation of a turn. Raises ConfigError for invalid ones: an environment may be a user's class."""
-    with _blame(environment):
-        step: Any = environment.step(state, turn)
-    well = isinstance(step, Step) and isinstance(step.observation, str)
-    if not well or not (step.reward is None or is_finite(step.reward)):
-        raise ConfigError(
-            f"environment {type(environment).__qualname__}: returned {preview(step)} for {turn[:60]!r}; expected a "
-            "Step whose observation is text and whose reward is a finite number, or None"
-        )
-    return step
+                continue
+            episode = _with_observation(episode, observation, environment.max_observation_tokens)
+            episodes[row] = replace(episode, open=episode.open and episode.policy_tokens() < budget)
+    return [_with_own_numbers(environment, episode) for episode in episodes]
 
 
 def _start(state: Any) -> Rollout:
@@ -177,7 +133,7 @@ def _start(state: Any) -> Rollout:
     return Rollout(nothing.long(), nothing.bool(), nothing, state)
 
 
-def _with_turn(episode: Rollout, completion: Completion) -> Rollout:
+def _with_turn(episode: Rollout, completion: Completion, message: str) -> Rollout:
     """The episode with another turn of the policy."""
     if not len(completion.ids):
         raise ConfigError("rollout: the engine returned an empty completion; expected at least the end token")
@@ -187,28 +143,45 @@ def _with_turn(episode: Rollout, completion: Completion) -> Rollout:
         policy_mask=torch.cat([episode.policy_mask, torch.ones(len(completion.ids), dtype=torch.bool)]),
         logps=torch.cat([episode.logps, completion.logps]),
         finished=completion.finished,
+        turn_tokens=(*episode.turn_tokens, len(completion.ids)),
+        turn_rewards=(*episode.turn_rewards, 0.0),
+        last_message=message,
         stats=replace(episode.stats, turns=episode.stats.turns + 1),
     )
 
 
-def _calls_environment(completion: Completion, text: str, end_ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Whether a finished turn ended with a stop text of the environment, not with an end token."""
-    ended = len(completion.ids) == 0 or int(completion.ids[-1]) in end_ids
-    return not ended and any(handing in text for handing in stop)
-
-
-def _with_observation(episode: Rollout, step: Step, template: Template, limit: int) -> Rollout:
+def _with_observation(episode: Rollout, found: Observation, limit: int) -> Rollout:
     """The episode with the environment's observation. One of more than `limit` tokens is dropped and ends the episode:
     a truncated number would be wrong."""
-    stats = replace(episode.stats, calls=episode.stats.calls + 1, errors=episode.stats.errors + step.error)
-    episode = replace(episode, state=step.state, reward=episode.reward + float(step.reward or 0.0), stats=stats)
-    answer = template.encode_continuation(step.observation)
-    if int((~episode.policy_mask).sum()) + len(answer) > limit:
+    stats = episode.stats
+    stats = replace(stats, calls=stats.calls + found.calls, errors=stats.errors + found.errors)
+    episode = replace(
+        episode,
+        state=found.state,
+        turn_rewards=(*episode.turn_rewards[:-1], found.reward),
+        last_message=episode.last_message if found.done else "",
+        stats=stats,
+    )
+    if int((~episode.policy_mask).sum()) + len(found.ids) > limit:
         return replace(episode, finished=False, open=False, stats=replace(stats, cut=1))
     return replace(
         episode,
-        ids=torch.cat([episode.ids, answer]),
-        policy_mask=torch.cat([episode.policy_mask, torch.zeros(len(answer), dtype=torch.bool)]),
-        finished=step.done,
-        open=not step.done,
+        ids=torch.cat([episode.ids, found.ids]),
+        policy_mask=torch.cat([episode.policy_mask, torch.zeros(len(found.ids), dtype=torch.bool)]),
+        finished=found.done,
+        open=not found.done,
     )
+
+
+def _with_own_numbers(environment: Environment, episode: Rollout) -> Rollout:
+    """The ended episode with the numbers of a message environment. Raises ConfigError if they are not finite."""
+    if not isinstance(environment, MessageEnvironment):
+        return episode
+    with blame(environment, "metrics"):
+        own: Any = environment.metrics(episode.state)
+    if not isinstance(own, Mapping) or not all(isinstance(name, str) and is_finite(own[name]) for name in own):
+        raise ConfigError(
+            f"environment {type(environment).__qualname__}: metrics returned {preview(own)}; expected finite numbers "
+            "by name"
+        )
+    return replace(episode, stats=replace(episode.stats, own={name: float(value) for name, value in own.items()}))

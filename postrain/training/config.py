@@ -27,8 +27,8 @@ from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu, 
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
 from postrain.rollout.engine import Engine
+from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.rollout.local import LocalEngine
-from postrain.rollout.turns import SINGLE_TURN, Environment
 from postrain.training.early_stopping import EarlyStop
 from postrain.training.loggers import LightningTracker, NoTracker, Tracker
 from postrain.types import Seed

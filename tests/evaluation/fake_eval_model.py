@@ -13,7 +13,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.models.reference import Reference
-from postrain.rollout.turns import SINGLE_TURN
+from postrain.rollout.environment import SINGLE_TURN
 from postrain.types import Sampling
 from tests.engines import text
 from tests.methods.builders import ScriptedEngine, float64_model

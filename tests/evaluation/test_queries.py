@@ -21,7 +21,7 @@ from postrain.evaluation.query_file import read_queries
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ModelSource
-from postrain.rollout.turns import SINGLE_TURN
+from postrain.rollout.environment import SINGLE_TURN
 from postrain.types import Completion, Sampling, Stop
 from tests.training_runs import CONF, composed
 

@@ -16,7 +16,8 @@ from postrain.hardware import collectives
 from postrain.rollout import vllm_http
 from postrain.rollout.ahead import Pending, SampledAhead, done, in_thread
 from postrain.rollout.engine import EngineLost
-from postrain.rollout.turns import SINGLE_TURN, EnvironmentStats, Rollout
+from postrain.rollout.environment import SINGLE_TURN
+from postrain.rollout.turns import EnvironmentStats, Rollout
 from postrain.runs.folder import RunFolder
 from tests.methods.builders import ScriptedEngine, make_method, plain_logps
 from tests.methods.test_rollouts import FirstTokenReward, NumberTemplate, logged, prompts
@@ -31,7 +32,9 @@ TEMPLATE: Any = NumberTemplate()
 def episode(*ids: int) -> Rollout:
     tokens = torch.tensor(ids)
     mask = torch.ones(len(ids), dtype=torch.bool)
-    return Rollout(tokens, mask, -tokens.float(), None, True, False, 0.5, EnvironmentStats(turns=1))
+    return Rollout(
+        tokens, mask, -tokens.float(), None, True, False, (len(ids),), (0.5,), stats=EnvironmentStats(turns=1)
+    )
 
 
 def ahead(*episodes: Rollout, indices: tuple[int, ...] = (0, 1), update: int = 3) -> SampledAhead:

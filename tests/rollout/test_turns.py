@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from postrain.config.tree import instantiate
 from postrain.data.chat import Template
@@ -19,16 +19,15 @@ from postrain.losses.advantages import gae, last_token
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.scoring import score
 from postrain.rollout.collect import Rollouts, collect
-from postrain.rollout.engine import Mixture
-from postrain.rollout.turns import SINGLE_TURN, Environment, _step
+from postrain.rollout.environment import SINGLE_TURN, Environment
+from postrain.rollout.observations import checked_step
 from postrain.seeds import derive_seed
 from postrain.training.components import build
-from postrain.types import Completion, Sampling, Step, Stop
+from postrain.types import Sampling, Step, Stop
 from postrain.world.calculator import calculate
+from tests.rollout.scripted import END, Scripted
 from tests.tiny import SHAPES, tiny_model
 from tests.training_runs import SMALL, composed, records, small_run, train_config
-
-END = "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +39,6 @@ def policy() -> Any:
 def template() -> Template:
     tokenizer = load_tokenizer(instantiate(configured("none")["model"]).resolve())
     return Template(tokenizer, mode="plain", install=False)
-
-
-@dataclass
-class Scripted:
-    """An engine that returns the next scripted turn for every row, and records its calls."""
-
-    template: Template
-    turns: Sequence[str]
-    sampling: Sampling
-    exact_logps: bool = True
-    calls: list[tuple[list[str], list[int], Stop]] = field(default_factory=list)
-
-    def generate(
-        self, model: nn.Module | Mixture, prompts: Sequence[Tensor], *, seeds: Sequence[int], stop: Stop
-    ) -> list[Completion]:
-        text = self.turns[len(self.calls)]
-        self.calls.append(([self.template.decode(ids) for ids in prompts], list(seeds), stop))
-        limits = stop.limits or [self.sampling.max_new_tokens] * len(prompts)
-        found = []
-        for limit in limits:
-            ids = self.template.encode_continuation(text)[:limit]
-            decoded = self.template.decode_all(ids.tolist())
-            ended = decoded.endswith(END) or any(stop in decoded for stop in stop.texts)
-            found.append(Completion(ids, -torch.arange(1.0, len(ids) + 1), ended))
-        return found
 
 
 @dataclass(frozen=True)
@@ -377,6 +351,6 @@ class Odd:
 def test_an_invalid_step_of_an_environment_is_a_one_line_error(answer: Any) -> None:
     environment: Any = Odd(answer)
     with pytest.raises(ConfigError, match=r"^environment Odd(: returned .*; expected a Step| raised )") as caught:
-        _step(environment, None, "2 + 2 =")
+        checked_step(environment, None, "2 + 2 =")
     assert "\n" not in str(caught.value)
-    assert _step(Odd(Step("4", None, reward=1)), None, "2 + 2 =").reward == 1  # type: ignore[arg-type]
+    assert checked_step(Odd(Step("4", None, reward=1)), None, "2 + 2 =").reward == 1  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from postrain.evaluation.scaling.rules import best_of_n_kl, expected_best_of_n, 
 from postrain.evaluation.scaling.samples import Sample, Samples, draw, timed
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.hardware.shares import map_items
+from postrain.rollout.environment import SingleTurn
 from postrain.seeds import derive_seed
 from postrain.types import Completion, Stop
 
@@ -176,7 +177,7 @@ def compare_with_best_of_n(
     eval_model: EvalModel, grader: Grader, value: Value, plans: Mapping[str, Plan], name: str, notes: Sequence[str] = ()
 ) -> EvalResult:
     """Runs the searches, the widest last, and best-of-n at equal tokens; `name` labels the curve."""
-    if eval_model.environment.stop:
+    if not isinstance(eval_model.environment, SingleTurn):
         notes = (*notes, "search does not support environments, so it ran without environment=; best-of-n ran with it")
     found = {
         label: grader.grade(search(eval_model, grader.prompts, plan, value, name)) for label, plan in plans.items()

@@ -17,7 +17,7 @@ from postrain.data.module import DataModule
 from postrain.evaluation.eval_model_factory import DataConversions
 from postrain.evaluation.task import EvalModel
 from postrain.rewards.base import none_to_nan
-from postrain.rollout.turns import SINGLE_TURN
+from postrain.rollout.environment import SINGLE_TURN
 from postrain.types import Completion, RewardBatch, Sampling, Stop
 from tests.training_runs import composed
 
