@@ -17,11 +17,12 @@ from postrain.data.repetition import distinct_n, loop_share, ngrams
 from postrain.evaluation.completions import by_part, compare_to_reference, complete, first_prompt, gold_scores, held_out
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.rewards.base import nan_to_none
+from postrain.rewards.base import compares_group, nan_to_none
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count
 
 NO_REWARD = "needs a reward; choose one with reward=NAME"
+GROUP_REWARD = "this reward compares completions of the same prompt, and an evaluation samples one of each"
 NO_GOLD = "needs data with gold scores; data=world_... has them"
 
 
@@ -33,8 +34,8 @@ class Rewards:
     """Maximum number of held-out prompts; one completion each."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
-        if eval_model.reward is None:
-            return EvalResult(metrics={}, notes=(NO_REWARD,))
+        if eval_model.reward is None or compares_group(eval_model.reward):
+            return EvalResult(metrics={}, notes=(GROUP_REWARD if eval_model.reward else NO_REWARD,))
         rollouts = complete(eval_model, self.prompts)
         totals = nan_to_none(rollouts.reward_B)
         scores = [{**part, "total": total} for part, total in zip(rollouts.parts, totals, strict=True)]

@@ -19,7 +19,7 @@ from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.hardware.shares import Share, map_items, map_shares
 from postrain.models.scoring import ReferenceScores, concatenated, in_micro_batches, score_with_reference
-from postrain.rewards.base import PreferenceModel, Reward, nan_to_none
+from postrain.rewards.base import PreferenceModel, Reward, columns_read, nan_to_none
 from postrain.rewards.function import is_finite, preview, row_label
 from postrain.rewards.user_code import UserCodeErrors, source_location
 from postrain.rollout.collect import Rollouts, collect
@@ -131,7 +131,9 @@ def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, floa
 
 
 def reward_totals(reward: Reward, prompts: Prompts | Rollouts, completions: Sequence[str]) -> list[float | None]:
-    """The reward of each completion; None if it cannot be scored."""
+    """The reward of each completion; None if it cannot be scored, as by a reward that reads how it was sampled."""
+    if columns_read(reward):
+        return [None] * len(completions)
     texts = prompts.prompts if isinstance(prompts, Rollouts) else prompts.texts
 
     def scored(items: range) -> Sequence[float | None]:

@@ -24,6 +24,7 @@ from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.metrics import add_metrics, kl_metrics
 from postrain.models.scoring import ReferenceScores
+from postrain.rewards.base import Reward, compares_group
 from postrain.rollout.collect import Rollouts
 from postrain.types import Count, CountOrZero, Max, Mean, PerRow
 
@@ -166,12 +167,17 @@ def greedy_metrics(eval_model: EvalModel, data: DataModule, count: int) -> dict[
     """Reward and gold score of greedy completions of the same prompts."""
     rollouts = complete(eval_model, count, greedy=True, prompts=data.eval_prompts(count))
     rewards = {name: value for name, value in rollouts.metrics().items() if name == "reward/total"}
-    return (rewards if eval_model.reward else {}) | dict(means(gold_scores(rollouts, data)))
+    return (rewards if scores_single(eval_model.reward) else {}) | dict(means(gold_scores(rollouts, data)))
 
 
 def own_metrics(eval_model: EvalModel, rollouts: Rollouts) -> dict[str, Mean | Max]:
     """Rewards, if there are some, and lengths of completions."""
-    return rollouts.metrics() if eval_model.reward else unrewarded_metrics(rollouts)
+    return rollouts.metrics() if scores_single(eval_model.reward) else unrewarded_metrics(rollouts)
+
+
+def scores_single(reward: Reward | None) -> bool:
+    """Whether there is a reward of one completion; an evaluation samples one per prompt."""
+    return reward is not None and not compares_group(reward)
 
 
 def unrewarded_metrics(rollouts: Rollouts) -> dict[str, Mean | Max]:

@@ -108,3 +108,9 @@ def _skewed(logps: Tensor, other_logps: Tensor, alpha: float) -> Tensor:
 def adapt_kl_coef(coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
     """Proportional controller of Ziegler et al. 2019: coef · (1 + clip(KL/target − 1, ±0.2) · n/horizon)."""
     return coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * samples / horizon)
+
+
+def kl_from_uniform(logits: Tensor) -> Tensor:
+    """KL(uniform ‖ softmax(logits)) = logsumexp(z) − mean(z) − log V over the last axis, in nats: self-certainty (Kang
+    et al. 2025, arXiv 2502.18581, eq. 6)."""
+    return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])

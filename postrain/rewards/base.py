@@ -60,6 +60,31 @@ def is_model_based(reward: object) -> bool:
     return bool(getattr(reward, "model_based", False))
 
 
+SAMPLED_COLUMNS = ("completion_ids", "token_ids", "logps", "sample_seed", "self_certainty")
+"""What a reward can read of sampled completions besides the columns of the data, which they precede:
+
+- completion_ids, token_ids: the token ids of the policy, end token included, a list of integers
+- logps: the log-probability of each of these tokens, as recorded while sampling, a list of floats
+- sample_seed: the seed that the completion was sampled with, an integer
+- self_certainty: the mean over its tokens of KL(uniform ‖ policy), in nats
+"""
+
+
+def columns_read(reward: object) -> frozenset[str]:
+    """The SAMPLED_COLUMNS that a reward reads (its attribute `reads`, default none)."""
+    return frozenset(getattr(reward, "reads", ()))
+
+
+def compares_group(reward: object) -> bool:
+    """Whether a reward compares the completions of a prompt (its attribute `compares_group`, default False)."""
+    return bool(getattr(reward, "compares_group", False))
+
+
+def is_verifiable(reward: object) -> bool:
+    """Whether a reward decides which completions are correct, from their text and their row alone."""
+    return not is_model_based(reward) and not columns_read(reward)
+
+
 def none_to_nan(values: Sequence[float | None]) -> Tensor:
     """[B] float32, NaN where a value is None."""
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
@@ -122,6 +147,16 @@ class WeightedSum:
     def model_based(self) -> bool:
         """Whether a part is model-based."""
         return any(map(is_model_based, self.parts.values()))
+
+    @property
+    def compares_group(self) -> bool:
+        """Whether a part compares the completions of a prompt."""
+        return any(map(compares_group, self.parts.values()))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What its parts read; see `columns_read`."""
+        return frozenset().union(*map(columns_read, self.parts.values()))
 
     def to(self, device: torch.device | str) -> None:
         """Moves every part."""

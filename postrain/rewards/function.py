@@ -2,8 +2,9 @@
 
     def reward(prompts, completions, **columns) -> list[float | None]
 
-given as a dotted path or as `file.py:name`. An error in the function is a one-line ConfigError with its file and line.
-Leaves out chat-message completions, token ids and coroutines: a reward receives text.
+given as a dotted path or as `file.py:name`; it may be `async def`. An error in the function is a one-line ConfigError
+with its file and line. A function that names one of `SAMPLED_COLUMNS` (base.py) receives that too. Leaves out
+chat-message completions: a reward receives text.
 
 Axes: B completions or comparisons.
 """
@@ -11,9 +12,10 @@ Axes: B completions or comparisons.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Self
@@ -22,16 +24,17 @@ import torch
 from torch import Tensor
 
 from postrain.errors import ConfigError, Interrupted
-from postrain.rewards.base import Columns, Texts, none_to_nan
+from postrain.rewards.base import SAMPLED_COLUMNS, Columns, Texts, none_to_nan
+from postrain.rewards.calls import Calls
 from postrain.rewards.user_code import (
     Arguments,
     FunctionPath,
+    TimedOut,
     UserCodeErrors,
     load_function,
     source_location,
-    time_limit,
 )
-from postrain.types import Positive, RewardBatch
+from postrain.types import Positive, RewardBatch, Size, Workers
 
 # Rewards are float32.
 LARGEST = float(torch.finfo(torch.float32).max)
@@ -46,8 +49,14 @@ class Function:
     arguments: Arguments = field(default_factory=dict)
     """Further keyword arguments of the function."""
     timeout: Positive | None = None
-    """Time limit in seconds of a call, which scores a whole batch; null is no limit."""
+    """Time limit of a call in seconds; null is no limit. The completions of a call that exceeds it are unscorable; the
+    run ends if no call was ever faster."""
+    batch: Size | None = None
+    """Completions per call; null is all of a rollout."""
+    workers: Workers = 8
+    """Calls of an `async def` function at a time, with `batch`. Other functions are called one by one."""
     call: Callable[..., Any] = field(init=False, repr=False)
+    answered: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         self.call = load_function(self.function, key="reward.function")
@@ -69,8 +78,6 @@ class Function:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> RewardBatch:
         values = self._call_checked(prompts, completions, columns)
-        if len(values) != len(prompts):
-            raise ConfigError(f"{self}: returned {len(values)} rewards for {len(prompts)} completions")
         scored = tuple(self._number(value, index, prompts, columns) for index, value in enumerate(values))
         return RewardBatch(
             none_to_nan(scored), {self.function.rpartition(":" if ":" in self.function else ".")[2]: scored}
@@ -80,30 +87,60 @@ class Function:
         file, line = source_location(self.call)
         return f"reward function {self.function} ({file}:{line})"
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """See `columns_read`."""
+        try:
+            parameters = inspect.signature(self.call).parameters
+        except ValueError:
+            return frozenset()
+        return frozenset(SAMPLED_COLUMNS).intersection(parameters).difference(self.arguments)
+
     def _call_checked(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> list[Any]:
         keywords = self._select_keywords(prompts, completions, columns)
         file, _ = source_location(self.call)
+        size = self.batch or max(1, len(prompts))
+        slices = [slice(start, start + size) for start in range(0, len(prompts), size)] or [slice(0, 0)]
         locate = partial(self._failing_prompt, keywords, prompts, columns)
         with UserCodeErrors(f"reward function {self.function} raised", file, locate):
-            values = self._call(keywords)
+            found = self._calls([self._part(keywords, own) for own in slices])
+        late = [outcome for outcome in found if isinstance(outcome, TimedOut)]
+        self.answered |= len(late) < len(found)
+        if late and not self.answered:
+            raise late[0]
+        values: list[Any] = []
+        for own, outcome in zip(slices, found, strict=True):
+            count = len(prompts[own])
+            values += [None] * count if isinstance(outcome, TimedOut) else self._listed(outcome, count)
+        if late:
+            lost = sum(len(prompts[own]) for own, one in zip(slices, found, strict=True) if isinstance(one, TimedOut))
+            print(f"warning: {lost} of {len(prompts)} completions not scored: {late[0]}", file=sys.stderr)
+        return values
+
+    def _listed(self, values: Any, count: int) -> list[Any]:
+        """The values that a call returned for `count` completions."""
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
             raise ConfigError(
                 f"{self}: expected a list of numbers (or None), one per completion, got {preview(values)}"
             )
+        if len(listed) != count:
+            raise ConfigError(f"{self}: returned {len(listed)} rewards for {count} completions")
         return list(listed)
 
-    def _call(self, keywords: Mapping[str, Any]) -> Any:
-        with time_limit(self.timeout, f"reward function {self.function}", source_location(self.call)[0]):
-            return self.call(**keywords)
+    @cached_property
+    def _calls(self) -> Calls:
+        return Calls(self.call, f"reward function {self.function}", self.timeout, self.workers)
+
+    def _part(self, keywords: Mapping[str, Any], own: slice) -> dict[str, Any]:
+        """The keyword arguments for some of the completions."""
+        return {name: value if name in self.arguments else value[own] for name, value in keywords.items()}
 
     def _failing_prompt(self, keywords: Mapping[str, Any], prompts: Sequence[str], columns: Columns) -> str:
         """The first prompt on which the function raises alone, after it has raised on a batch."""
         for index in range(len(prompts)):
-            own = slice(index, index + 1)
-            alone = {name: value if name in self.arguments else value[own] for name, value in keywords.items()}
             try:
-                self._call(alone)
+                self._calls([self._part(keywords, slice(index, index + 1))])
             except Interrupted:
                 raise
             except BaseException:
@@ -121,6 +158,8 @@ class Function:
             raise ConfigError(f"{self}: has no readable signature; wrap it in a Python function") from None
         wanted = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         missing = [p.name for p in wanted if p.default is p.empty and p.name not in offered]
+        if sampled := [name for name in missing if name in SAMPLED_COLUMNS]:
+            raise ConfigError(f"{self}: needs {', '.join(sampled)}, known only of completions sampled in this run")
         if missing:
             raise ConfigError(
                 f"{self}: needs {', '.join(missing)}, and the data has only the columns {', '.join(names) or '(none)'}"

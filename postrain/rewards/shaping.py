@@ -1,12 +1,13 @@
 """Reward shaping for length and repetition, in TRL's signature of reward functions.
 
-Lengths are in words, since a reward receives text, not tokens; the overlong penalty of a method counts tokens.
+Lengths are in words, except for `length_budget`, which counts tokens, as the overlong penalty of a method does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from postrain.data.repetition import distinct_ngram_share
 from postrain.errors import ConfigError
@@ -51,6 +52,41 @@ def cosine(
     return [
         None if score is None else exceeded if share == 1.0 else _between(right if score >= 1 else wrong, share)
         for score, share in zip(scores, shares, strict=True)
+    ]
+
+
+def length_budget(
+    completions: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    answer: Sequence[str | float | None],
+    budget: Sequence[int | None] | None = None,
+    tokens: int = 256,
+    form: Literal["exact", "max"] = "max",
+    alpha: float = 3e-4,
+    delta: float = 0.5,
+    scorer: str = "postrain.rewards.text.answer",
+) -> list[float | None]:
+    """Correctness for a budget of tokens: the row's column `budget`, else `tokens` (Aggarwal & Welleck 2025, L1, arXiv
+    2503.04697, eq. 1 and 2).
+
+    exact: correct − alpha · |budget − length|. max: correct · clip(alpha · (budget − length) + delta, 0, 1), so a right
+    answer within the budget scores at least delta. `scorer` decides what is correct, as in `cosine`.
+    """
+    _at_least_one("tokens", tokens)
+    if form not in ("exact", "max"):
+        raise ConfigError(f"reward.arguments.form: expected exact or max, got {form!r}")
+    scores = load_function(scorer, key="reward.arguments.scorer")(completions=completions, answer=answer)
+    left = [
+        (tokens if own is None else own) - len(ids)
+        for own, ids in zip(budget or [None] * len(completions), completion_ids, strict=True)
+    ]
+    return [
+        None
+        if score is None
+        else score - alpha * abs(tokens_left)
+        if form == "exact"
+        else score * min(max(alpha * tokens_left + delta, 0.0), 1.0)
+        for score, tokens_left in zip(scores, left, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from postrain.config.schema import Confirm, load_target
 from postrain.errors import ConfigError, Interrupted
@@ -112,13 +112,24 @@ class UserCodeErrors:
         raise ConfigError(f"{self.who} {what}{where}{self.locate() if can_retry else ''}") from error
 
 
+class TimedOut(ConfigError):
+    """A call exceeded its time limit."""
+
+    @classmethod
+    def of(cls, who: str, seconds: float, where: str = "") -> Self:
+        """The error of a call of `who` that took longer than `seconds`."""
+        return cls(
+            f"{who} took longer than reward.timeout={seconds:g} seconds{where}; raise the limit, or fix the function"
+        )
+
+
 class _TimeLimitReached(BaseException):
     """Not an Exception, so that fewer functions swallow it."""
 
 
 @contextmanager
 def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
-    """Raises ConfigError if the block takes longer, with the current line in the user's `file`; None is no limit.
+    """Raises TimedOut if the block takes longer, with the current line in the user's `file`; None is no limit.
 
     SIGALRM interrupts Python code and waiting; it repeats every second for code that swallows it. If C code ignores
     signals, the process ends with exit code 1 and a traceback after GRACE more seconds.
@@ -147,7 +158,4 @@ def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
     if lines:
-        where = f" (at {file}:{lines[0]})" if lines[0] else ""
-        raise ConfigError(
-            f"{who} took longer than reward.timeout={seconds:g} seconds{where}; raise the limit, or fix the function"
-        )
+        raise TimedOut.of(who, seconds, f" (at {file}:{lines[0]})" if lines[0] else "")

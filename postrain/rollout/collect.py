@@ -16,6 +16,7 @@ from postrain.environments.base import MessageEnvironment
 from postrain.rewards.base import Reward
 from postrain.rollout.engine import Engine, Mixture
 from postrain.rollout.environment import SINGLE_TURN, Environment, SingleTurn
+from postrain.rollout.sampled_columns import columns_for
 from postrain.rollout.turns import EnvironmentStats, Rollout, roll_out
 from postrain.types import Batch, Max, Mean, RewardBatch, Rows
 
@@ -93,12 +94,15 @@ def collect(
         template.decode_all(rollout.ids.tolist()) if messages else template.decode(rollout.ids) for rollout in rollouts
     )
     answers = tuple(rollout.last_message for rollout in rollouts) if messages else texts
-    scored = reward(prompts.texts, answers, prompts.columns) if reward else RewardBatch(torch.zeros(len(texts)), {})
+    rows, model = _rows(prompts, rollouts), policy.policy if isinstance(policy, Mixture) else policy
+    scored = RewardBatch(torch.zeros(len(texts)), {})
+    if reward:
+        scored = reward(prompts.texts, answers, columns_for(reward, prompts.columns, model, rows, rollouts, seeds))
     if not single:
         scored = _with_environment_reward(scored, rollouts)
-    device = next((policy.policy if isinstance(policy, Mixture) else policy).parameters()).device
+    device = next(model.parameters()).device
     return Rollouts(
-        rows=_rows(prompts, rollouts).to(device),
+        rows=rows.to(device),
         logps_BT=pad_sequence([rollout.logps for rollout in rollouts], batch_first=True).to(device),
         finished_B=torch.tensor([rollout.finished for rollout in rollouts], device=device),
         reward_B=scored.total_B.to(device),

@@ -28,7 +28,7 @@ from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.size import size_of
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
-from postrain.rewards.base import PreferenceModel, Reward, preflight
+from postrain.rewards.base import PreferenceModel, Reward, compares_group, preflight
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Reserving
 from postrain.training.config import TrainConfig
@@ -175,11 +175,12 @@ def training_notes(components: Components, resolved: ResolvedModel, chosen: Adap
 
 def check_reward(method: Method, data: DataModule) -> None:
     """Scores 16 completions of the initial policy, of a single prompt one. Raises ConfigError for a constant reward."""
-    prompts = data.eval_prompts(16)
-    if len(prompts) > 1:
+    prompts, components = data.eval_prompts(16), method.components
+    if compares_group(components.reward):
+        prompts = prompts.select([row // 4 % len(prompts) for row in range(16)])
+    elif len(prompts) > 1:
         # Of two completions, one of each prompt, both are often right.
         prompts = prompts.select([row % len(prompts) for row in range(16)])
-    components = method.components
 
     def completed(first_seed: int) -> Rollouts:
         return collect_in_shares(

@@ -22,6 +22,7 @@ REQUIRED = {
     "judge": ENDPOINT,
     "judge_pairwise": ENDPOINT,
     "self_judge": {"path": "runs/sft"},
+    "noisy": {"reward": OmegaConf.load(CONF / "answer.yaml")},
 }
 
 
@@ -31,7 +32,9 @@ class Root:
 
 
 def node(file: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), REQUIRED.get(file.stem, {})))
+    found = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), REQUIRED.get(file.stem, {})))
+    assert isinstance(found, dict)
+    return {key: value for key, value in found.items() if key != "defaults"}
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
@@ -53,6 +56,11 @@ def test_every_reward_yaml_passes_the_check_and_begins_with_a_comment(file: Path
         "constraints",
         "countdown",
         "reasoning",
+        "noisy",
+        "majority",
+        "self_certainty",
+        "random",
+        "length_budget",
     ],
 )
 def test_every_reward_yaml_without_external_needs_is_built(name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from postrain.errors import ConfigError
-from postrain.rewards.shaping import cosine, overlong, repetition
+from postrain.rewards.shaping import cosine, length_budget, overlong, repetition
 
 
 def text_of(words: int) -> str:
@@ -52,3 +52,19 @@ def test_cosine_with_other_end_points_and_scorer() -> None:
     assert cosine(["b", "a", "b b"], ["b"] * 3, max_words=2, scorer=scorer, **ends) == expected
     with pytest.raises(ConfigError, match="has no numerc; did you mean numeric"):
         cosine(["b"], ["b"], max_words=2, scorer="postrain.rewards.text.numerc")
+
+
+def test_length_budget_rewards_right_answers_within_the_budget() -> None:
+    given = {
+        "completions": ["7", "7", "8", "7"],
+        "completion_ids": [[0] * 90, [0] * 130, [0] * 90, [0]],
+        "answer": ["7", "7", "7", None],
+    }
+    settings = {"tokens": 100, "alpha": 0.01}
+    # max: 0.01 · (100 − 90) + ½, 0.01 · (100 − 130) + ½, wrong, no answer
+    assert length_budget(**given, **settings) == [pytest.approx(0.6), pytest.approx(0.2), 0.0, None]
+    # exact: 1 − 0.01 · 10, 1 − 0.01 · 30, 0 − 0.01 · 10
+    exact = [pytest.approx(0.9), pytest.approx(0.7), pytest.approx(-0.1), None]
+    assert length_budget(**given, **settings, form="exact") == exact
+    # The column precedes the argument: 0.01 · (130 − 130) + ½ for the second.
+    assert length_budget(**given, **settings, budget=[None, 130, None, None])[:2] == [pytest.approx(0.6), 0.5]

@@ -18,6 +18,7 @@ from postrain.errors import ConfigError
 from postrain.losses.advantages import gae, last_token
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.scoring import score
+from postrain.rewards.function import Function
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.rollout.observations import checked_step
@@ -108,6 +109,26 @@ def test_recorded_logps_are_those_of_supervised_tokens_in_order(template: Templa
     # The scripted log-probabilities are −1, −2, … in each turn.
     assert found.logps_BT.tolist() == [[-float(i + 1) for ids in turns for i in range(len(ids))]]
     assert found.rows.ids[0][found.rows.supervised[0]].equal(torch.cat(turns))
+
+
+def test_reward_reads_the_tokens_of_the_policy_and_their_logps(template: Template) -> None:
+    seen: dict[str, Any] = {}
+
+    def reads(completions: Any, completion_ids: Any, logps: Any, sample_seed: Any, answer: Any) -> list[float]:
+        seen.update(ids=completion_ids, logps=logps, seeds=sample_seed, answers=answer)
+        return [0.0 for _ in completions]
+
+    turns = [" 3!", f" 12{END}"]
+    engine = Scripted(template, turns, Sampling(40))
+    batch = prompts(template, "Guess.")
+    given = {"reward": Function.of(reads), "environment": Guessing()}
+    found = collect(engine, nn.Linear(1, 1), template, batch, seeds=[5], **given)
+    ids = [template.encode_continuation(text) for text in turns]
+    # Without the observation between the turns.
+    assert seen["ids"] == [torch.cat(ids).tolist()]
+    assert seen["logps"] == found.logps_BT.tolist()
+    assert (seen["seeds"], seen["answers"]) == ([5], ["7"])
+    assert set(found.columns[0]) == {"answer"}
 
 
 def test_an_end_token_ends_the_episode_without_a_call(template: Template) -> None:

@@ -23,7 +23,7 @@ from postrain.evaluation.scaling.answers import Kind, extract_answer
 from postrain.evaluation.scaling.samples import Samples, check_temperature, draw
 from postrain.evaluation.task import EvalModel, EvalResult, ScalingPoint
 from postrain.hardware.shares import map_items
-from postrain.rewards.base import Reward, is_model_based, nan_to_none
+from postrain.rewards.base import Reward, is_verifiable, nan_to_none
 from postrain.rewards.text import exact, last_number, numeric
 from postrain.types import Count, Sampling
 
@@ -150,9 +150,7 @@ class PromptTask(ABC):
         }
         order: tuple[Source, ...] = ("reward", "answer", "gold")
         trusted: list[Source] = [
-            source
-            for source in order
-            if known[source] and not (source == "reward" and is_model_based(eval_model.reward))
+            source for source in order if known[source] and (source != "reward" or is_verifiable(eval_model.reward))
         ]
         chosen: Source | None = next(iter(trusted), None) if self.grader == "auto" else self.grader
         if chosen is None or not known[chosen]:
