@@ -16,6 +16,7 @@ from postrain.losses.advantages import nash_md_advantages as nash_md_advantages
 from postrain.losses.advantages import normalize_then_sum as normalize_then_sum
 from postrain.losses.advantages import reward_to_go as reward_to_go
 from postrain.losses.advantages import token_rewards as token_rewards
+from postrain.losses.advantages import turn_returns as turn_returns
 from postrain.losses.advantages import whiten as whiten
 from postrain.losses.divergence import exact_kl as exact_kl
 from postrain.losses.divergence import forward_kl as forward_kl

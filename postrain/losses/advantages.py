@@ -86,6 +86,15 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return group_centred(rewards) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
+def turn_returns(totals: Tensor, turn_rewards: Tensor) -> Tensor:
+    """The reward of each turn and all later ones, [B] and [B, K] → [B, K]: the total less the rewards of earlier turns.
+
+    K turns; `turn_rewards` is NaN for turns that an episode lacks, and so is the return. A reward that belongs to no
+    turn counts at the end.
+    """
+    return totals[:, None] - (turn_rewards.cumsum(1) - turn_rewards)
+
+
 def reward_to_go(values: Tensor) -> Tensor:
     """Sum of the values of a token and all later ones, [B, T]."""
     return values.flip(1).cumsum(1).flip(1)

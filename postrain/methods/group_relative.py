@@ -15,6 +15,7 @@ completions, prompt-major, T completion tokens.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.losses.advantages import group_std, has_variance
+from postrain.losses.advantages import group_std, has_variance, turn_returns
 from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
 from postrain.methods.learning_rates import LearningRates
@@ -87,6 +88,11 @@ class GroupRelative(PolicyGradient):
     sampling); 0 disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in
     the loss. group/with_gradient logs the number of groups with variance."""
 
+    turn_level_advantages: bool = False
+    """Compare the turns of an environment one by one: the advantage of a turn is that of its reward and all later ones
+    among the same turns of the group (turn-level credit assignment, Zeng et al. 2025). false compares whole
+    episodes."""
+
     min_group_size: ClassVar[int] = 2
 
     def needs_reference(self) -> bool:
@@ -131,7 +137,8 @@ class GroupRelative(PolicyGradient):
         counted_B = self.is_selected(len(rollouts))
         # NaN excludes unselected groups from statistics of the batch: their number must not change advantages.
         selected_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
-        advantages_BT = self.advantages(selected_PG, penalty_BT, mask_BT) * ~selected_PG.isnan().view(-1, 1)
+        advantages_BT = self.token_advantages(rollouts, selected_PG, penalty_BT, mask_BT)
+        advantages_BT = advantages_BT * ~selected_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
         importance_weights_BT = self.importance_weights(rollouts, logps_BT)
         weighted_BT = advantages_BT if importance_weights_BT is None else advantages_BT * importance_weights_BT
@@ -141,6 +148,20 @@ class GroupRelative(PolicyGradient):
         in_loss_B = (weight_B != 0) & has_gradient_B
         tensors = (logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
         return GroupExperience(rows, *tensors, importance_weights_BT)
+
+    def token_advantages(self, rollouts: Rollouts, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """`advantages`, with turn_level_advantages of the returns of each turn, [B, T]."""
+        if not self.turn_level_advantages or rollouts.turn_tokens is None or rollouts.turn_rewards is None:
+            return self.advantages(reward_PG, penalty_BT, mask_BT)
+        # The same number of turns on every rank: advantages may use statistics of the whole batch.
+        turns = self.components.environment.max_turns
+        known = [rewards + (math.nan,) * (turns - len(rewards)) for rewards in rollouts.turn_rewards]
+        return_BK = turn_returns(reward_PG.flatten(), torch.tensor(known, device=self.device))
+        last_BK = torch.tensor([[*counts, *[0] * (turns - len(counts))] for counts in rollouts.turn_tokens]).cumsum(1)
+        position_T = torch.arange(mask_BT.shape[1])
+        turn_BT = (position_T[:, None] >= last_BK[:, None, :]).sum(2).to(self.device)
+        found = [self.advantages(return_BK[:, k].view_as(reward_PG), penalty_BT, mask_BT) for k in range(turns)]
+        return sum((one * (turn_BT == k) for k, one in enumerate(found)), torch.zeros_like(penalty_BT))
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs KL estimates (kl/exact with kl_estimator=exact)."""

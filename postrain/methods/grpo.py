@@ -94,6 +94,11 @@ class GRPO(GroupRelative):
         if self.objective == "cispo" and self.delta is not None:
             raise ConfigError("method.delta: method.objective=cispo bounds the ratio by clip_high; leave it null")
 
+        if self.turn_level_advantages and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ConfigError(
+                "method.turn_level_advantages: normalize_then_sum has no reward of a turn; use sum_then_normalize"
+            )
+
     def check_reward(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
         super().check_reward(reward, preference)
         if self.multi_objective_aggregation == "normalize_then_sum" and not isinstance(reward, WeightedSum):

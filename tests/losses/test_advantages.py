@@ -22,6 +22,7 @@ from postrain.losses.advantages import (
     overlong_penalty,
     reward_to_go,
     token_rewards,
+    turn_returns,
     whiten,
 )
 from postrain.methods.grpo import batch_moments
@@ -198,6 +199,12 @@ def test_overlong_penalty_falls_over_the_buffer():
 
 def test_reward_to_go_sums_the_later_rewards():
     assert reward_to_go(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [[7, 6, 4]]
+
+
+def test_turn_returns_are_the_total_less_earlier_turns():
+    """A total of 2 = 0.5 + 0.25 of two turns + 1.25 of a reward function, and an episode of one turn."""
+    rewards_BK = torch.tensor([[0.5, 0.25], [1.0, torch.nan]])
+    assert turn_returns(torch.tensor([2.0, 1.0]), rewards_BK).nan_to_num(-1).tolist() == [[2.0, 1.5], [1.0, -1.0]]
 
 
 def test_reward_is_added_at_the_last_token_of_the_mask():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -142,3 +142,42 @@ def test_gdpo_normalises_the_parts_of_a_weighted_sum():
     assert method.shaped_rewards(rollouts).tolist() == pytest.approx(expected, rel=3e-4)
     with pytest.raises(ConfigError, match="normalises the parts of a weighted sum of rewards; choose one"):
         method.check_reward(NO_REWARD, None)
+
+
+@dataclass(frozen=True)
+class TwoTurns:
+    """The part of an environment that advantages of turns use."""
+
+    max_turns: int = 2
+
+
+def test_turn_level_advantages_compare_equal_turns_of_a_group():
+    """Episode 0 has turns of 1 and 2 tokens with rewards 0 and 1; episode 1 has one turn of 2 tokens with reward ½.
+
+    Turn 0: returns 1 and ½, less their mean ¾. Turn 1: episode 0 alone, so 0. At episode level: ±¼ everywhere.
+    """
+    batch = rows([torch.tensor([1])] * 2, [torch.tensor([2, 3, 4]), torch.tensor([5, 6])])
+    mask_BT = torch.tensor([[True, True, True], [True, True, False]])
+    nothing = torch.zeros(2, 3)
+    rollouts = Rollouts(
+        *(batch, nothing, torch.ones(2).bool(), torch.tensor([1.0, 0.5]), ("", ""), ("", ""), ({}, {}), ({}, {})),
+        turn_tokens=((1, 2), (2,)),
+        turn_rewards=((0.0, 1.0), (0.5,)),
+    )
+    found = {
+        level: make_method(
+            "grpo",
+            tiny_model(),
+            components={"environment": TwoTurns()},
+            scale_rewards="none",
+            turn_level_advantages=level,
+        ).token_advantages(rollouts, torch.tensor([[1.0, 0.5]]), nothing, mask_BT)
+        for level in (True, False)
+    }
+    assert found[True].tolist() == [[0.25, 0.0, 0.0], [-0.25, -0.25, 0.0]]
+    assert found[False].tolist() == [[0.25, 0.25, 0.25], [-0.25, -0.25, 0.0]]
+    alone = replace(rollouts, turn_tokens=((3,), (2,)), turn_rewards=((1.0,), (0.5,)))
+    method = make_method("grpo", tiny_model(), components={"environment": TwoTurns()}, turn_level_advantages=True)
+    reward_PG = torch.tensor([[1.0, 0.5]])
+    single = method.token_advantages(alone, reward_PG, nothing, mask_BT)
+    assert single.equal(method.advantages(reward_PG, nothing, mask_BT))
