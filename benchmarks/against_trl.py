@@ -70,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=6, help="timed updates per process")
     parser.add_argument("--warmup", type=int, default=2, help="untimed updates per process before the timed ones")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("32", "bf16-mixed"), default="32", help="of both sides")
     return parser.parse_args()
 
 
@@ -170,6 +171,7 @@ def measure(command: list[Any], method: str, rows: dict[str, Any], args: argpars
         "new-tokens": NEW_TOKENS,
         "epochs": EPOCHS,
         "threads": args.threads,
+        "precision": args.precision,
     }
     run([*command, *options(values)], args.threads)
     return json.loads(out.read_text(encoding="utf-8"))

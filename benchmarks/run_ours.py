@@ -47,7 +47,7 @@ def main() -> None:
     """Run the updates; the measurement is written as JSON after the last one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
-    for name in ("--model", "--reward-model", "--rows", "--out"):
+    for name in ("--model", "--reward-model", "--rows", "--out", "--precision"):
         parser.add_argument(name, required=True)
     for name in ("--batch-size", "--updates", "--new-tokens", "--group-size", "--epochs", "--threads"):
         parser.add_argument(name, type=int, required=True)
@@ -78,6 +78,7 @@ def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
         f"method.batch_size={args.batch_size}",
         f"method.updates={args.updates}",
         f"trainer.threads={args.threads}",
+        f"trainer.precision={args.precision}",
         "trainer.checkpoint_every=1000000",
         "evaluation=quick",
         "evaluation.completions=0",

@@ -1,6 +1,6 @@
 """Measures TRL: a few updates of one method on tokenised rows. Run by against_trl.py.
 
-TRL's defaults, but without gradient checkpointing and bf16 (postrain has neither here), evaluation and saving. The
+TRL's defaults, but without gradient checkpointing, evaluation and saving, and in the precision of the other side. The
 trainers are those of TRL 1.16 (ORPO from its experimental package), except PPO: the experimental trainer of 1.12, the
 last release with it. TRL is imported inside functions, as the releases differ and postrain's environment does not have
 it. The DPO, KTO and ORPO trainers accept text only, so their tokenisation is overridden to pass the ids through.
@@ -60,7 +60,7 @@ def common(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
         "report_to": [],
         "save_strategy": "no",
         "use_cpu": True,
-        "bf16": False,
+        "bf16": args.precision == "bf16-mixed",
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         **({"train_sampling_strategy": "sequential"} if args.best else {}),
@@ -236,7 +236,7 @@ def main() -> None:
     """Run the updates and write the measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=METHODS, required=True)
-    for name in ("--model", "--reward-model", "--rows", "--out"):
+    for name in ("--model", "--reward-model", "--rows", "--out", "--precision"):
         parser.add_argument(name, required=True)
     for name in ("--batch-size", "--updates", "--new-tokens", "--group-size", "--epochs", "--threads"):
         parser.add_argument(name, type=int, required=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +20,18 @@ from postrain.errors import ConfigError
 from postrain.jobs.session import TRAIN, execute
 from postrain.metrics import declared
 from postrain.runs.folder import RunFolder
-from postrain.runs.interrupt import SIGNALS, Interrupted
-from postrain.runs.method_protocol import method_of
-from postrain.training import train as run_module
 from postrain.training.finalize import before_and_after
-from tests.training_runs import METHODS, composed, final_state, records, resumed, same, small_run, with_teacher
+from tests.training_runs import (
+    METHODS,
+    added_callback,
+    composed,
+    final_state,
+    records,
+    resumed,
+    same,
+    small_run,
+    with_teacher,
+)
 
 OneUpdate = Callable[[int], "Recorder"]
 SmallRun = Callable[..., "Recorder"]
@@ -100,15 +106,6 @@ def blank_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Figure, "savefig", savefig)
-        yield
-
-
-@contextmanager
-def added_callback(callback: Callback) -> Iterator[None]:
-    """Adds a callback to all runs."""
-    original = run_module.callbacks
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_module, "callbacks", lambda *args: [*original(*args), callback])
         yield
 
 
@@ -207,26 +204,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(shared_run, tmp_path):
     assert same(one["state_dict"], other["state_dict"])
     assert same(one["optimizer_states"], other["optimizer_states"])
     assert one["postrain"] == other["postrain"]
-
-
-def test_a_run_interrupted_by_a_signal_resumes_bit_for_bit(method, shared_run, tmp_path):
-    """Each method is tested with one of the signals: handling depends on the callback, saved state on the method."""
-    number = SIGNALS[METHODS.index(method) % len(SIGNALS)]
-
-    class Sender(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if method_of(pl_module).counters.updates == 1:
-                os.kill(os.getpid(), number)
-
-    whole = shared_run().folder
-    with added_callback(Sender()), pytest.raises(Interrupted) as stop:
-        small_run(tmp_path, f"method={method}", "trainer.checkpoint_every=100")
-    assert stop.value.code == 128 + number
-    (path,) = tmp_path.glob("*/*/*")
-    assert [item.name for item in (path / "checkpoints").iterdir()] == ["update=000002.ckpt"]
-    finished = resumed(RunFolder(path))
-    assert records(finished) == records(whole)
-    assert same(final_state(finished)["state_dict"], final_state(whole)["state_dict"])
 
 
 def test_gradient_is_independent_of_micro_batch_size_and_checkpointing(one_update):

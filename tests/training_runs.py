@@ -6,17 +6,20 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from postrain.cli.main import root_of
@@ -24,6 +27,7 @@ from postrain.config.tree import complete, parse
 from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.jobs.session import TRAIN, execute
 from postrain.runs.folder import RunFolder
+from postrain.training import train as run_module
 from postrain.training.config import TrainConfig
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -119,6 +123,15 @@ def small_run(output: Path, *overrides: str) -> RunFolder:
     execute(TRAIN, composed([*SMALL, *overrides, f"paths.output={output}"]), overrides=list(overrides), group=None)
     (path,) = set(output.glob("*/*/*")) - before
     return RunFolder(path)
+
+
+@contextmanager
+def added_callback(callback: Callback) -> Iterator[None]:
+    """Adds a callback to all runs."""
+    original = run_module.callbacks
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "callbacks", lambda *args: [*original(*args), callback])
+        yield
 
 
 def resumed(folder: RunFolder, *overrides: str) -> RunFolder:
