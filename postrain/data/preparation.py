@@ -195,7 +195,7 @@ class Preparation:
             raise ConfigError(
                 f"data.max_length={self.settings.max_length}: the model has a context of {context}; give at most that"
             )
-        longest = self.prompt_length() if self.spec.kind == Prompt.__name__ else context
+        longest = self.prompt_length() if issubclass(KINDS[self.spec.kind], Prompt) else context
         return min(longest, self.settings.max_length or longest)
 
     def prompt_length(self) -> int:

@@ -14,7 +14,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import Quality, drop_invalid
 from postrain.data.readers import Table
-from postrain.data.records import Record, convert
+from postrain.data.records import KINDS, Record, convert
 from postrain.errors import ConfigError
 from postrain.seeds import derive_seed
 
@@ -64,7 +64,7 @@ class RecordReader:
         valid = drop_invalid(weighted, self.quality, table.where)
         for dropped in (parsed.dropped, converted.dropped, valid.dropped):
             counts.dropped.update(dropped)
-        if self.kind == Prompt.__name__:
+        if issubclass(KINDS[self.kind], Prompt):
             counts.offered.update(dict.fromkeys(name for record in valid.records for name in record.columns))
         used = {*self.known, *counts.offered}
         for unused in (parsed.unused, converted.unused):

@@ -57,7 +57,10 @@ class SourceRun:
 
     def reference_model(self) -> ResolvedModel:
         """The reference model of the run, else its initial model."""
-        named = self.config.get("reference")
+        named, method = self.config.get("reference"), self.config.get("method")
+        # The teacher is the initial model with another prompt, or its log-probabilities are those of other tokens.
+        if named == "self" or (isinstance(method, Mapping) and method.get("cross_tokenizer")):
+            named = None
         remedy = "give another with reference=DIRECTORY, or disable KL with reference=null"
         if named is not None:
             return resolve_by_name("reference", named, f"another; {remedy}")

@@ -162,6 +162,9 @@ class Method(UpdateLoop):
         """The record kind of the training data, which may depend on the settings."""
         return self.kind
 
+    def check_teacher(self, teacher: str | None) -> None:
+        """Raises ConfigError if the key `reference` of a config does not fit; called before the model is resolved."""
+
     def data_remedy(self) -> str:
         """A setting of the method that admits data of another record kind, appended to the error about the kind."""
         return ""

@@ -40,6 +40,8 @@ class MethodComponents:
     """The reference policy: the policy's initial weights, or another model; None if unused."""
     separate_reference: bool = False
     """True if the reference is not the policy's initial weights."""
+    teacher_template: Template | None = None
+    """Chat template and tokenizer of a reference with another tokenizer; None for the policy's."""
     reference_fingerprint: str = ""
     """Identifies the reference's weights and their precision in the names of cache files; empty: hash the weights."""
     reward: Reward | None = None

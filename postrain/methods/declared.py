@@ -79,6 +79,16 @@ declare(
     "kl/baseline", "KTO's KL baseline z, mean log-ratio of mismatched completions", unit="nats", title="KL baseline"
 )
 
+declare(
+    "align/spans",
+    "spans of text where a token of student and teacher begins, per token of the student",
+    direction="max",
+    bounds=SHARE,
+    title="Aligned tokens",
+)
+declare("align/one_to_one", "share of the student's tokens that are one token of the teacher too", bounds=SHARE)
+declare("align/shared_mass", "teacher's probability of tokens in both vocabularies", bounds=SHARE)
+
 declare("entropy", "entropy of the policy", unit="nats/token", title="Entropy")
 declare("entropy/exact", "entropy of the policy, a sum over the vocabulary", unit="nats/token", bounds=POSITIVE)
 declare("advantage/*", "absolute advantage of a token, mean over a batch", bounds=POSITIVE)

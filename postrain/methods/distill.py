@@ -10,10 +10,10 @@ Axes: B rows of a batch, T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
@@ -27,9 +27,12 @@ from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import Metrics
-from postrain.methods.online import Online, local_indices
+from postrain.methods.online import local_indices
+from postrain.methods.teacher import WithTeacher
+from postrain.methods.teacher_context import TeacherRows, placeholders
 from postrain.models.scoring import concatenated, score_with_reference
-from postrain.types import Batch, Count, Fraction, LossSum, Rows, Size
+from postrain.models.token_alignment import score_aligned
+from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, Rows, Size
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"]
 
@@ -41,12 +44,14 @@ class Experience(Batch):
     rows: Rows
     in_loss_B: Tensor
     """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
+    teacher: TeacherRows | None = None
+    """What the teacher reads, if it is not `rows`."""
 
     def cost(self) -> list[int]:
         return [cost * in_loss for cost, in_loss in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
 
 
-class Distill(Online):
+class Distill(WithTeacher):
     """Distils a teacher into the policy (Agarwal et al. 2023, GKD).
 
         loss = Σ D(teacher, student) / tokens, over the completion tokens of sampled and of given completions
@@ -58,7 +63,7 @@ class Distill(Online):
     needs_teacher: ClassVar[bool] = True
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/loss")
-    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=2e-3)
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=5e-4)
 
     updates: Count = 60
     batch_size: Size = 32
@@ -77,6 +82,8 @@ class Distill(Online):
     needs completions."""
 
     def data_kind(self) -> str:
+        if "completion" in placeholders(self.teacher_prompt):
+            return "DemonstratedPrompt"
         return "Prompt" if self.on_policy == 1 else "Demonstration"
 
     def data_remedy(self) -> str:
@@ -103,14 +110,6 @@ class Distill(Online):
                 f"{self.sampled_rows} of method.batch_size={self.batch_size}; give a larger share or 0"
             )
 
-    def check_ready(self, *, resumes: bool = False) -> None:
-        super().check_ready(resumes=resumes)
-        if not self.components.separate_reference:
-            raise ConfigError(
-                "reference: Distill learns from another model; give the teacher, as Distill(model, tokenizer, "
-                "reference=teacher)"
-            )
-
     @property
     def sampled_rows(self) -> int:
         """Rows of a global batch whose completions are sampled."""
@@ -123,10 +122,11 @@ class Distill(Online):
         given = batch.select(range(count, len(batch))) if isinstance(batch, Rows) else None
         if not count and given is not None:
             return self.given_completions(given)
-        rollouts = self.rollout(self.prompts_of(batch.select(range(count))), indices=indices[:count])
+        prompts = self.prompts_of(batch.select(range(count)))
+        rollouts = self.rollout(prompts, indices=indices[:count])
         self.start_next_rollout()
         self.accumulate(self.rollout_metrics(rollouts))
-        sampled = Experience(rollouts.rows, ~self.truncated_and_masked(rollouts))
+        sampled = Experience(rollouts.rows, ~self.truncated_and_masked(rollouts), self.teacher_rows(prompts, rollouts))
         return sampled if given is None else concatenated([sampled, self.given_completions(given)])
 
     def given_completions(self, rows: Rows) -> Experience:
@@ -146,6 +146,7 @@ class Distill(Online):
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:
         for indices in self.minibatch_indices(self.batch_size):
             yield prepared.select(local_indices(indices))
+        self.move_teacher()
 
     def divergence_function(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """D as a function of the log-probabilities of student and teacher and the student's probabilities."""
@@ -159,14 +160,27 @@ class Distill(Online):
         return functions[self.divergence]
 
     def loss_sum(self, batch: Experience) -> LossSum:
-        found = score_with_reference(
-            self.policy,
-            self.reference_policy,
-            batch.rows,
-            temperature=self.sampling.temperature,
-            divergence=self.divergence_function(),
-        )
-        return LossSum(found.kl_BT.sum(), {}, (found.kl_BT.detach().sum(1), found.mask_BT.sum(1)))
+        theirs = batch.teacher
+        options: Any = {"divergence": self.divergence_function(), "temperature": self.sampling.temperature}
+        if theirs is None or theirs.spans is None or self.teacher_context is None:
+            rows = None if theirs is None else theirs.rows
+            found = score_with_reference(self.policy, self.teacher, batch.rows, reference_rows=rows, **options)
+            return self.summed(found.kl_BT, found.mask_BT, {})
+        vocabularies = self.teacher_context.vocabularies
+        assert vocabularies is not None
+        models = self.policy, self.teacher
+        found = score_aligned(*models, batch.rows, theirs.rows, theirs.spans, vocabularies, **options)
+        tokens, aligned = found.mask_BT.sum(), found.aligned_BT.sum()
+        metrics = {
+            "align/spans": Mean(aligned, tokens),
+            "align/one_to_one": Mean(found.single_BT.sum(), tokens),
+            "align/shared_mass": Mean(found.shared_BT.sum(), aligned),
+        }
+        return self.summed(found.divergence_BT, found.mask_BT, metrics)
+
+    def summed(self, divergence_BT: Tensor, mask_BT: Tensor, metrics: Mapping[str, Mean | Max]) -> LossSum:
+        """The sum over tokens, and the means of rows."""
+        return LossSum(divergence_BT.sum(), metrics, (divergence_BT.detach().sum(1), mask_BT.sum(1)))
 
     def denominator(self, batch: Experience) -> int:
         """Completion tokens in the loss."""
@@ -179,7 +193,8 @@ class Distill(Online):
         if isinstance(batch, Rows):
             return Method.evaluate(self, self.given_completions(batch), index, share)
         sampled = self.sample_held_out(self.policy, batch, "evaluation", index, share)
-        return Method.evaluate(self, self.given_completions(sampled.rows), index, share)
+        experience = replace(self.given_completions(sampled.rows), teacher=self.teacher_rows(batch, sampled))
+        return Method.evaluate(self, experience, index, share)
 
     def validate(self, batch: Prompts | Rows, index: int, share: Share) -> Metrics:
         return self.evaluate(batch, index, share)

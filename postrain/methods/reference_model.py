@@ -190,13 +190,9 @@ class ReferenceModelMixin(Method):
         if self.synced is not None and (self.counters.updates + 1) % self.ref_sync_steps == 0:
             self.sync(self.synced)
 
-    @torch.no_grad()
     def sync(self, reference: Reference) -> None:
         """Moves the reference towards the policy: θ_ref ← α·θ + (1 − α)·θ_ref, α = ref_mixup_alpha."""
-        with reference.scoring() as model:
-            targets, sources = sharded_parameters(model), sharded_parameters(self.policy)
-            for name, target in targets.items():
-                local_shard(target).lerp_(local_shard(sources[name]), self.ref_mixup_alpha)
+        move_towards(reference, self.policy, self.ref_mixup_alpha)
 
     def state(self) -> dict[str, Any]:
         if self.synced is None:
@@ -209,6 +205,15 @@ class ReferenceModelMixin(Method):
         if self.synced is not None and "reference" in state:
             with self.synced.scoring() as model:
                 load_state(model, state["reference"])
+
+
+@torch.no_grad()
+def move_towards(reference: Reference, policy: nn.Module, alpha: float) -> None:
+    """θ_ref ← α·θ + (1 − α)·θ_ref, in place."""
+    with reference.scoring() as model:
+        targets, sources = sharded_parameters(model), sharded_parameters(policy)
+        for name, target in targets.items():
+            local_shard(target).lerp_(local_shard(sources[name]), alpha)
 
 
 def print_on_rank_zero(text: str) -> None:

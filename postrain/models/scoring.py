@@ -182,6 +182,7 @@ def score_with_reference(
     reference: Reference,
     rows: Rows,
     *,
+    reference_rows: Rows | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
     head: Callable[[Tensor], Tensor] | None = None,
@@ -189,12 +190,13 @@ def score_with_reference(
 ) -> ReferenceScores:
     """Scores all rows under model and reference, one forward pass each; differentiable in `model`, KL included.
 
-    `divergence` maps the log-probabilities of model and reference and the probabilities of the model, [N, V] each, to
-    [N].
+    `reference_rows` are the rows that the reference reads, if other ones: with the same supervised tokens after other
+    prompts. `divergence` maps the log-probabilities of model and reference and the probabilities of the model, [N, V]
+    each, to [N].
     """
     mine = supervised_states(model, rows)
     with torch.no_grad(), reference.scoring() as frozen:
-        theirs = supervised_states(frozen, rows)
+        theirs = supervised_states(frozen, reference_rows or rows)
 
     def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
         logps_NV = (upcast(logits_of(model, states_ND)) / temperature).log_softmax(-1)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from postrain.data.audit import Audit
+from postrain.data.chat import Template
 from postrain.data.module import DataModule
 from postrain.data.records import WrongKind
 from postrain.errors import ConfigError
@@ -93,6 +94,7 @@ def build(
             engine=config.rollout,
             reference=(given and given.reference) or build_reference(config, policy, other, saved=given is None),
             separate_reference=given.separate_reference if given else other is not None,
+            teacher_template=given.teacher_template if given else teacher_template(config, other),
             reference_fingerprint="" if given else reference_fingerprint(config, other or resolved),
             reward=reward,
             preference=preference,
@@ -105,6 +107,13 @@ def build(
     if config.trainer.reference_precision and method.components.reference:
         method.components.reference.convert(lambda model: model.to(torch.bfloat16))
     return Components(method, data, audit, tokenizer, other)
+
+
+def teacher_template(config: TrainConfig, teacher: ResolvedModel | None) -> Template | None:
+    """The chat template of a teacher with a tokenizer of its own."""
+    if teacher is None or not getattr(config.method, "cross_tokenizer", False):
+        return None
+    return Template(load_tokenizer(teacher), seed=config.seed, install=False)
 
 
 def build_reward(config: TrainConfig) -> tuple[Reward | None, PreferenceModel | None]:

@@ -73,8 +73,9 @@ class TrainConfig(Section):
     seed: Seed = 0
     """Seed of the row order, of sampling and of new weights."""
     reference: str | None = None
-    """Reference model for KL and log-ratios, and teacher of method=distill: a directory, run folder or Hub name. null
-    is the initial policy. `teacher` is another name of this key."""
+    """Reference model for KL and log-ratios, and teacher of method=distill: a directory, run folder, Hub name or option
+    of `model`. null is the initial policy; `self`, for a teacher with another prompt, too. `teacher` is another name of
+    this key."""
     name: str | None = None
     """Name of the run in its folder and in trackers; null is the method's name."""
     resume: str | None = None
@@ -102,13 +103,9 @@ class TrainConfig(Section):
             raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens per update; lower one of them")
         if self.early_stop.flat_updates and not method.needs_reward:
             raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
-
         # In Python the method has its teacher itself.
-        if method.needs_teacher and self.reference is None and not hasattr(method, "components"):
-            raise ConfigError(
-                f"teacher: {type(method).__name__} learns from another model; give one with the same tokenizer, as "
-                "teacher=RUN (a run folder), teacher=DIRECTORY or teacher=NAME"
-            )
+        if not hasattr(method, "components"):
+            method.check_teacher(self.reference)
 
     def check(self) -> None:
         """Completes the settings that depend on the model. Raises ConfigError if the machine or a component cannot run.

@@ -29,6 +29,8 @@ from postrain.models.sharded_loading import load_sharded
 from postrain.models.sources import ResolvedModel
 from postrain.training.config import TrainConfig
 
+SELF = "self"
+"""The reference that is the initial policy itself, for a teacher with another prompt."""
 # A smaller policy has a frozen copy in memory: reading it for every evaluation would take longer than it is worth.
 READ_FROM = 2**28
 
@@ -36,7 +38,7 @@ READ_FROM = 2**28
 def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
     """The model that the key `reference` names, if any. Raises ConfigError for a reward model or another vocabulary."""
     path = config.reference
-    if path is None:
+    if path in (None, SELF):
         return None
     key = "teacher" if config.method.needs_teacher else "reference"
     found = resolve_by_name(key, path, "a run folder, a directory, a Hub name")
@@ -44,10 +46,11 @@ def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | No
         who = "this method" if config.method.head == "scalar" else "a reward model"
         raise ConfigError(f"{key}={path}: {who} has no log-probabilities to compare; remove it")
     theirs, ours = load_tokenizer(found).get_vocab(), tokenizer.get_vocab()
-    if theirs != ours:
+    if theirs != ours and not getattr(config.method, "cross_tokenizer", False):
+        remedy = ", or set method.cross_tokenizer=true" if key == "teacher" else ""
         raise ConfigError(
             f"{key}={path}: its vocabulary ({len(theirs)} tokens) differs from the policy's ({len(ours)}); "
-            "log-probabilities need the same tokens: give a model of the same family"
+            f"log-probabilities need the same tokens: give a model of the same family{remedy}"
         )
     return found
 

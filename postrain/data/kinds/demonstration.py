@@ -153,6 +153,25 @@ def as_prompt(record: Demonstration) -> tuple[Prompt, ...]:
     return (prompt_record(record, tuple(prompt), **expected),)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemonstratedPrompt(Prompt):
+    """A prompt to sample completions for, whose column `completion` is its demonstration."""
+
+    needs = ("completion",)
+
+
+@conversion(Demonstration, DemonstratedPrompt)
+def with_demonstration(record: Demonstration) -> tuple[DemonstratedPrompt, ...]:
+    *prompt, answer = record.messages
+    columns = {**record.columns, "completion": answer.text}
+    return (DemonstratedPrompt(row=record.row, prompt=tuple(prompt), columns=columns),)
+
+
+@conversion(DemonstratedPrompt, Prompt)
+def without_demonstration(record: DemonstratedPrompt) -> tuple[Prompt, ...]:
+    return (Prompt(row=record.row, prompt=record.prompt, columns=record.columns),)
+
+
 @conversion(Demonstration, Text, reason="answer of weight 0, which running text cannot hold")
 def as_text(record: Demonstration) -> tuple[Text, ...]:
     if not all(message.in_loss for message in record.messages if message.role == "assistant"):

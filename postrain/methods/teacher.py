@@ -1,0 +1,159 @@
+"""The teacher of distillation: another model, or the student with another prompt; its weights may move.
+
+Leaves out the loss (distill.py) and the rows that the teacher reads (teacher_context.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
+
+from postrain.data.chat import Template
+from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
+from postrain.hardware.sharding import load_state
+from postrain.methods.online import Online
+from postrain.methods.reference_model import move_towards, print_on_rank_zero
+from postrain.methods.teacher_context import TeacherContext, TeacherRows, end_token
+from postrain.models.directory import context_length
+from postrain.models.parts import frozen_copy, model_width, unwrapped
+from postrain.models.provenance import provenance_of
+from postrain.models.reference import Reference
+from postrain.models.token_alignment import Vocabularies
+from postrain.rollout.collect import Rollouts
+from postrain.rollout.environment import SingleTurn
+
+
+class WithTeacher(Online):
+    """Base of methods that sample from a student and imitate a teacher."""
+
+    teacher_prompt: str = "{prompt}"
+    """The last message of the prompt that the teacher reads, with the student's as {prompt} and columns of the row in
+    braces, such as {answer}; {completion} is the completion of the data. A teacher=self needs it or
+    teacher_system_prompt."""
+    teacher_system_prompt: str | None = None
+    """System prompt of the teacher, which the student does not see; null keeps that of the data."""
+    teacher_model_kind: Literal["base", "live", "ema"] = "base"
+    """The weights of teacher=self. base: those before the first update. live: the current ones. ema: an exponential
+    moving average, updated after every update."""
+    teacher_update_rate: Annotated[float, Interval(gt=0, le=1)] = 0.05
+    """α of θ_teacher ← α·θ + (1 − α)·θ_teacher with teacher_model_kind=ema."""
+    cross_tokenizer: bool = False
+    """Align the tokens of a teacher with another tokenizer by the text of the completion. The coverage is logged as
+    align/*."""
+
+    def on_model_attached(self) -> None:
+        super().on_model_attached()
+        self.ema: Reference | None = None
+        if self.teacher_model_kind == "ema":
+            if hasattr(self.policy, "disable_adapter"):
+                raise ConfigError(
+                    "method.teacher_model_kind=ema: not with an adapter, where the teacher is the base model; use base "
+                    "or live"
+                )
+            with self.reference_policy.scoring() as initial:
+                self.ema = Reference(self.policy, frozen_copy(initial))
+
+    def references(self) -> list[Reference]:
+        return [*super().references(), *([self.ema] if self.ema is not None else [])]
+
+    @property
+    def teacher(self) -> Reference:
+        """The teacher's model."""
+        if self.teacher_model_kind == "live":
+            return Reference(self.policy, self.policy)
+        return self.ema or self.reference_policy
+
+    @cached_property
+    def teacher_context(self) -> TeacherContext | None:
+        """Builds the teacher's rows; None if they are the student's."""
+        if not (self.has_other_prompt or self.cross_tokenizer):
+            return None
+        template, vocabularies = self.components.template, None
+        with self.teacher.scoring() as model:
+            context = context_length(unwrapped(model).config.to_dict())
+            if self.cross_tokenizer:
+                template, student = self.foreign_template(), template
+                vocabularies = Vocabularies.of(
+                    student.tokenizer,
+                    template.tokenizer,
+                    (model_width(self.policy), model_width(model)),
+                    (end_token(student), end_token(template)),
+                )
+                print_on_rank_zero(f"{vocabularies.describe()}\n")
+        return TeacherContext(template, self.teacher_prompt, self.teacher_system_prompt, context, vocabularies)
+
+    def foreign_template(self) -> Template:
+        """The template of a teacher with another tokenizer."""
+        if (found := self.components.teacher_template) is not None:
+            return found
+        with self.teacher.scoring() as model:
+            loaded = provenance_of(model)
+        if loaded is None:
+            raise ConfigError("method.cross_tokenizer: load the teacher with pt.load_model, which knows its tokenizer")
+        return Template(loaded.tokenizer, install=False)
+
+    def check(self) -> None:
+        super().check()
+        on_policy = getattr(self, "on_policy", 1.0)
+        if (self.has_other_prompt or self.cross_tokenizer) and on_policy < 1:
+            key = "cross_tokenizer" if self.cross_tokenizer else "teacher_prompt"
+            raise ConfigError(
+                f"method.{key}: the teacher's rows are made from prompts and sampled completions; set "
+                f"method.on_policy=1, got {on_policy:g}"
+            )
+        if self.cross_tokenizer and not isinstance(self.components.environment, SingleTurn):
+            raise ConfigError("method.cross_tokenizer aligns single completions; set environment=none")
+
+    def check_teacher(self, teacher: str | None) -> None:
+        if teacher is None:
+            raise ConfigError(
+                "teacher: Distill learns from another model; give one, as teacher=RUN (a run folder), "
+                "teacher=DIRECTORY or teacher=NAME, or teacher=self with method.teacher_prompt"
+            )
+        if teacher == "self" and not self.has_other_prompt:
+            raise ConfigError(
+                "teacher=self: the student with the same prompt has a loss of 0; give the teacher another one with "
+                "method.teacher_prompt='\"{prompt} Hint: {answer}\"' or method.teacher_system_prompt"
+            )
+        if self.teacher_model_kind != "base" and teacher != "self":
+            raise ConfigError(
+                f"method.teacher_model_kind={self.teacher_model_kind} moves the weights of teacher=self; remove it"
+            )
+
+    def check_ready(self, *, resumes: bool = False) -> None:
+        super().check_ready(resumes=resumes)
+        if not (self.components.separate_reference or self.has_other_prompt):
+            raise ConfigError(
+                "reference: Distill learns from another model; give the teacher, as Distill(model, tokenizer, "
+                "reference=teacher)"
+            )
+
+    @property
+    def has_other_prompt(self) -> bool:
+        """Whether the teacher reads another prompt than the student."""
+        return self.teacher_prompt != "{prompt}" or self.teacher_system_prompt is not None
+
+    def teacher_rows(self, prompts: Prompts, rollouts: Rollouts) -> TeacherRows | None:
+        """What the teacher reads for sampled completions; None if it is the same."""
+        return None if self.teacher_context is None else self.teacher_context.rows(prompts, rollouts.rows)
+
+    def move_teacher(self) -> None:
+        """One update of teacher_model_kind=ema."""
+        if self.ema is not None:
+            move_towards(self.ema, self.policy, self.teacher_update_rate)
+
+    def state(self) -> dict[str, Any]:
+        if self.ema is None:
+            return super().state()
+        with self.ema.scoring() as model:
+            return {**super().state(), "teacher": model.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        super().load_state(state)
+        if self.ema is not None and "teacher" in state:
+            with self.ema.scoring() as model:
+                load_state(model, state["teacher"])
