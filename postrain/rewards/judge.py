@@ -5,12 +5,12 @@ each is delimited by a hash of its own text, which it cannot contain, and the ju
 inside. Prompt injection remains possible: a policy optimised against a judge finds its weaknesses.
 
 `SelfJudge` is a local model that compares two completions by a list of principles: the labels of constitutional AI (Bai
-et al. 2022, section 4.1). It does not generate: the preference comes from the log-probabilities of the letters A and B
-after a question with both completions, in both orders, for each principle. The judge can be the policy itself, an
-earlier run or any other model. Small models judge badly (SmolLM2-135M is at chance for polite against rude replies), so
-measure the judge on pairs of known order first. Critiques and revisions are in rollout/revise.py.
+et al. 2022, section 4.1), asked for a letter (letters.py) after a question with both completions, in both orders, for
+each principle. The judge can be the policy itself, an earlier run or any other model. Small models judge badly
+(SmolLM2-135M is at chance for polite against rude replies), so measure the judge on pairs of known order first.
+Critiques and revisions are in rollout/revise.py.
 
-Axes: B comparisons, R questions (B × principles × 2 orders), V vocabulary.
+Axes: B comparisons, K principles.
 """
 
 from __future__ import annotations
@@ -18,25 +18,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
-from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from postrain.data.chat import Template
-from postrain.data.conversation import user
 from postrain.errors import ConfigError
-from postrain.models.loading import load_causal, load_tokenizer
-from postrain.models.reference import in_eval_mode
-from postrain.models.scoring import in_micro_batches, score
-from postrain.models.sources import resolve_for
-from postrain.processor import warn_if_slow
 from postrain.rewards.base import Columns, Texts, nan_to_none
 from postrain.rewards.endpoint import Endpoint
-from postrain.rewards.reward_model import DTYPES
-from postrain.types import Count, RewardBatch, Rows
+from postrain.rewards.letters import LocalJudge
+from postrain.types import RewardBatch
 
 CRITERION = "a reply that does what was asked, says nothing false, and is polite and to the point"
 PRINCIPLES = ("The reply does what was asked and says nothing false.", "The reply is polite and never rude.")
@@ -167,8 +158,6 @@ def parse_choice(answer: str) -> float | None:
     return CHOICE_VALUES[found[0].lower()] if found else None
 
 
-LETTERS = ("A", "B")
-
 QUESTION = """\
 Request: {prompt}
 
@@ -181,86 +170,26 @@ Answer with the letter A or B."""
 
 
 @dataclass(kw_only=True, eq=False)
-class SelfJudge:
+class SelfJudge(LocalJudge):
     """P(first beats second) by a local model's log-probabilities of the letters A and B."""
 
-    model_based: ClassVar[bool] = True
-    """See `is_model_based`."""
-
-    path: str
-    """Run folder, directory, .gguf file or Hub name of a language model."""
     principles: tuple[str, ...] = PRINCIPLES
     """Principles of a good reply, one sentence each, equally weighted."""
-    batch_tokens: Count = 8192
-    """Tokens per forward pass; affects memory and speed only."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the model."""
 
     def __post_init__(self) -> None:
         if not self.principles:
             raise ConfigError("reward.principles: expected at least one sentence that describes a good reply")
-        resolved = resolve_for("reward.path", self.path, "the run folder or directory of a language model")
-        try:
-            warn_if_slow("reward.dtype", DTYPES[self.dtype])
-            self.model: nn.Module = load_causal(resolved, dtype=DTYPES[self.dtype]).requires_grad_(False)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("model.path", "reward.path")) from None
-        self.context = resolved.context
-        self.template = Template(load_tokenizer(resolved))
-
-    def to(self, device: torch.device | str) -> None:
-        """Moves the judge."""
-        self.model.to(device)
+        super().__post_init__()
 
     def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
-        """P(first beats second | prompt), float32 [B]; NaN if the question exceeds the model's context."""
-        return preference_probabilities(
-            self.model,
-            self.template,
-            list(zip(prompts, first, second, strict=True)),
-            principles=self.principles,
-            context=self.context,
-            batch_tokens=self.batch_tokens,
-        )
-
-
-def preference_probabilities(
-    model: nn.Module,
-    template: Template,
-    pairs: Sequence[tuple[str, str, str]],
-    *,
-    principles: Sequence[str],
-    context: int,
-    batch_tokens: int,
-) -> Tensor:
-    """P(the first reply is better) for each (prompt, first, second), on the CPU, [B].
-
-    The mean over principles and orders of σ(log P(letter of the first) − log P(letter of the second)); NaN if a
-    question is longer than `context`.
-    """
-    questions = [
-        QUESTION.format(prompt=prompt, first=one, second=other, principle=principle)
-        for prompt, *replies in pairs
-        for principle in principles
-        for one, other in (replies, replies[::-1])
-    ]
-    rows = [_encode_answer(template, question, letter) for question in questions for letter in LETTERS]
-    fitting = [index for index, (ids, _) in enumerate(rows) if len(ids) <= context]
-    logps_R2 = torch.full((len(rows),), torch.nan)
-    if fitting:
-        ids, supervised = zip(*(rows[index] for index in fitting), strict=True)
-        with in_eval_mode(model):
-            found = in_micro_batches(partial(score, model), Rows(ids, supervised, tuple(fitting)), batch_tokens)
-        logps_R2[fitting] = found.logps_BT.sum(1).float().cpu()
-    logps_B22 = logps_R2.view(len(pairs), len(principles), 2, 2)
-    first_BK2 = torch.sigmoid(logps_B22[..., 0] - logps_B22[..., 1])
-    # In the second order the first reply is B.
-    return torch.stack([first_BK2[..., 0], 1 - first_BK2[..., 1]]).mean((0, 2))
-
-
-def _encode_answer(template: Template, question: str, letter: str) -> tuple[Tensor, Tensor]:
-    """Ids of a question with a letter as its answer, without the end token, and the mask of the letter; [L] each."""
-    prompt, answer = template.encode_completion(user(question), letter)
-    letters = answer[: next(index for index, token in enumerate(answer.tolist()) if token in template.stop_ids)]
-    ids = torch.cat([prompt, letters])
-    return ids, torch.arange(len(ids)) >= len(prompt)
+        """P(first beats second | prompt), float32 [B]: the mean over principles and orders; NaN if a question exceeds
+        the model's context."""
+        questions = [
+            QUESTION.format(prompt=prompt, first=one, second=other, principle=principle)
+            for prompt, *replies in zip(prompts, first, second, strict=True)
+            for principle in self.principles
+            for one, other in (replies, replies[::-1])
+        ]
+        first_BK2 = self.probabilities_of_a(questions).view(len(prompts), len(self.principles), 2)
+        # In the second order the first reply is B.
+        return torch.stack([first_BK2[..., 0], 1 - first_BK2[..., 1]]).mean((0, 2))

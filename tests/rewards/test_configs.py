@@ -22,6 +22,8 @@ REQUIRED = {
     "judge": ENDPOINT,
     "judge_pairwise": ENDPOINT,
     "self_judge": {"path": "runs/sft"},
+    "rubric": ENDPOINT,
+    "rubric_local": {"path": "runs/sft"},
     "noisy": {"reward": OmegaConf.load(CONF / "answer.yaml")},
 }
 
