@@ -40,7 +40,7 @@ from postrain.types import RewardBatch
 from tests.evaluation.fake_eval_model import eval_model, make_prompts
 from tests.models.test_weight_sync import adapted
 from tests.tiny import tiny_model
-from tests.training_runs import METHODS, SMALL, composed, resumed, with_teacher
+from tests.training_runs import METHODS, SMALL, composed, resumed, shallow, with_teacher
 
 # Two ranks cannot divide these into equal shares.
 UNEVEN = ("data.eval_rows=7", "evaluation.completions=3")
@@ -101,12 +101,14 @@ def listening() -> list[str]:
 
 def main(output: Path) -> None:
     """Runs all methods, one after another, in a group of two ranks, then HYBRID in one of four."""
-    two, four = (
-        [composed([*SMALL, *TWO_UPDATES, *with_teacher(each), f"paths.output={output}"]) for each in words]
-        for words in RUNS
+    methods = ([*shallow(method), "trainer=ddp_cpu", f"name={method}"] for method in METHODS)
+    sharded = ([*words, *FSDP, f"name={name}"] for name, words in SHARDED.items())
+    *two, four = (
+        composed([*SMALL, *TWO_UPDATES, *with_teacher(each), f"paths.output={output}"])
+        for each in (*methods, *sharded, HYBRID)
     )
     in_group(2, output, lambda: two_ranks(output, two))
-    in_group(4, output, lambda: execute(TRAIN, four[0], overrides=[], group=None))
+    in_group(4, output, lambda: execute(TRAIN, four, overrides=[], group=None))
 
 
 def in_group(size: int, output: Path, function: Callable[[], object]) -> None:
@@ -235,16 +237,6 @@ def check_shares() -> None:
 
     with pytest.raises(ConfigError, match="no such column"):
         map_items(2, fail_on_second)
-
-
-RUNS = (
-    [
-        *([f"method={method}", "trainer=ddp_cpu", f"name={method}"] for method in METHODS),
-        *([*words, *FSDP, f"name={name}"] for name, words in SHARDED.items()),
-    ],
-    [HYBRID],
-)
-"""The words of each run of two ranks, and of four."""
 
 
 if __name__ == "__main__":

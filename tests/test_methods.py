@@ -29,6 +29,7 @@ from tests.training_runs import (
     records,
     resumed,
     same,
+    shallow,
     small_run,
     with_teacher,
 )
@@ -130,7 +131,7 @@ def shared_run(method: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRu
 
     @cache
     def run(adapter: str | None = None) -> Recorder:
-        words = [f"method={method}", *([f"adapter={adapter}"] if adapter else [])]
+        words = [*shallow(method), *([f"adapter={adapter}"] if adapter else [])]
         chosen = composed(words)["adapter"]
         if str(chosen) not in runs:
             report = f"report={chosen['_target_'].endswith('NoAdapter')}"
@@ -150,7 +151,7 @@ def one_update(method: str, tmp_path_factory: pytest.TempPathFactory) -> OneUpda
 
     @cache
     def run(tokens: int) -> Recorder:
-        words = (f"method={method}", "method.updates=1", "method.batch_size=4", f"method.micro_batch_tokens={tokens}")
+        words = (*shallow(method), "method.updates=1", "method.batch_size=4", f"method.micro_batch_tokens={tokens}")
         # Evaluation and checkpoints do not affect the gradient.
         words += ("evaluation.completions=0", "data.eval_rows=2", "trainer.checkpoint_every=100")
         words += ("method.gradient_checkpointing=true",) if tokens == 1 else ()

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import SIGNALS, Interrupted
 from postrain.runs.method_protocol import method_of
-from tests.training_runs import added_callback, final_state, records, resumed, same, small_run
+from tests.training_runs import added_callback, final_state, records, resumed, same, shallow, small_run
 
 METHODS = {"grpo": signal.SIGTERM, "dpo": signal.SIGINT, "ppo": signal.SIGUSR1, "sft": signal.SIGHUP}
 
@@ -36,7 +36,7 @@ class Sender(Callback):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_interrupted_by_a_signal_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
     number = METHODS[method]
-    words = (f"method={method}", "trainer.checkpoint_every=100")
+    words = (*shallow(method), "trainer.checkpoint_every=100")
     whole = small_run(tmp_path / "whole", *words)
     with added_callback(Sender(number)), pytest.raises(Interrupted) as stop:
         small_run(tmp_path / "stopped", *words)
