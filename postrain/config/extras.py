@@ -14,12 +14,14 @@ from postrain.jsonl import leaves
 INSTALL = {
     "bitsandbytes": "postrain[quant]",
     "datasketch": "postrain[quality]",
+    "gymnasium": "postrain[gymnasium]",
     "jsonschema": "postrain[json]",
     "lm_eval": "postrain[eval]",
     "math_verify": "postrain[math]",
     "optuna": "postrain[search]",
     "reasoning_gym": "postrain[tasks]",
     "trackio": "postrain[trackio]",
+    "verifiers": "postrain[verifiers]",
     "vllm": "postrain[vllm]",
     "wandb": "wandb",
 }
@@ -33,6 +35,8 @@ INSTEAD = {
 # Values of a config, and the package that each needs.
 NAMES = {
     "postrain.data.tasks.ReasoningGym": "reasoning_gym",
+    "postrain.environments.gymnasium.GymnasiumEnvironment": "gymnasium",
+    "postrain.environments.verifiers.VerifiersEnvironment": "verifiers",
     "postrain.evaluation.harness.Harness": "lm_eval",
     "postrain.methods.adamw_8bit.AdamW8bit": "bitsandbytes",
     "postrain.models.adapters.QLoRA": "bitsandbytes",

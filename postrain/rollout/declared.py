@@ -37,4 +37,15 @@ declare(
     bounds=SHARE,
 )
 declare("rollout/is_clipped", "share of tokens whose importance weight is truncated or masked", bounds=SHARE)
-declare("environment/*", "counts of a multi-turn environment, mean over episodes")
+declare("environment/*", "a number of a multi-turn environment, mean over episodes")
+declare("environment/turns", "messages or turns of the policy in an episode", bounds=POSITIVE)
+declare("environment/calls", "tool calls, or turns that a text environment continues, in an episode", bounds=POSITIVE)
+declare("environment/errors", "failed calls and invalid actions in an episode", direction="min", bounds=POSITIVE)
+declare(
+    "environment/cut", "share of episodes that end because a reply exceeds the limit", direction="min", bounds=SHARE
+)
+declare("environment/success", "share of episodes that reach the environment's goal", direction="max", bounds=SHARE)
+declare(
+    "environment/questions", "questions of a guessing game, all of them if it is lost", direction="min", bounds=POSITIVE
+)
+declare("environment/regret", "messages above those of the best player, mean over episodes", direction="min")
