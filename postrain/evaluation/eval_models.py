@@ -13,6 +13,7 @@ from postrain.config.tree import parse
 from postrain.config.trust import UntrustedFolder
 from postrain.errors import ConfigError
 from postrain.jsonl import read_json
+from postrain.methods.teacher import is_url
 from postrain.models.by_name import resolve_by_name
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.runs.folder import RunFolder
@@ -58,8 +59,9 @@ class SourceRun:
     def reference_model(self) -> ResolvedModel:
         """The reference model of the run, else its initial model."""
         named, method = self.config.get("reference"), self.config.get("method")
-        # The teacher is the initial model with another prompt, or its log-probabilities are those of other tokens.
-        if named == "self" or (isinstance(method, Mapping) and method.get("cross_tokenizer")):
+        # A teacher that is the initial model with another prompt, has other tokens or is a server.
+        foreign = isinstance(method, Mapping) and method.get("cross_tokenizer")
+        if foreign or (isinstance(named, str) and (named == "self" or is_url(named))):
             named = None
         remedy = "give another with reference=DIRECTORY, or disable KL with reference=null"
         if named is not None:

@@ -24,6 +24,7 @@ from postrain.losses.divergence import generalized_jsd as generalized_jsd
 from postrain.losses.divergence import kl as kl
 from postrain.losses.divergence import skewed_forward_kl as skewed_forward_kl
 from postrain.losses.divergence import skewed_reverse_kl as skewed_reverse_kl
+from postrain.losses.divergence import with_rest as with_rest
 from postrain.losses.importance_sampling import importance_weights as importance_weights
 from postrain.losses.importance_sampling import sampling_ratio as sampling_ratio
 from postrain.losses.policy_gradient import clipped_surrogate as clipped_surrogate

@@ -96,6 +96,16 @@ def skewed_reverse_kl(logps: Tensor, ref_logps: Tensor, probs: Tensor | None = N
     return exact_kl(logps, _skewed(ref_logps, logps, alpha), probs)
 
 
+def with_rest(logps: Tensor) -> Tensor:
+    """Log-probabilities of some tokens and of all others together, log(1 − Σ exp), [..., K] → [..., K + 1].
+
+    Below 1e-6 the rest is rounding of float32 and is taken as 1e-6. Divergences of such outcomes are lower bounds of
+    those over the vocabulary.
+    """
+    rest = (1 - logps.exp().sum(-1, keepdim=True)).clamp(min=1e-6).log()
+    return torch.cat([logps, rest], -1)
+
+
 def _skewed(logps: Tensor, other_logps: Tensor, alpha: float) -> Tensor:
     """log((1 − α) exp(logps) + α exp(other_logps))."""
     if not 0 <= alpha < 1:

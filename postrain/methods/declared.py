@@ -87,6 +87,7 @@ declare(
     title="Aligned tokens",
 )
 declare("align/one_to_one", "share of the student's tokens that are one token of the teacher too", bounds=SHARE)
+declare("teacher/top_k_mass", "teacher's probability of the tokens that its server sends", bounds=SHARE)
 declare("align/shared_mass", "teacher's probability of tokens in both vocabularies", bounds=SHARE)
 
 declare("entropy", "entropy of the policy", unit="nats/token", title="Entropy")

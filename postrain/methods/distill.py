@@ -32,6 +32,7 @@ from postrain.methods.teacher import WithTeacher
 from postrain.methods.teacher_context import TeacherRows, placeholders
 from postrain.models.scoring import concatenated, score_with_reference
 from postrain.models.token_alignment import score_aligned
+from postrain.models.top_k import TopK, score_top_k
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, Rows, Size
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"]
@@ -46,6 +47,8 @@ class Experience(Batch):
     """False for truncated completions with mask_truncated_completions: they skip the forward pass."""
     teacher: TeacherRows | None = None
     """What the teacher reads, if it is not `rows`."""
+    top_k: TopK | None = None
+    """Log-probabilities of a teacher behind a server."""
 
     def cost(self) -> list[int]:
         return [cost * in_loss for cost, in_loss in zip(self.rows.cost(), self.in_loss_B.tolist(), strict=True)]
@@ -89,9 +92,6 @@ class Distill(WithTeacher):
     def data_remedy(self) -> str:
         return "" if self.on_policy == 1 else ", or set method.on_policy=1, which needs prompts only"
 
-    def needs_reference(self) -> bool:
-        return True
-
     def check(self) -> None:
         super().check()
         if self.missing_eos_penalty:
@@ -121,17 +121,22 @@ class Distill(WithTeacher):
         count = sum(index < self.sampled_rows for index in indices)
         given = batch.select(range(count, len(batch))) if isinstance(batch, Rows) else None
         if not count and given is not None:
-            return self.given_completions(given)
+            return self.scored(self.given_completions(given))
         prompts = self.prompts_of(batch.select(range(count)))
         rollouts = self.rollout(prompts, indices=indices[:count])
         self.start_next_rollout()
         self.accumulate(self.rollout_metrics(rollouts))
         sampled = Experience(rollouts.rows, ~self.truncated_and_masked(rollouts), self.teacher_rows(prompts, rollouts))
-        return sampled if given is None else concatenated([sampled, self.given_completions(given)])
+        return self.scored(sampled if given is None else concatenated([sampled, self.given_completions(given)]))
 
     def given_completions(self, rows: Rows) -> Experience:
         """Rows with the completions of the data."""
         return Experience(rows, torch.ones(len(rows), dtype=torch.bool, device=self.device))
+
+    def scored(self, batch: Experience) -> Experience:
+        """With the log-probabilities of a teacher behind a server."""
+        rows = batch.rows if batch.teacher is None else batch.teacher.rows
+        return replace(batch, top_k=self.server.score(rows)) if self.server_url else batch
 
     def prompts_of(self, batch: Prompts | Rows) -> Prompts:
         """Prompts, or the tokens of each row before its first supervised one."""
@@ -162,6 +167,10 @@ class Distill(WithTeacher):
     def loss_sum(self, batch: Experience) -> LossSum:
         theirs = batch.teacher
         options: Any = {"divergence": self.divergence_function(), "temperature": self.sampling.temperature}
+        if batch.top_k is not None:
+            divergence_BT, mask_BT, known_BT = score_top_k(self.policy, batch.rows, batch.top_k, **options)
+            mass = Mean(known_BT.sum(), mask_BT.sum())
+            return self.summed(divergence_BT, mask_BT, {"teacher/top_k_mass": mass})
         if theirs is None or theirs.spans is None or self.teacher_context is None:
             rows = None if theirs is None else theirs.rows
             found = score_with_reference(self.policy, self.teacher, batch.rows, reference_rows=rows, **options)
@@ -191,10 +200,10 @@ class Distill(WithTeacher):
     def evaluate(self, batch: Prompts | Rows, index: int, share: Share) -> Metrics:
         """The loss of held-out completions: those of the data with on_policy below 1, else sampled with fixed seeds."""
         if isinstance(batch, Rows):
-            return Method.evaluate(self, self.given_completions(batch), index, share)
+            return Method.evaluate(self, self.scored(self.given_completions(batch)), index, share)
         sampled = self.sample_held_out(self.policy, batch, "evaluation", index, share)
         experience = replace(self.given_completions(sampled.rows), teacher=self.teacher_rows(batch, sampled))
-        return Method.evaluate(self, experience, index, share)
+        return Method.evaluate(self, self.scored(experience), index, share)
 
     def validate(self, batch: Prompts | Rows, index: int, share: Share) -> Metrics:
         return self.evaluate(batch, index, share)

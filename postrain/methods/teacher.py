@@ -17,6 +17,7 @@ from postrain.errors import ConfigError
 from postrain.hardware.sharding import load_state
 from postrain.methods.online import Online
 from postrain.methods.reference_model import move_towards, print_on_rank_zero
+from postrain.methods.server_teacher import ServerTeacher
 from postrain.methods.teacher_context import TeacherContext, TeacherRows, end_token
 from postrain.models.directory import context_length
 from postrain.models.parts import frozen_copy, model_width, unwrapped
@@ -25,6 +26,15 @@ from postrain.models.reference import Reference
 from postrain.models.token_alignment import Vocabularies
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.environment import SingleTurn
+from postrain.types import Positive, Size
+
+NO_LIMIT = 2**20
+"""A server checks the length of its rows itself."""
+
+
+def is_url(teacher: str) -> bool:
+    """Whether a teacher is an address, not a model on this machine."""
+    return teacher.startswith(("http://", "https://"))
 
 
 class WithTeacher(Online):
@@ -44,6 +54,16 @@ class WithTeacher(Online):
     cross_tokenizer: bool = False
     """Align the tokens of a teacher with another tokenizer by the text of the completion. The coverage is logged as
     align/*."""
+
+    teacher_top_k: Size = 20
+    """Tokens of each position whose log-probabilities a teacher behind a URL sends; the others are one outcome."""
+    teacher_timeout: Positive = 120.0
+    """Limit in seconds for an answer of a teacher behind a URL."""
+    server_url = ""
+    """The address of a teacher behind a server, of the config's key `teacher`; not a key of its own."""
+
+    def needs_reference(self) -> bool:
+        return not self.server_url
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
@@ -68,11 +88,20 @@ class WithTeacher(Online):
         return self.ema or self.reference_policy
 
     @cached_property
+    def server(self) -> ServerTeacher:
+        """The teacher behind `server_url`."""
+        found = ServerTeacher(self.server_url, self.teacher_top_k, self.teacher_timeout)
+        found.check_tokens(self.components.template.tokenizer)
+        return found
+
+    @cached_property
     def teacher_context(self) -> TeacherContext | None:
         """Builds the teacher's rows; None if they are the student's."""
         if not (self.has_other_prompt or self.cross_tokenizer):
             return None
         template, vocabularies = self.components.template, None
+        if self.server_url:
+            return TeacherContext(template, self.teacher_prompt, self.teacher_system_prompt, NO_LIMIT)
         with self.teacher.scoring() as model:
             context = context_length(unwrapped(model).config.to_dict())
             if self.cross_tokenizer:
@@ -105,6 +134,11 @@ class WithTeacher(Online):
                 f"method.{key}: the teacher's rows are made from prompts and sampled completions; set "
                 f"method.on_policy=1, got {on_policy:g}"
             )
+        if self.server_url and self.sampling.temperature != 1:
+            raise ConfigError(
+                f"rollout.temperature={self.sampling.temperature:g}: a server sends log-probabilities at temperature "
+                "1; set rollout.temperature=1"
+            )
         if self.cross_tokenizer and not isinstance(self.components.environment, SingleTurn):
             raise ConfigError("method.cross_tokenizer aligns single completions; set environment=none")
 
@@ -113,6 +147,12 @@ class WithTeacher(Online):
             raise ConfigError(
                 "teacher: Distill learns from another model; give one, as teacher=RUN (a run folder), "
                 "teacher=DIRECTORY or teacher=NAME, or teacher=self with method.teacher_prompt"
+            )
+        self.server_url = teacher if is_url(teacher) else ""
+        if self.server_url and self.cross_tokenizer:
+            raise ConfigError(
+                "method.cross_tokenizer: log-probabilities of a server are those of the student's tokens; give the "
+                "teacher as a directory, or set method.cross_tokenizer=false"
             )
         if teacher == "self" and not self.has_other_prompt:
             raise ConfigError(
@@ -126,7 +166,7 @@ class WithTeacher(Online):
 
     def check_ready(self, *, resumes: bool = False) -> None:
         super().check_ready(resumes=resumes)
-        if not (self.components.separate_reference or self.has_other_prompt):
+        if not (self.components.separate_reference or self.has_other_prompt or self.server_url):
             raise ConfigError(
                 "reference: Distill learns from another model; give the teacher, as Distill(model, tokenizer, "
                 "reference=teacher)"

@@ -32,6 +32,12 @@ class Connection:
 
     url: str
     timeout: float
+    key: str = "rollout.url"
+    """The config key of the address, for messages."""
+    start: str = SERVE
+    """The command that starts the server."""
+    slow: str = "raise rollout.timeout or lower method.batch_size or rollout.max_new_tokens"
+    """What to do if an answer takes too long."""
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The parsed response; None if it is not JSON. Raises ServerLost or ConfigError."""
@@ -39,18 +45,17 @@ class Connection:
             return self._request(path, body, self.timeout)
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace")[:300].replace("\n", " ")
-            message = f"{path} was refused ({error.code}): {detail}; start it with {SERVE}"
+            message = f"{path} was refused ({error.code}): {detail}; start it with {self.start}"
             # An engine that died answers its last requests with an error before the server ends.
             kind = ServerLost if error.code >= 500 and not self.is_up() else ConfigError
-            raise kind(f"rollout.url={self.url}: {message}") from None
+            raise kind(f"{self.key}={self.url}: {message}") from None
         except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", error), TimeoutError):
                 raise ConfigError(
-                    f"rollout.url={self.url}: {path} has no answer within rollout.timeout={self.timeout:g} s; raise it "
-                    "or lower method.batch_size or rollout.max_new_tokens"
+                    f"{self.key}={self.url}: {path} has no answer within {self.timeout:g} s; {self.slow}"
                 ) from None
             raise ServerLost(
-                f"rollout.url={self.url}: {path} cannot be reached ({error}); start it with {SERVE}"
+                f"{self.key}={self.url}: {path} cannot be reached ({error}); start it with {self.start}"
             ) from None
 
     def is_up(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from postrain.config.schema import TARGET, Deferred, Paths, Section, SuppliedArguments
+from postrain.config.schema import TARGET, Confirm, Deferred, Paths, Section, SuppliedArguments
 from postrain.config.tree import record
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
@@ -21,6 +21,7 @@ from postrain.hardware.memory import total_memory
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
 from postrain.methods.learning_rates import describe
+from postrain.methods.teacher import is_url
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.loading import model_config
 from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu, size_of, training_bytes
@@ -32,6 +33,12 @@ from postrain.rollout.local import LocalEngine
 from postrain.training.early_stopping import EarlyStop
 from postrain.training.loggers import LightningTracker, NoTracker, Tracker
 from postrain.types import Seed
+
+
+def is_local(reference: object) -> bool:
+    """Whether a reference is a model on this machine or the Hub."""
+    return not is_url(str(reference))
+
 
 MAX_TOKENS = 10**9
 """Limit on the completion tokens of one update; their ids and log-probabilities take about 12 GB."""
@@ -72,10 +79,10 @@ class TrainConfig(Section):
     """Early stopping; a stopped run is still evaluated and exported."""
     seed: Seed = 0
     """Seed of the row order, of sampling and of new weights."""
-    reference: str | None = None
+    reference: Annotated[str | None, Confirm("sends prompts and completions there", harmless=is_local)] = None
     """Reference model for KL and log-ratios, and teacher of method=distill: a directory, run folder, Hub name or option
-    of `model`. null is the initial policy; `self`, for a teacher with another prompt, too. `teacher` is another name of
-    this key."""
+    of `model`. null is the initial policy; `self`, for a teacher with another prompt, too. A teacher may be the URL of
+    a vLLM server. `teacher` is another name of this key."""
     name: str | None = None
     """Name of the run in its folder and in trackers; null is the method's name."""
     resume: str | None = None

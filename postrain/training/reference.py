@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from postrain.errors import ConfigError
 from postrain.hardware.sharding import device_mesh, shard
+from postrain.methods.teacher import is_url
 from postrain.models.adapters import NoAdapter
 from postrain.models.by_name import resolve_by_name
 from postrain.models.directory import fingerprint
@@ -38,7 +39,7 @@ READ_FROM = 2**28
 def resolve_reference(config: TrainConfig, tokenizer: Any) -> ResolvedModel | None:
     """The model that the key `reference` names, if any. Raises ConfigError for a reward model or another vocabulary."""
     path = config.reference
-    if path in (None, SELF):
+    if path is None or path == SELF or is_url(path):
         return None
     key = "teacher" if config.method.needs_teacher else "reference"
     found = resolve_by_name(key, path, "a run folder, a directory, a Hub name")

@@ -45,6 +45,8 @@ class Calls:
     """The server's weight version."""
     lost: tuple[str, ...] = ()
     """Weights that a transfer leaves as they were."""
+    teacher: Any = None
+    """The model of `prompt_logprobs`."""
     resets: bool = True
     """Whether the prefix cache can be reset."""
 
@@ -65,6 +67,14 @@ class Calls:
         self.settings.append(dict(settings))
         ids = [*prompt, END][: settings["max_tokens"]]
         return ids, [-0.5 * (i + 1) for i in range(len(ids))], "stop" if ids[-1] == END else "length"
+
+    @torch.no_grad()
+    def prompt_logprobs(self, prompt: list[int], count: int) -> list[dict[str, Any] | None]:
+        """The most likely tokens at each token of the prompt under `teacher`, and that token."""
+        logps = self.teacher(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+        kept = [{*row.topk(count).indices.tolist(), token} for row, token in zip(logps, prompt[1:], strict=True)]
+        tables = [{str(i): {"logprob": float(row[i])} for i in ids} for row, ids in zip(logps, kept, strict=True)]
+        return [None, *tables]
 
     @torch.no_grad()
     def score(self, prompt: list[int], ids: list[int], temperature: float, adapter: str | None) -> list[float]:
@@ -143,6 +153,8 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.is_down():
             return None
+        if self.path == "/tokenize":
+            return self.respond({"tokens": [ord(letter) for letter in request["prompt"]]})
         if self.path == "/v1/completions":
             return self.complete(checked("CompletionRequest", request))
         if self.path.endswith("_lora_adapter"):
@@ -169,6 +181,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.respond(f"Success: LoRA adapter '{name}' added.", kind="text/plain")
 
     def complete(self, request: Mapping[str, Any]) -> None:
+        if count := request.get("prompt_logprobs"):
+            tables = self.calls.prompt_logprobs(request["prompt"], count)
+            return self.respond({"choices": [{"prompt_logprobs": tables}]})
         if request["seed"] == 666:
             return self.respond({"message": "too\nlong"}, 400)
         probe = "check" if request.get("ignore_eos") else "/v1/completions"
