@@ -41,6 +41,7 @@ KEYS = {
     "shown": "logged_samples",
     "keep": "selection",
     "part": "split",
+    "selection.principles": "principles",
     "sweep.picture": "sweep.plot",
 }
 SYNONYMS = {

@@ -14,7 +14,7 @@ from postrain.data.files import open_split, read_path, rows_of
 from postrain.data.readers import Row, Table, make_table
 from postrain.data.template_choice import Mode
 from postrain.errors import ConfigError
-from postrain.types import Positive, Seed, Size
+from postrain.types import Fraction, Positive, Seed, Size
 from postrain.world.rows import CONTINUATIONS, Kind, Task, rows
 
 
@@ -65,6 +65,8 @@ class World(Source):
     """Temperature of the simulated annotators; towards 0 their labels follow the gold score."""
     eval_noise: Positive = 0.001
     """Temperature of the annotators of held-out rows; at the default, labels follow the gold score."""
+    insults: Fraction = 0.0
+    """Share of the demonstrations whose completion begins with an insult, for a helpful but rude model."""
 
     @property
     def template(self) -> Mode:
@@ -84,6 +86,7 @@ class World(Source):
             seed=self.seed,
             split="train" if split == "train" else "eval",
             noise=noise,
+            insults=self.insults,
         )
         name = f"the world's {self.kind} ({self.task}, {split})"
         return Table(name, "row", tuple(Row(number, values) for number, values in enumerate(made)))

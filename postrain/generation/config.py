@@ -9,7 +9,8 @@ from typing import Literal
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
-from postrain.generation.selection import PreferencePairs, Selection, TopK
+from postrain.generation.critic import PRINCIPLES, CriticPath, read_principles
+from postrain.generation.selection import AIPreferences, PreferencePairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward
@@ -29,7 +30,8 @@ class GenerateConfig(Section):
     data: DataModule
     """The source of the prompts."""
     reward: Deferred[Reward | PreferenceModel] | None = None
-    """The reward of completions; null is allowed with selection=revisions and selection=none only."""
+    """The reward of completions; null is allowed with selection=revisions, revised, ai_preferences and none. A reward
+    that compares two completions (self_judge, judge_pairwise) replaces the critic of selection=ai_preferences."""
     rollout: Engine = field(default_factory=LocalEngine)
     """The sampling engine and its settings."""
     environment: Environment = SINGLE_TURN
@@ -38,6 +40,12 @@ class GenerateConfig(Section):
     """The hardware: processes, devices and precision."""
     selection: Selection
     """The selection of completions for the data file."""
+    principles: str | tuple[str, ...] = PRINCIPLES
+    """The constitution of selection=revisions and ai_preferences: sentences that describe a good reply, or a YAML file
+    with a list of them. One is drawn for each revision; preferences are the mean over all."""
+    critic: CriticPath | None = None
+    """The critic that revises and compares completions: a Python function critic(prompt, completion, principle), as
+    package.module.name or file.py:name, that returns None or (critique, revision). null is the model itself."""
     split: Literal["train", "eval"] = "train"
     """The split of the prompts: train or eval (held-out)."""
     prompts: Count | None = None
@@ -64,19 +72,23 @@ class GenerateConfig(Section):
     """Output directories."""
 
     def __post_init__(self) -> None:
+        assert self.constitution
+        compares = isinstance(self.selection, AIPreferences)
+        if compares and self.samples < 2:
+            raise ConfigError("samples: expected at least 2, since selection=ai_preferences compares completions")
         if self.reward is None:
             if isinstance(self.selection, TopK | PreferencePairs):
                 raise ConfigError(
-                    "reward: expected one, since selection ranks completions by it; only selection=none and "
-                    "selection=revisions do not need one"
+                    "reward: expected one, since selection ranks completions by it; only selection=none, "
+                    "revisions and ai_preferences do not need one"
                 )
             return
         target = self.reward.target
         # `callable(cls)` is true for every class; whether its objects are callable is defined in the class.
-        if isinstance(target, type) and not any("__call__" in vars(base) for base in target.__mro__):
+        if not compares and isinstance(target, type) and not any("__call__" in vars(base) for base in target.__mro__):
             raise ConfigError(
-                f"reward: {target.__name__} compares two completions, but generate needs a score of each; choose "
-                "another reward"
+                f"reward: {target.__name__} compares two completions, but selection needs a score of each; choose "
+                "another reward, or selection=ai_preferences"
             )
 
     def check(self) -> None:
@@ -84,6 +96,11 @@ class GenerateConfig(Section):
         self.trainer.check()
         if self.trainer.ranks > 1:
             raise ConfigError("trainer: a generation runs in one process; use trainer=cpu or trainer=gpu")
+
+    @cached_property
+    def constitution(self) -> tuple[str, ...]:
+        """The principles as sentences."""
+        return read_principles(self.principles)
 
     @cached_property
     def resolved(self) -> ResolvedModel:

@@ -25,11 +25,13 @@ from postrain.errors import ConfigError
 from postrain.evaluation.eval_model_factory import scoring_reward
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
+from postrain.generation.critic import Critic, FunctionCritic, ModelCritic
 from postrain.generation.sample import Sampler, distinct_prompts, sample
-from postrain.generation.selection import NoRows, PromptCompletions, RevisionPairs, Row, Selection
+from postrain.generation.selection import AIPreferences, NoRows, PromptCompletions, RevisionPairs, Row, Selection
 from postrain.generation.stats import GenerationStats, compute_stats, result, table
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
+from postrain.rewards.base import PreferenceModel
 from postrain.rollout.engine import Reserving, greedy
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, writing
@@ -73,6 +75,10 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
     model = cast("nn.Module", load_causal(config.resolved, dtype=hardware.dtype)).to(hardware.device)
     if config.reward is not None:
         config.reward.value.to(hardware.device)
+    selection = config.selection
+    critic = _critic(config, data, model)
+    preference = config.reward.value if config.reward is not None else None
+    judge = preference if isinstance(preference, PreferenceModel) else critic
     return Sampler(
         model=model,
         engine=config.rollout,
@@ -81,10 +87,19 @@ def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
         reward=scoring_reward(config.reward),
         environment=config.environment,
         samples=config.samples,
-        principles=config.selection.principles if isinstance(config.selection, RevisionPairs) else (),
+        critic=critic if isinstance(selection, RevisionPairs) else None,
+        rounds=selection.rounds if isinstance(selection, RevisionPairs) else 0,
+        judge=judge if isinstance(selection, AIPreferences) else None,
         split=config.split,
         seed=config.seed,
     )
+
+
+def _critic(config: GenerateConfig, data: DataModule, model: nn.Module) -> Critic:
+    principles = config.constitution
+    if config.critic:
+        return FunctionCritic(principles=principles, function=config.critic)
+    return ModelCritic(principles=principles, engine=config.rollout, model=model, template=data.chat_template)
 
 
 def _finish(
@@ -116,6 +131,11 @@ def _no_rows_error(selection: Selection, found: GenerationStats) -> ConfigError:
         return ConfigError(
             f"selection: no completion of {found.prompts} prompts was revised ({ended}); raise rollout.max_new_tokens, "
             "or lower it where request, completion, critique and revision do not fit into the model's context"
+        )
+    if isinstance(selection, AIPreferences):
+        return ConfigError(
+            f"selection: of no prompt of {found.prompts} did the critic prefer one completion by selection.margin="
+            f"{selection.margin:g} ({ended}); lower it, sample more, or choose principles in which the samples differ"
         )
     best = "none could be scored" if found.best is None else f"their best rewards are {figure(found.best)} on average"
     return ConfigError(

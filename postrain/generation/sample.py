@@ -20,20 +20,21 @@ from postrain.data.module import DataModule
 from postrain.data.rendering import from_mapping
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import gold_scores
+from postrain.generation.critic import Critic, revised, win_rates
 from postrain.generation.selection import PromptCompletions
 from postrain.jsonl import JsonLines, Record, atomic_write_text, plain
-from postrain.rewards.base import Reward, nan_to_none
+from postrain.rewards.base import PreferenceModel, Reward, nan_to_none
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine
 from postrain.rollout.environment import Environment
-from postrain.rollout.revise import Revision, revise
+from postrain.rollout.revise import Revision
 from postrain.runs.folder import writing
 from postrain.seeds import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Samples, scores and optionally revises completions of prompts."""
+    """Samples, scores and optionally revises or compares completions of prompts."""
 
     model: nn.Module
     engine: Engine
@@ -45,8 +46,12 @@ class Sampler:
     environment: Environment
     samples: int
     """Completions per prompt."""
-    principles: tuple[str, ...]
-    """Principles for critique and revision; empty disables revisions."""
+    critic: Critic | None
+    """Revises completions; None if they are not revised."""
+    rounds: int
+    """Revisions of a completion, one after the other."""
+    judge: PreferenceModel | None
+    """Compares the completions of a prompt; None if they are not compared."""
     split: str
     seed: int
 
@@ -59,9 +64,9 @@ class Sampler:
         rollouts = self._rollouts(self.engine, copies, seeds)
         gold = [scores.get("total") for scores in gold_scores(rollouts, self.data)]
         greedy = self._greedy(prompts)
-        revised = self._revisions(rollouts, seeds)
+        revisions = self._revisions(rollouts, seeds)
         return [
-            self._prompt_completions(item, rollouts, gold, revised, range(start, start + self.samples), greedy[index])
+            self._prompt_completions(item, rollouts, gold, revisions, range(start, start + self.samples), greedy[index])
             for index, (item, start) in enumerate(zip(items, range(0, len(seeds), self.samples), strict=True))
         ]
 
@@ -85,37 +90,37 @@ class Sampler:
 
     def _revisions(self, rollouts: Rollouts, seeds: Sequence[int]) -> dict[int, Revision]:
         """The revisions of the finished completions, by their index."""
-        ended = rollouts.finished_B.nonzero().flatten().tolist() if self.principles else []
+        ended = rollouts.finished_B.nonzero().flatten().tolist()
+        if self.critic is None or not ended:
+            return {}
         prompts = [_conversation(rollouts.prompts[index], rollouts.columns[index]) for index in ended]
         completions = [rollouts.completions[index] for index in ended]
         own = [seeds[index] for index in ended]
-        made = (
-            revise(self.engine, self.model, self.data.chat_template, prompts, completions, self.principles, own)
-            if ended
-            else []
-        )
-        return dict(zip(ended, made, strict=True))
+        return dict(zip(ended, revised(self.critic, prompts, completions, own, self.rounds), strict=True))
 
     def _prompt_completions(
         self,
         item: EncodedPrompt,
         rollouts: Rollouts,
         gold: Sequence[float | None],
-        revised: Mapping[int, Revision],
+        revisions: Mapping[int, Revision],
         mine: range,
         greedy: float | None,
     ) -> PromptCompletions:
-        rewards, finished = self._rewards_of(rollouts), rollouts.finished_B.tolist()
+        rewards = self._rewards_of(rollouts)
+        completions = tuple(rollouts.completions[index] for index in mine)
+        finished = tuple(bool(rollouts.finished_B[index]) for index in mine)
         return PromptCompletions(
             row=item.row,
             prompt=item.text,
             columns=_as_read_from_file(item.columns),
-            completions=tuple(rollouts.completions[index] for index in mine),
+            completions=completions,
             rewards=tuple(rewards[index] for index in mine),
-            finished=tuple(finished[index] for index in mine),
+            finished=finished,
             gold=tuple(gold[index] for index in mine),
             greedy=greedy,
-            revisions=tuple(revised[index] for index in mine if index in revised),
+            revisions=tuple(revisions[index] for index in mine if index in revisions),
+            win_rates=win_rates(self.judge, item.text, completions, finished, item.columns) if self.judge else (),
         )
 
 
@@ -170,6 +175,7 @@ def completions_of_record(record: Record) -> PromptCompletions:
     """One line of completions.jsonl."""
     lists = {name: tuple(record[name]) for name in ("completions", "rewards", "finished", "gold")}
     revisions = tuple(Revision(**{**made, "prompt": _prompt(made["prompt"])}) for made in record.get("revisions", ()))
+    lists["win_rates"] = tuple(record.get("win_rates", ()))
     return PromptCompletions(**{**record, **lists, "revisions": revisions})
 
 

@@ -7,10 +7,8 @@ again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
-
-from annotated_types import MinLen
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from postrain.data.layouts import LABEL_LIKE_COLUMNS, PARTS
 from postrain.errors import ConfigError
@@ -47,6 +45,8 @@ class PromptCompletions:
     """Reward of the greedy completion, if enabled."""
     revisions: tuple[Revision, ...] = ()
     """Revisions of the finished completions, in order, if enabled."""
+    win_rates: tuple[float | None, ...] = ()
+    """Mean probability with which each completion beats the others, if they are compared."""
 
 
 class Selection(Protocol):
@@ -76,7 +76,7 @@ class TopK:
             for text, reward in kept:
                 first.setdefault(text.strip(), (text, reward))
             kept = list(first.values())
-        return [_demonstration(answers, text, reward) for text, reward in kept[: self.count]]
+        return [_demonstration(answers, text, reward=round(reward, 6)) for text, reward in kept[: self.count]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,27 +98,49 @@ class PreferencePairs:
         return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, **_columns_of(answers)}]
 
 
-PRINCIPLES = (
-    "The reply helps with what was asked, and with that alone.",
-    "The reply is polite and takes the person who asks seriously.",
-    "The reply is honest and claims nothing that its writer cannot know.",
-    "The reply is as short as it can be without leaving out what matters.",
-)
+@dataclass(frozen=True, kw_only=True)
+class AIPreferences:
+    """Preference pairs of constitutional AI: the completion that the critic prefers by the principles as chosen, the
+    one that it prefers least as rejected. Needs no reward; one that compares two completions replaces the critic."""
+
+    margin: Positive = 0.1
+    """Minimum difference of the two mean win probabilities."""
+
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
+        if not answers.win_rates:
+            raise ConfigError("selection: these completions were not compared; start a new generation")
+        return PreferencePairs(margin=self.margin)(replace(answers, rewards=answers.win_rates))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RevisionPairs:
-    """Preference pairs of constitutional AI: the model's revision of a completion as chosen, the original as rejected.
+    """Preference pairs of constitutional AI: the critic's revision of a completion as chosen, the original as rejected.
     Needs no reward."""
 
-    principles: Annotated[tuple[str, ...], MinLen(1)] = PRINCIPLES
-    """Principles of a good reply, one sentence each. One is sampled per completion, and the model criticises the
-    completion by it."""
+    rounds: Count = 1
+    """Revisions of a completion, one after the other, each by a principle that is drawn for it."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
-        if len(answers.revisions) != sum(answers.finished):
-            raise ConfigError("selection: these completions have no revisions; start a new generation")
-        return preferences(answers.revisions, [_columns_of(answers)] * len(answers.revisions))
+        return preferences(_revisions_of(answers), [_columns_of(answers)] * len(answers.revisions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revised(RevisionPairs):
+    """Demonstrations of constitutional AI: every completion, revised where the critic finds fault with it. A completion
+    that is criticised and not revised is left out."""
+
+    def __call__(self, answers: PromptCompletions) -> list[Row]:
+        return [
+            {**_demonstration(answers, one.revised), "critique": one.critique, "principle": one.principle}
+            for one in _revisions_of(answers)
+            if one.revised != one.original or not one.critique
+        ]
+
+
+def _revisions_of(answers: PromptCompletions) -> tuple[Revision, ...]:
+    if len(answers.revisions) != sum(answers.finished):
+        raise ConfigError("selection: these completions have no revisions; start a new generation")
+    return answers.revisions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +163,8 @@ def _ranked(answers: PromptCompletions) -> list[tuple[str, float]]:
     return sorted(usable, key=lambda pair: -pair[1])
 
 
-def _demonstration(answers: PromptCompletions, text: str, reward: float) -> Row:
-    about = {"reward": round(reward, 6), **_columns_of(answers)}
+def _demonstration(answers: PromptCompletions, text: str, **known: Any) -> Row:
+    about = {**known, **_columns_of(answers)}
     turns = answers.columns.get("messages")
     if turns and turns[-1]["role"] == "assistant":
         # The prompt ends in an unfinished assistant turn: only its continuation is learned.

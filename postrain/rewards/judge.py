@@ -16,7 +16,7 @@ Axes: B comparisons, K principles.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -184,12 +184,23 @@ class SelfJudge(LocalJudge):
     def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
         """P(first beats second | prompt), float32 [B]: the mean over principles and orders; NaN if a question exceeds
         the model's context."""
-        questions = [
-            QUESTION.format(prompt=prompt, first=one, second=other, principle=principle)
-            for prompt, *replies in zip(prompts, first, second, strict=True)
-            for principle in self.principles
-            for one, other in (replies, replies[::-1])
-        ]
-        first_BK2 = self.probabilities_of_a(questions).view(len(prompts), len(self.principles), 2)
-        # In the second order the first reply is B.
-        return torch.stack([first_BK2[..., 0], 1 - first_BK2[..., 1]]).mean((0, 2))
+        return preferences_by_letters(self.probabilities_of_a, prompts, first, second, self.principles)
+
+
+def preferences_by_letters(
+    probabilities_of_a: Callable[[Sequence[str]], Tensor],
+    prompts: Texts,
+    first: Texts,
+    second: Texts,
+    principles: Sequence[str],
+) -> Tensor:
+    """P(first beats second) by answers to questions with both replies, [B]: the mean over principles and orders."""
+    questions = [
+        QUESTION.format(prompt=prompt, first=one, second=other, principle=principle)
+        for prompt, *replies in zip(prompts, first, second, strict=True)
+        for principle in principles
+        for one, other in (replies, replies[::-1])
+    ]
+    first_BK2 = probabilities_of_a(questions).view(len(prompts), len(principles), 2)
+    # In the second order the first reply is B.
+    return torch.stack([first_BK2[..., 0], 1 - first_BK2[..., 1]]).mean((0, 2))

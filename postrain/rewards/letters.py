@@ -57,18 +57,25 @@ class LocalJudge:
         self.model.to(device)
 
     def probabilities_of_a(self, questions: Sequence[str]) -> Tensor:
-        """σ(log P(A) − log P(B)) after each question, float32 on the CPU, [R]; NaN for one beyond the context."""
-        rows = [_encode_answer(self.template, question, letter) for question in questions for letter in LETTERS]
-        fitting = [index for index, (ids, _) in enumerate(rows) if len(ids) <= self.context]
-        logps_R2 = torch.full((len(rows),), torch.nan)
-        if fitting:
-            ids, supervised = zip(*(rows[index] for index in fitting), strict=True)
-            batch = Rows(ids, supervised, tuple(fitting))
-            with in_eval_mode(self.model):
-                found = in_micro_batches(partial(score, self.model), batch, self.batch_tokens)
-            logps_R2[fitting] = found.logps_BT.sum(1).float().cpu()
-        logps_R2 = logps_R2.view(len(questions), 2)
-        return torch.sigmoid(logps_R2[:, 0] - logps_R2[:, 1])
+        """See the function of this name."""
+        return probabilities_of_a(self.model, self.template, questions, self.context, self.batch_tokens)
+
+
+def probabilities_of_a(
+    model: nn.Module, template: Template, questions: Sequence[str], context: int, batch_tokens: int
+) -> Tensor:
+    """σ(log P(A) − log P(B)) after each question, float32 on the CPU, [R]; NaN for one beyond the context."""
+    rows = [_encode_answer(template, question, letter) for question in questions for letter in LETTERS]
+    fitting = [index for index, (ids, _) in enumerate(rows) if len(ids) <= context]
+    logps_R2 = torch.full((len(rows),), torch.nan)
+    if fitting:
+        ids, supervised = zip(*(rows[index] for index in fitting), strict=True)
+        batch = Rows(ids, supervised, tuple(fitting))
+        with in_eval_mode(model):
+            found = in_micro_batches(partial(score, model), batch, batch_tokens)
+        logps_R2[fitting] = found.logps_BT.sum(1).float().cpu()
+    logps_R2 = logps_R2.view(len(questions), 2)
+    return torch.sigmoid(logps_R2[:, 0] - logps_R2[:, 1])
 
 
 def _encode_answer(template: Template, question: str, letter: str) -> tuple[Tensor, Tensor]:

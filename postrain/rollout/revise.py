@@ -58,9 +58,7 @@ def revise(
 
     A revision depends only on its texts, its seed and the weights.
     """
-    if not principles:
-        raise ConfigError("principles: expected at least one sentence that describes a good reply")
-    drawn = [principles[derive_seed(seed, "principle") % len(principles)] for seed in seeds]
+    drawn = [draw_principle(principles, seed) for seed in seeds]
     rows = zip(prompts, completions, drawn, strict=True)
     conversations = [
         (*_with_reply(prompt, reply), Message("user", CRITIQUE.format(principle=principle)))
@@ -81,6 +79,13 @@ def revise(
         Revision(prompt, reply, critique, _with_leading_blanks_of(reply, new) if new else reply, principle)
         for prompt, reply, critique, new, principle in found
     ]
+
+
+def draw_principle(principles: Sequence[str], seed: int) -> str:
+    """The principle of a row with this seed."""
+    if not principles:
+        raise ConfigError("principles: expected at least one sentence that describes a good reply")
+    return principles[derive_seed(seed, "principle") % len(principles)]
 
 
 def _with_leading_blanks_of(reply: str, new: str) -> str:

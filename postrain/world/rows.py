@@ -18,6 +18,7 @@ from postrain.world import facts, instructions, stories, sums
 from postrain.world.corruptions import draw_completion
 from postrain.world.gold import score, weighted
 from postrain.world.items import Item, Split, generator, split_of
+from postrain.world.lexicon import INSULTS
 
 Kind = Literal["text", "demonstrations", "preferences", "unpaired_preferences", "prompts", "steps"]
 Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages"]
@@ -56,10 +57,25 @@ SEEDS = {"unpaired_preferences": "judgements"}
 """Kinds with the seed of their earlier name, which keeps their rows unchanged."""
 
 
-def rows(kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: float = NOISE) -> list[Row]:
-    """The first `count` rows of the stream for kind, task, seed, split and noise."""
+def rows(
+    kind: Kind, *, task: Task, count: int, seed: int, split: Split, noise: float = NOISE, insults: float = 0.0
+) -> list[Row]:
+    """The first `count` rows of the stream for kind, task, seed, split and noise; a share of demonstrations has an
+    insult before the completion."""
     _check(kind, task, count, split, noise)
-    return list(islice(stream(kind, task=task, seed=seed, split=split, noise=noise), count))
+    found = list(islice(stream(kind, task=task, seed=seed, split=split, noise=noise), count))
+    if not insults:
+        return found
+    if kind != "demonstrations":
+        raise ConfigError(f"world insults={insults:g}: expected kind=demonstrations, got {kind}")
+    rng = generator("insults", task, seed, split)
+    return [_insulting(row, rng) if rng.random() < insults else row for row in found]
+
+
+def _insulting(row: Row, rng: random.Random) -> Row:
+    completion = row["completion"]
+    lead = completion[: len(completion) - len(completion.lstrip())]
+    return {**row, "completion": f"{lead}{rng.choice(INSULTS)} {completion.lstrip()}"}
 
 
 def stream(kind: Kind, *, task: Task, seed: int, split: Split, noise: float = NOISE) -> Iterator[Row]:

@@ -117,7 +117,7 @@ def test_revisions_without_reward_resume_and_can_be_trained_on(tmp_path, monkeyp
     found, pairs = completions(folder), rows(folder)
     assert [record["rewards"] for record in found] == [[None] * 3] * 4
     assert [len(record["revisions"]) for record in found] == [sum(record["finished"]) for record in found]
-    principles = composed("selection=revisions")["selection"]["principles"]
+    principles = composed("selection=revisions")["principles"]
     assert all(pair["chosen"] != pair["rejected"] and pair["principle"] in principles for pair in pairs)
     (sampled,) = {json.dumps(record["completions"]) for record in found if record["prompt"] == pairs[0]["prompt"]}
     assert pairs[0]["rejected"] in json.loads(sampled)
@@ -165,13 +165,13 @@ def test_config_errors_are_one_line(tmp_path, capsys):
         ([*output, "selection=bets"], "did you mean best?"),
         ([*output, "trainer=ddp_cpu"], "one process"),
         ([*output, "~reward", "selection=best"], "reward: expected one, since selection ranks completions by it"),
-        ([*output, "selection=revisions", "selection.principles=[]"], "selection.principles: expected a list of"),
+        ([*output, "selection=revisions", "principles=[]"], "principles: expected a list of sentences"),
         ([*output, "selection=revisions", "rollout.max_new_tokens=1"], "no completion of 10 prompts was revised"),
         ([*output, "selection.at_least=2"], "no completion of 10 prompts was selected"),
         (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),
         (
             [*output, "reward=pairwise", "reward.function=m.py:f"],
-            "PairwiseFunction compares two completions, but gen",
+            "PairwiseFunction compares two completions, but sel",
         ),
     ):
         assert exit_code(*arguments) == 2

@@ -71,7 +71,7 @@ def test_preference_pair_is_best_over_worst_with_margin():
 
 
 def test_revision_pair_prefers_the_revision_and_has_the_critique():
-    selection = RevisionPairs(principles=("Sentences.",))
+    selection = RevisionPairs()
     found = selection(replace(FOUR, rewards=(None,) * 4, revisions=REVISED))
     why = {"critique": "Short.", "principle": "Sentences.", "row": 7, "answer": "3"}
     pairs = [(" It is 3.", " 3."), (" It is 3.", " 4."), (" It is 3.", " 3.")]
@@ -125,10 +125,11 @@ def test_stats_without_scored_completions_are_none():
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "selection").glob("*.yaml")))
 def test_every_selection_option_works(option):
     config = composed(f"selection={option}")
-    assert (config.get("reward") is None) == (option == "revisions")
+    assert (config.get("reward") is None) == (option in ("revisions", "revised", "ai_preferences"))
     check(config, GenerateConfig)
-    rows = instantiate(config["selection"])(replace(FOUR, revisions=REVISED))
-    sizes = {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1, "revisions": 3}
+    rows = instantiate(config["selection"])(replace(FOUR, revisions=REVISED, win_rates=(0.5, 0.25, 0.75, None)))
+    sizes = {"none": 0, "all": 3, "all_correct": 2, "best": 1, "top_k": 3, "preferences": 1}
+    sizes |= {"revisions": 3, "revised": 3, "ai_preferences": 1}
     assert len(rows) == sizes[option]
     assert (CONF / "selection" / f"{option}.yaml").read_text().startswith("# ")
 
