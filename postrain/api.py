@@ -27,7 +27,7 @@ from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.by_name import source_of
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.provenance import Provenance, provenance_of, record_provenance
-from postrain.models.scoring import in_micro_batches
+from postrain.models.scoring import EntropyMode, in_micro_batches
 from postrain.models.scoring import score as scores_of
 from postrain.rewards.tool_calls import find_calls
 from postrain.rollout.local import LocalEngine
@@ -181,11 +181,12 @@ def score(
         (True, True)
     """
     batch = rows if isinstance(rows, Rows) else _rows(model, rows, tokenizer, template)
+    mode: EntropyMode = "differentiable" if entropy else "off"
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
-        found = scores_of(model, batch, temperature=temperature, entropy=entropy)
+        found = scores_of(model, batch, temperature=temperature, entropy=mode)
     else:
         found = in_micro_batches(
-            lambda part: scores_of(model, part, temperature=temperature, entropy=entropy), batch, micro_batch_tokens
+            lambda part: scores_of(model, part, temperature=temperature, entropy=mode), batch, micro_batch_tokens
         )
     logps = found.logps_BT.as_subclass(TokenLogps)
     logps.mask, logps.entropy = found.mask_BT, found.entropy_BT

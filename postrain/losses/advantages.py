@@ -6,12 +6,14 @@ reward is unscorable: means skip it, and its advantage is 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from postrain.precision import widen
+from postrain.types import NonNegative
 
 EPSILON = 1e-4
 """Added to standard deviations in divisors."""
@@ -93,6 +95,60 @@ def turn_returns(totals: Tensor, turn_rewards: Tensor) -> Tensor:
     turn counts at the end.
     """
     return totals[:, None] - (turn_rewards.cumsum(1) - turn_rewards)
+
+
+def opo_advantages(rewards: Tensor, lengths: Tensor) -> Tensor:
+    """r_i − Σ_j l_j r_j / Σ_j l_j, [P, G]: the baseline with the least variance of the gradient of whole completions,
+    whose squared norm grows with their length l (Hao et al. 2025, OPO, arXiv 2505.23585)."""
+    known_PG = ~rewards.isnan()
+    weight_PG = widen(lengths) * known_PG
+    baseline_P1 = (weight_PG * widen(rewards).nan_to_num(0.0)).sum(1, keepdim=True) / weight_PG.sum(1, keepdim=True)
+    centred_PG = (widen(rewards) - baseline_P1).nan_to_num(0.0)
+    return (centred_PG * has_variance(rewards)[:, None]).to(rewards)
+
+
+def maxrl_advantages(rewards: Tensor) -> Tensor:
+    """(r_i − mean of the group) / mean of the group, [P, G] (Tajwar et al. 2026, MaxRL, arXiv 2602.02710).
+
+    With rewards of 0 and 1 the gradient is that of log P(correct), truncated at the G-th order, instead of that of
+    P(correct): a prompt's weight grows as its pass rate falls. Raises ValueError for negative rewards.
+    """
+    if (rewards < 0).any():
+        raise ValueError("maxrl divides by the mean reward of a group: expected rewards of at least 0")
+    mean_P1 = rewards.nanmean(1, keepdim=True).nan_to_num(0.0)
+    return group_centred(rewards) / mean_P1.masked_fill(mean_P1 == 0, 1.0)
+
+
+def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
+    """r_i − reward of the prompt's greedy completion [P], [P, G] (Li et al. 2023, ReMax, arXiv 2310.10505); 0 if
+    one of the two is unscorable."""
+    return (rewards - greedy_rewards[:, None]).nan_to_num(0.0)
+
+
+def w_reinforce_advantages(
+    rewards: Tensor, *, positive: NonNegative = 0.1, negative: NonNegative = 1.0, threshold: float = 0.5
+) -> Tensor:
+    """`positive` for a reward above the threshold, else −`negative`, [P, G]; 0 if unscorable.
+
+    Weighted REINFORCE of right and wrong completions (Zhu et al. 2025, W-REINFORCE, arXiv 2506.01347, λ = 0.1).
+    positive=1, negative=0 is positive sample reinforcement (PSR), positive=0, negative=1 is negative sample
+    reinforcement (NSR). There is no baseline: groups of equal rewards have a gradient too.
+    """
+    signed_PG = torch.where(rewards > threshold, positive, -negative).to(rewards)
+    return signed_PG.masked_fill(rewards.isnan(), 0.0)
+
+
+AdvantageName = Literal["group", "leave_one_out", "opo", "maxrl", "remax", "w_reinforce"]
+ADVANTAGES: Mapping[str, Callable[..., Tensor]] = {
+    "group": group_advantages,
+    "leave_one_out": leave_one_out,
+    "opo": opo_advantages,
+    "maxrl": maxrl_advantages,
+    "remax": remax_advantages,
+    "w_reinforce": w_reinforce_advantages,
+}
+"""The estimators of `method.advantage`, functions of rewards [P, G]. They get the arguments that they name: `lengths`
+[P, G] in tokens, `greedy_rewards` [P], `batch_std`; others are the options of `method.advantage_options`."""
 
 
 def reward_to_go(values: Tensor) -> Tensor:

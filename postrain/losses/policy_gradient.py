@@ -12,111 +12,25 @@ log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] thos
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple, TypedDict
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from postrain.losses.divergence import SampledKL, kl
 from postrain.losses.importance_sampling import weighted_gradient
+from postrain.losses.policy_losses import (
+    POLICY_LOSSES,
+    PolicyLossName,
+    PolicyTerms,
+    clipped,
+    importance_ratio,
+    policy_terms,
+)
 from postrain.losses.reduction import Reduction, reduce
 
-ImportanceSamplingLevel = Literal["token", "sequence", "completion"]
-"""Level of the importance ratio. token: a ratio per token. sequence: the geometric mean of a completion's token ratios,
-(π/π_old)^(1/length) (Zheng et al. 2025, GSPO, eq. 7). completion: their product (RLOO)."""
-Objective = Literal["clipped", "cispo"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
-
-
-def importance_ratio(log_ratio: Tensor, mask: Tensor, level: ImportanceSamplingLevel = "token") -> Tensor:
-    """π/π_old from log π − log π_old [B, T]: per token, [B, T], or per completion, [B, 1]."""
-    if level == "token":
-        return log_ratio.exp()
-    total_B1 = (log_ratio * mask).sum(1, keepdim=True)
-    return (total_B1 / mask.sum(1, keepdim=True) if level == "sequence" else total_B1).exp()
-
-
-def clipped_surrogate(
-    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, delta: float | None = None
-) -> Tensor:
-    """−min(min(r, delta)·A, clip(r, 1 − low, 1 + high)·A) at each token (Schulman et al. 2017, PPO, eq. 7).
-
-    high > low is clip-higher (Yu et al. 2025, DAPO, eq. 8); `delta` also bounds the ratio at negative
-    advantages (two-sided clip; Prime Intellect 2025, INTELLECT-2, eq. 1).
-    """
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio.clamp(max=math.inf if delta is None else delta) * advantages, clipped * advantages)
-
-
-def surrogate_clips(
-    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, delta: float | None = None
-) -> Tensor:
-    """True for tokens where `clipped_surrogate` is constant, so that they have no gradient."""
-    upper = (ratio > 1 + clip_high) & (advantages > 0)
-    lower = ((ratio < 1 - clip_low) | (ratio > (math.inf if delta is None else delta))) & (advantages < 0)
-    return upper | lower
-
-
-def cispo(ratio: Tensor, advantages: Tensor, logps: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """−stop_gradient(clip(r, 1 − low, 1 + high))·A·log π: no token loses its gradient (MiniMax 2025, eq. 4)."""
-    return -ratio.clamp(1 - clip_low, 1 + clip_high).detach() * advantages * logps
-
-
-def cispo_clips(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """True for tokens where `cispo` clips the weight of the gradient, at positive and negative advantages."""
-    return ((ratio < 1 - clip_low) | (ratio > 1 + clip_high)) & (advantages != 0)
-
-
-class PolicyTerms(NamedTuple):
-    """The terms of a policy-gradient loss before reduction."""
-
-    loss_BT: Tensor
-    """The surrogate at each token, differentiable; outside the mask it is undefined."""
-    ratio: Tensor
-    """The importance ratio, differentiable, [B, T] or [B, 1]."""
-    clipped_BT: Tensor
-    """True where the clip changes the gradient."""
-
-
-class SurrogateOptions(TypedDict, total=False):
-    """Options of the surrogate in `policy_terms`; by default clipped at token level."""
-
-    delta: float | None
-    importance_sampling_level: ImportanceSamplingLevel
-    objective: Objective
-
-
-def policy_terms(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    delta: float | None = None,
-    importance_sampling_level: ImportanceSamplingLevel = "token",
-    objective: Objective = "clipped",
-    importance_weights: Tensor | None = None,
-) -> PolicyTerms:
-    """Surrogate, ratio and clipped tokens, for the losses of this module and the metrics of methods.
-
-    Raises ValueError for `delta` with cispo, where `clip_high` already bounds the ratio.
-    """
-    advantages_BT = advantages[:, None] if advantages.ndim == 1 else advantages
-    if importance_weights is not None:
-        logps = weighted_gradient(logps, importance_weights)
-    ratio_BT = importance_ratio(logps - old_logps, mask, importance_sampling_level)
-    if objective == "cispo":
-        if delta is not None:
-            raise ValueError("delta: objective=cispo bounds the ratio by clip_high; leave it None")
-        loss_BT = cispo(ratio_BT, advantages_BT, logps, clip_low=clip_low, clip_high=clip_high)
-        clipped_BT = cispo_clips(ratio_BT.detach(), advantages_BT, clip_low=clip_low, clip_high=clip_high)
-        return PolicyTerms(loss_BT, ratio_BT, clipped_BT)
-    loss_BT = clipped_surrogate(ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high, delta=delta)
-    clipped_BT = surrogate_clips(ratio_BT.detach(), advantages_BT, clip_low=clip_low, clip_high=clip_high, delta=delta)
-    return PolicyTerms(loss_BT, ratio_BT, clipped_BT)
 
 
 def completion_weights(
@@ -153,44 +67,40 @@ def weighted_sum(loss: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     return (loss * mask * weights[:, None]).sum()
 
 
+def weighted_logps(logps: Tensor, importance_weights: Tensor | None) -> Tensor:
+    """`logps`, whose gradient is multiplied by the weights, if there are any."""
+    return logps if importance_weights is None else weighted_gradient(logps, importance_weights)
+
+
 def grpo(
     logps: Tensor,
     old_logps: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    delta: float | None = None,
-    importance_sampling_level: ImportanceSamplingLevel = "token",
-    objective: Objective = "clipped",
+    loss: PolicyLossName | Callable[..., PolicyTerms | Tensor] = "clipped",
     loss_type: LossType = "grpo",
     max_tokens: int | None = None,
     ref_logps: Tensor | None = None,
     beta: float = 0.0,
     kl_estimator: SampledKL = "k3",
     importance_weights: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """Group relative policy optimisation and its family, a scalar (Shao et al. 2024, DeepSeekMath, eq. 3):
 
         1/B Σ_i 1/|o_i| Σ_t [ −min(r A, clip(r, 1 − clip_low, 1 + clip_high) A) + β KL(π ‖ π_ref) ]
 
-    `advantages` come from `group_advantages`. Variants: GSPO is importance_sampling_level=sequence, CISPO is
-    objective=cispo, DAPO is loss_type=dapo with clip_high > clip_low, Dr. GRPO is loss_type=dr_grpo. `ref_logps` [B, T]
-    are required if beta > 0. Raises ValueError for contradicting options.
+    `advantages` come from `group_advantages`. `loss` replaces the surrogate: a name of policy_losses.py, or a function
+    with the same arguments; `options` are its keyword arguments, such as clip_low. DAPO is loss_type=dapo with
+    clip_high > clip_low, Dr. GRPO is loss_type=dr_grpo. `ref_logps` [B, T] are required if beta > 0. Raises ValueError
+    for contradicting options.
     """
-    loss_BT = policy_terms(
-        logps,
-        old_logps,
-        advantages,
-        mask,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        delta=delta,
-        importance_sampling_level=importance_sampling_level,
-        objective=objective,
-        importance_weights=importance_weights,
-    ).loss_BT
+    advantages_BT = advantages[:, None].expand_as(logps) if advantages.ndim == 1 else advantages
+    weighted_BT = weighted_logps(logps, importance_weights)
+    function = POLICY_LOSSES[loss].function if isinstance(loss, str) else loss
+    found = function(weighted_BT, old_logps, advantages_BT, mask, **options)
+    loss_BT = policy_terms(found, weighted_BT - old_logps).loss_BT
     if beta:
         if ref_logps is None:
             raise ValueError(f"ref_logps: beta={beta:g} weighs a KL to the reference; give its log-probabilities")
@@ -259,10 +169,8 @@ def ppo(
 ) -> Tensor:
     """PPO's policy loss, the clipped surrogate as a mean over tokens (Schulman et al. 2017, eq. 7); `advantages` come
     from `gae`, whitened by `whiten`. `ppo_value` is the critic's loss."""
-    terms = policy_terms(
-        logps, old_logps, advantages, mask, clip_low=clip, clip_high=clip, importance_weights=importance_weights
-    )
-    return reduce(terms.loss_BT, reduction, mask)
+    logps = weighted_logps(logps, importance_weights)
+    return reduce(clipped(logps, old_logps, advantages, mask, clip_low=clip, clip_high=clip).loss_BT, reduction, mask)
 
 
 def ppo_value(
@@ -293,7 +201,6 @@ def nash_md(
 ) -> Tensor:
     """−Σ_t r_t A_t of each completion, a mean over completions (Munos et al. 2023, Nash-MD-PG); `advantages` come from
     `nash_md_advantages`. Its gradient at ratio 1 is that of A · log π."""
-    if importance_weights is not None:
-        logps = weighted_gradient(logps, importance_weights)
+    logps = weighted_logps(logps, importance_weights)
     loss_BT = -(importance_ratio(logps - old_logps, mask) * advantages * mask)
     return loss_BT.sum() if reduction == "sum" else reduce(loss_BT.sum(1), reduction)

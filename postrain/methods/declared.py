@@ -91,7 +91,14 @@ declare("teacher/top_k_mass", "teacher's probability of the tokens that its serv
 declare("align/shared_mass", "teacher's probability of tokens in both vocabularies", bounds=SHARE)
 
 declare("entropy", "entropy of the policy", unit="nats/token", title="Entropy")
-declare("entropy/exact", "entropy of the policy, a sum over the vocabulary", unit="nats/token", bounds=POSITIVE)
+declare(
+    "entropy/exact",
+    "entropy of the policy at the tokens of the loss, a sum over the vocabulary",
+    unit="nats/token",
+    bounds=POSITIVE,
+    title="Exact entropy",
+)
+declare("entropy/coef", "weight of the entropy bonus, set by the adaptive controller", bounds=POSITIVE)
 declare("advantage/*", "absolute advantage of a token, mean over a batch", bounds=POSITIVE)
 declare(
     "value/explained_variance",

@@ -3,11 +3,11 @@
     prepare      sample group_size completions of each prompt → rewards → `advantages` → weights of the completions
     loss_sum     (surrogate + kl_coef · KL − entropy_coef · entropy) of each token, times its completion's weight
 
-A subclass defines the advantages and may change the surrogate or the weights; its loss is the function of the same name
-in postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` replaces them with groups of further
-prompts (Yu et al. 2025, DAPO, eq. 11). The loss is always divided by `batch_size` groups: if too few groups have a
-gradient, zero-variance groups fill the batch, where DAPO's code stops the run. `group/with_gradient` logs the number of
-groups with a gradient.
+A subclass defines the advantages and may change the surrogate, the tokens or the weights; its loss is the function of
+the same name in postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` replaces them with groups
+of further prompts (Yu et al. 2025, DAPO, eq. 11). The loss is always divided by `batch_size` groups: if too few groups
+have a gradient, zero-variance groups fill the batch, where DAPO's code stops the run. `group/with_gradient` logs the
+number of groups with a gradient.
 
 Completions without a gradient skip the forward pass. Axes: P prompts, G completions of a prompt, B = P·G
 completions, prompt-major, T completion tokens.
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.advantages import group_std, has_variance, turn_returns
 from postrain.losses.divergence import kl
-from postrain.losses.policy_gradient import SurrogateOptions, completion_weights, policy_terms, weighted_sum
+from postrain.losses.policy_gradient import completion_weights, weighted_logps, weighted_sum
+from postrain.losses.policy_losses import PolicyTerms, clipped
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import completion_mask, local_indices
@@ -56,6 +57,8 @@ class GroupExperience(Batch):
     """False for completions without a gradient, which skip the forward pass."""
     importance_weights_BT: Tensor | None = None
     """π_old/π_sampler, truncated or masked; None if the engine samples from the policy."""
+    selected_BT: Tensor | None = None
+    """Tokens that the loss treats differently; None if it selects none."""
 
     def cost(self) -> list[int]:
         in_loss = self.in_loss_B.tolist()
@@ -79,10 +82,11 @@ class GroupRelative(PolicyGradient):
     schedule: LRSchedule = "linear"
     group_size: Size = 8
     """Completions of each prompt; method.batch_size counts prompts."""
-    clip_low: Positive = 0.2
-    """Lower clip ε_low of the importance ratio: 1 − ε_low."""
-    clip_high: Positive = 0.2
-    """Upper clip ε_high of the importance ratio: 1 + ε_high."""
+    clip_low: Positive | None = None
+    """Lower clip ε_low of the importance ratio: 1 − ε_low. null is that of the loss: 0.2 for the clipped surrogate."""
+    clip_high: Positive | None = None
+    """Upper clip ε_high of the importance ratio: 1 + ε_high. null is that of the loss: 0.2 for the clipped
+    surrogate."""
     dynamic_sampling: CountOrZero = 2
     """Maximum number of further batches of prompts sampled per update to replace zero-variance groups (DAPO's dynamic
     sampling); 0 disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in
@@ -93,18 +97,20 @@ class GroupRelative(PolicyGradient):
     among the same turns of the group (turn-level credit assignment, Zeng et al. 2025). false compares whole
     episodes."""
 
-    min_group_size: ClassVar[int] = 2
-
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 
     def check(self) -> None:
         super().check()
-        if self.group_size < self.min_group_size:
+        if self.group_size < self.smallest_group():
             raise ConfigError(
                 f"method.group_size={self.group_size}: advantages need several completions of each prompt; "
-                f"give at least {self.min_group_size}"
+                f"give at least {self.smallest_group()}"
             )
+
+    def smallest_group(self) -> int:
+        """The smallest group_size with which advantages are not all 0."""
+        return 2
 
     def items_per_update(self) -> int:
         return self.batch_size * (1 + self.dynamic_sampling)
@@ -115,13 +121,22 @@ class GroupRelative(PolicyGradient):
         """Advantage of each token, [B, T]; `penalty_BT` is the KL penalty in the reward, 0 with kl_in=loss."""
         raise TypeError(f"{type(self).__name__} does not define its advantages")
 
-    def surrogate_options(self) -> SurrogateOptions:
-        """Options of `policy_terms`; by default PPO's clipped surrogate at token level."""
-        return {}
+    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
+        """The loss of each token; by default PPO's clipped surrogate at token level."""
+        return clipped(logps_BT, batch.logps_BT, batch.advantages_BT, mask_BT, **self.clips())
+
+    def selected_tokens(self, batch: GroupExperience, mask_BT: Tensor) -> GroupExperience:
+        """The rollout with a selection of the tokens in `mask_BT`; by default all are treated alike."""
+        return batch
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         """Weight of each completion's tokens, [B]; by default 1/length, the mean over its tokens."""
         return completion_weights(lengths_B, counted_B)
+
+    def clips(self) -> dict[str, Any]:
+        """The clips that are set."""
+        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        return {name: value for name, value in clips.items() if value is not None}
 
     # From prompts to mini-batches --------------------------------------------------------------------------------
 
@@ -137,17 +152,19 @@ class GroupRelative(PolicyGradient):
         counted_B = self.is_selected(len(rollouts))
         # NaN excludes unselected groups from statistics of the batch: their number must not change advantages.
         selected_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
+        self.prompts = batch
         advantages_BT = self.token_advantages(rollouts, selected_PG, penalty_BT, mask_BT)
         advantages_BT = advantages_BT * ~selected_PG.isnan().view(-1, 1)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
         importance_weights_BT = self.importance_weights(rollouts, logps_BT)
         weighted_BT = advantages_BT if importance_weights_BT is None else advantages_BT * importance_weights_BT
-        has_gradient_B = (weighted_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_coef > 0)
+        has_gradient_B = (weighted_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_weight > 0)
         self.accumulate(rollouts.metrics())
         self.log_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
         in_loss_B = (weight_B != 0) & has_gradient_B
         tensors = (logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
-        return GroupExperience(rows, *tensors, importance_weights_BT)
+        found = GroupExperience(rows, *tensors, importance_weights_BT)
+        return self.selected_tokens(found, mask_BT & in_loss_B[:, None])
 
     def token_advantages(self, rollouts: Rollouts, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """`advantages`, with turn_level_advantages of the returns of each turn, [B, T]."""
@@ -232,21 +249,13 @@ class GroupRelative(PolicyGradient):
             self.accumulate({"policy_loss": Mean(0.0, self.denominator(minibatch))})
             yield minibatch
             self.first_pass = False
+        self.adapt_entropy()
 
     def loss_sum(self, batch: GroupExperience) -> LossSum:
         found = self.scored(batch.rows)
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         self.check_first_pass(batch.logps_BT, found.logps_BT)
-        terms = policy_terms(
-            found.logps_BT,
-            batch.logps_BT,
-            batch.advantages_BT,
-            mask_BT,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            importance_weights=batch.importance_weights_BT,
-            **self.surrogate_options(),
-        )
+        terms = self.surrogate(weighted_logps(found.logps_BT, batch.importance_weights_BT), batch, mask_BT)
         loss_BT = terms.loss_BT
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
         self.record_step(terms.ratio, batch.advantages_BT, mask_BT)
@@ -254,9 +263,10 @@ class GroupRelative(PolicyGradient):
         metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
         if self.kl_in_this_loss():
             loss_BT = loss_BT + self.coef * self.kl_term(found, batch.ref_logps_BT)
-        if found.entropy_BT is not None:
-            loss_BT = loss_BT - self.entropy_coef * found.entropy_BT
-            metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
+        assert found.entropy_BT is not None
+        metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
+        if self.entropy_weight:
+            loss_BT = loss_BT - self.entropy_weight * found.entropy_BT
         return LossSum(weighted_sum(loss_BT, mask_BT, batch.weight_B), metrics)
 
     def denominator(self, batch: GroupExperience) -> int:

@@ -1,5 +1,5 @@
-"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) and its variants. Advantage scaling, loss
-aggregation, the level of the importance ratio and its clipping are independent options.
+"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) and its variants. The loss of a token, the
+advantage estimator, and the aggregation of token losses are chosen independently.
 
     loss = 1/B Σ_i 1/|o_i| Σ_t [ −min(r A_i, clip(r, 1 − clip_low, 1 + clip_high) A_i) + kl_coef · KL(π ‖ π_ref) ]
     A_i  = (reward_i − mean of its group) / standard deviation of its group
@@ -12,28 +12,67 @@ Axes: P prompts, G completions of a prompt, B = P·G completions, T completion t
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar, Literal
+import inspect
+from dataclasses import field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.losses.advantages import batch_advantages, group_advantages, normalize_then_sum, overlong_penalty
+from postrain.losses.advantages import ADVANTAGES, AdvantageName, batch_advantages, normalize_then_sum, overlong_penalty
 from postrain.losses.divergence import KLEstimator
-from postrain.losses.policy_gradient import LossType, Objective, SurrogateOptions, completion_weights
+from postrain.losses.policy_gradient import LossType, completion_weights
+from postrain.losses.policy_losses import POLICY_LOSSES, PolicyLossName, PolicyTerms, policy_terms
+from postrain.losses.token_selection import Share
+from postrain.methods.chosen_function import ChosenFunction, ChosenName, Options, choose, function_of
 from postrain.methods.group_relative import GroupExperience, GroupRelative
+from postrain.methods.online import local_indices
 from postrain.methods.policy_gradient import KLPlacement
+from postrain.methods.token_masks import drawn_tokens, high_entropy_tokens, over_all_ranks
 from postrain.rewards.base import PreferenceModel, Reward, WeightedSum, none_to_nan
 from postrain.rollout.collect import Rollouts
-from postrain.types import CountOrZero, NonNegative, Positive
+from postrain.rollout.engine import greedy
+from postrain.types import CountOrZero, Mean, NonNegative
 
 
 def batch_moments(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and Bessel-corrected standard deviation of the scored rewards of the global batch, float64 scalars."""
     mean, variance, count = collectives.moments(reward_PG, ~reward_PG.isnan())
     return mean, (variance * count / (count - 1).clamp(min=1)).sqrt()
+
+
+LOSS_INPUTS = ("logps", "old_logps", "advantages", "mask")
+SELECTION_INPUTS = ("logps", "advantages", "uniform")
+PROBE_MASK = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def check_loss(loss: ChosenFunction, selected: Tensor | None) -> None:
+    """Raises ConfigError unless the loss of two completions is a tensor [B, T] or [B, 1] that depends on `logps`."""
+    logps = torch.tensor([[-0.1, -0.7, -1.5], [-0.4, -2.0, 0.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0], [-1.0]]).expand_as(logps)
+    found = loss(logps, logps.detach() - 0.1, advantages, PROBE_MASK, selected=selected)
+    values = found.loss_BT if isinstance(found, PolicyTerms) else found
+    if not isinstance(values, Tensor) or tuple(values.shape) not in ((2, 3), (2, 1)) or not values.requires_grad:
+        got = f"{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        without = " without a gradient" if isinstance(values, Tensor) and not values.requires_grad else ""
+        raise ConfigError(
+            f"{loss.setting}: expected a tensor [B, T] or [B, 1], differentiable in logps, for inputs [B=2, T=3]; "
+            f"got {got}{without}"
+        )
+
+
+def check_advantage(estimate: ChosenFunction) -> None:
+    """Raises ConfigError unless the advantages of rewards [P, G] are a tensor [P, G]."""
+    rewards = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    lengths, one = torch.tensor([[1, 2, 3], [2, 2, 4]]), torch.tensor(1.0)
+    found = estimate(rewards, lengths=lengths, greedy_rewards=rewards[:, 0], batch_std=one)
+    if not isinstance(found, Tensor) or found.shape != rewards.shape:
+        got = f"{tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ConfigError(f"{estimate.setting}: expected a tensor [P, G] for rewards [P=2, G=3], got {got}")
 
 
 class GRPO(GroupRelative):
@@ -54,6 +93,22 @@ class GRPO(GroupRelative):
 
     kl_estimator: KLEstimator = "k3"
     kl_in: KLPlacement = "loss"
+    loss: PolicyLossName | ChosenName = "clipped"
+    """Loss of a token, [B, T]. clipped: PPO's surrogate, without a gradient beyond the clip. gspo: the geometric mean
+    of a completion's ratios. cispo: the clipped ratio is a constant weight of the gradient (with clip_low 1.0). gmpo:
+    the geometric mean of clipped ratios. sapo: a sigmoid gate of the ratio. clip_cov, kl_cov: no gradient, or a KL
+    penalty, for tokens that lower the entropy most. Or package.module.function or file.py:function, which gets (logps,
+    old_logps, advantages, mask)."""
+    loss_options: Options = field(default_factory=dict)
+    """Keyword arguments of the loss, such as {delta: 4} of clipped, the upper bound of the ratio at negative
+    advantages."""
+    advantage: AdvantageName | ChosenName = "group"
+    """Advantage of a completion. group: (reward − mean of the group) / standard deviation. leave_one_out: reward − mean
+    of the others. opo: reward − mean weighted by length. maxrl: (reward − mean) / mean. remax: reward − that of a
+    greedy completion. w_reinforce: 0.1 for a reward above 0.5, else −1. Or package.module.function or file.py:function,
+    which gets the rewards [P, G]."""
+    advantage_options: Options = field(default_factory=dict)
+    """Keyword arguments of the advantage, such as {positive: 0, negative: 1} of w_reinforce."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divisor of advantages: the standard deviation of rewards in the group (group) or in the batch (batch), or 1
     (none)."""
@@ -65,19 +120,63 @@ class GRPO(GroupRelative):
     """Aggregation of token losses. grpo: mean over completions of their token means. bnpo: mean over the tokens of a
     mini-batch. dr_grpo: sum / (completions · rollout.max_new_tokens). dapo: mean over the tokens of the
     rollout."""
-    importance_sampling_level: Literal["token", "sequence"] = "token"
-    """Level of the importance ratio. token: a ratio per token. sequence: the geometric mean over the completion (GSPO,
-    with small clips: clip_low 3e-4, clip_high 4e-4)."""
-    objective: Objective = "clipped"
-    """clipped: tokens with a clipped ratio have no gradient (PPO). cispo: the clipped ratio is a constant weight of the
-    gradient (CISPO, with clip_low 1.0)."""
-    delta: Positive | None = None
-    """Two-sided clip: upper bound of the ratio at negative advantages; null disables it."""
+    top_entropy_quantile: Share = 1.0
+    """Share of the tokens, those with the highest entropy, that have a gradient (0.2 in the paper, "Beyond the 80/20
+    rule"); 1 disables it. Costs a forward pass per rollout."""
     overlong_buffer: CountOrZero = 0
     """Length of the interval before rollout.max_new_tokens, in tokens, over which a penalty grows linearly from 0
     (DAPO's soft overlong punishment); 0 disables it."""
     overlong_penalty: NonNegative = 1.0
     """Penalty subtracted from the reward at rollout.max_new_tokens tokens."""
+
+    def __post_init__(self, *components: Any) -> None:
+        check_loss(self.chosen_loss, None if self.loss_selection is None else torch.zeros_like(PROBE_MASK))
+        check_advantage(self.chosen_advantage)
+        super().__post_init__(*components)
+
+    @cached_property
+    def chosen_loss(self) -> ChosenFunction:
+        """The function of `loss`."""
+        losses = {name: loss.function for name, loss in POLICY_LOSSES.items()}
+        selection = {} if self.loss_selection is None else self.loss_selection.options
+        return choose(
+            "method.loss",
+            self.loss,
+            function_of("method.loss", self.loss, losses),
+            inputs=LOSS_INPUTS,
+            offered=["selected"],
+            shared={name: (f"method.{name}", getattr(self, name)) for name in ("clip_low", "clip_high")},
+            options={name: value for name, value in self.loss_options.items() if name not in selection},
+        )
+
+    @cached_property
+    def loss_selection(self) -> ChosenFunction | None:
+        """The selection of tokens of `loss`, if it has one, with its part of the options."""
+        found = POLICY_LOSSES.get(self.loss)
+        if found is None or found.select is None:
+            return None
+        known = inspect.signature(found.select).parameters
+        options = {name: value for name, value in self.loss_options.items() if name in known}
+        return choose("method.loss", self.loss, found.select, inputs=SELECTION_INPUTS, options=options)
+
+    @cached_property
+    def chosen_advantage(self) -> ChosenFunction:
+        """The function of `advantage`."""
+        scale = None if self.scale_rewards == "group" else self.scale_rewards
+        return choose(
+            "method.advantage",
+            self.advantage,
+            function_of("method.advantage", self.advantage, ADVANTAGES),
+            inputs=["rewards"],
+            offered=["lengths", "greedy_rewards", "batch_std"],
+            shared={"scale": ("method.scale_rewards", scale)},
+            options=self.advantage_options,
+        )
+
+    def smallest_group(self) -> int:
+        greedy_P = torch.tensor([0.0, 1.0])
+        alone = self.chosen_advantage(torch.tensor([[1.0], [0.0]]), lengths=torch.ones(2, 1), greedy_rewards=greedy_P)
+        return 1 if alone.any() else 2
 
     def check(self) -> None:
         super().check()
@@ -86,14 +185,16 @@ class GRPO(GroupRelative):
                 f"method.overlong_buffer={self.overlong_buffer} is more than "
                 f"rollout.max_new_tokens={self.sampling.max_new_tokens}"
             )
-        if self.delta is not None and self.delta <= 1 + self.clip_high:
-            raise ConfigError(
-                f"method.delta={self.delta}: expected a bound above the upper clip, "
-                f"1 + method.clip_high = {1 + self.clip_high:g}"
-            )
-        if self.objective == "cispo" and self.delta is not None:
-            raise ConfigError("method.delta: method.objective=cispo bounds the ratio by clip_high; leave it null")
 
+        own = self.multi_objective_aggregation == "normalize_then_sum"
+        if own and self.advantage != "group":
+            raise ConfigError(
+                f"method.advantage={self.advantage}: normalize_then_sum has advantages of its own; leave it group"
+            )
+        if self.turn_level_advantages and self.chosen_advantage.takes("greedy_rewards"):
+            raise ConfigError(
+                f"method.turn_level_advantages: method.advantage={self.advantage} compares whole episodes; use group"
+            )
         if self.turn_level_advantages and self.multi_objective_aggregation == "normalize_then_sum":
             raise ConfigError(
                 "method.turn_level_advantages: normalize_then_sum has no reward of a turn; use sum_then_normalize"
@@ -125,19 +226,47 @@ class GRPO(GroupRelative):
         return super().shaped_rewards(rollouts) + self.overlong_penalty * penalty_B
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
+        reward_PG, estimate = reward_PG - penalty_BT.sum(1).view_as(reward_PG), self.chosen_advantage
         if self.multi_objective_aggregation == "normalize_then_sum":
             mean, std = batch_moments(reward_PG)
             return batch_advantages(reward_PG, mean=mean, std=std).view(-1, 1) * mask_BT
-        std = batch_moments(reward_PG)[1] if self.scale_rewards == "batch" else None
-        return group_advantages(reward_PG, scale=self.scale_rewards, batch_std=std).view(-1, 1) * mask_BT
+        offered: dict[str, Any] = {"lengths": mask_BT.sum(1).view_as(reward_PG)}
+        if estimate.takes("greedy_rewards"):
+            offered["greedy_rewards"] = self.greedy_rewards(self.prompts.select(range(len(reward_PG))))
+        if estimate.takes("batch_std"):
+            offered["batch_std"] = batch_moments(reward_PG)[1] if self.scale_rewards == "batch" else None
+        return estimate(reward_PG, **offered).view(-1, 1) * mask_BT
 
-    def surrogate_options(self) -> SurrogateOptions:
-        return {
-            "delta": self.delta,
-            "importance_sampling_level": self.importance_sampling_level,
-            "objective": self.objective,
-        }
+    def greedy_rewards(self, prompts: Prompts) -> Tensor:
+        """Reward of a greedy completion of each selected prompt, NaN for others, [P]."""
+        local = sorted(local_indices(self.selected))
+        greedy_P = torch.full([len(prompts)], torch.nan, device=self.device)
+        if local:
+            # Greedy decoding draws no random numbers.
+            seeds = [0] * len(local)
+            rollouts = self.sample_and_score(
+                self.policy, prompts.select(local), seeds, engine=greedy(self.components.engine)
+            )
+            greedy_P[local] = self.shaped_rewards(rollouts)
+        known_P = ~greedy_P.isnan()
+        self.accumulate({"reward/greedy": Mean(greedy_P[known_P].sum(), known_P.sum())})
+        return greedy_P
+
+    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
+        inputs = logps_BT, batch.logps_BT, batch.advantages_BT, mask_BT
+        return policy_terms(self.chosen_loss(*inputs, selected=batch.selected_BT), logps_BT - batch.logps_BT)
+
+    def selected_tokens(self, batch: GroupExperience, mask_BT: Tensor) -> GroupExperience:
+        if self.top_entropy_quantile < 1:
+            kept_BT = high_entropy_tokens(self, batch.rows, mask_BT, self.top_entropy_quantile)
+            batch = replace(batch, advantages_BT=batch.advantages_BT * kept_BT)
+        if self.loss_selection is None:
+            return batch
+        world, size = collectives.world_size(), self.group_size
+        completions = [(row // size * world + collectives.rank(), row % size) for row in range(len(mask_BT))]
+        uniform_BT = drawn_tokens(self.components.seed, self.counters.updates, completions, mask_BT)
+        values = batch.logps_BT, batch.advantages_BT, uniform_BT
+        return replace(batch, selected_BT=over_all_ranks(self.loss_selection, mask_BT, *values))
 
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         return completion_weights(

@@ -23,7 +23,7 @@ from postrain.methods.metrics import Metrics
 from postrain.models.scoring import in_micro_batches, score
 from postrain.rollout.ahead import SampledAhead
 from postrain.rollout.collect import Rollouts, collect
-from postrain.rollout.engine import Mixture
+from postrain.rollout.engine import Engine, Mixture
 from postrain.rollout.turns import Rollout
 from postrain.seeds import derive_seed, generator
 from postrain.types import Batch, Count, LRSchedule, Mean, NonNegative, Rows
@@ -160,12 +160,13 @@ class Online(Method):
         episodes: Sequence[Rollout] | None = None,
         *,
         scored: bool = True,
+        engine: Engine | None = None,
     ) -> Rollouts:
         """One completion per prompt, with its reward unless `scored` is False; `seeds` has one seed per completion.
-        `episodes` are those sampled ahead."""
+        `episodes` are those sampled ahead; `engine` replaces that of the run."""
         components = self.components
         return collect(
-            components.engine,
+            engine or components.engine,
             model,
             components.template,
             prompts,

@@ -24,7 +24,8 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.hardware import collectives
 from postrain.losses.advantages import gae, token_rewards
 from postrain.losses.divergence import adapt_kl_coef, kl
-from postrain.losses.policy_gradient import policy_terms, ppo_value
+from postrain.losses.policy_gradient import ppo_value, weighted_logps
+from postrain.losses.policy_losses import clipped
 from postrain.losses.reduction import reduce
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, step_metrics
@@ -106,6 +107,9 @@ class PPO(PolicyGradient):
     """Discount factor γ of future rewards."""
     lam: Fraction = 0.95
     """λ of generalised advantage estimation."""
+    lam_critic: Fraction | None = None
+    """λ of the critic's returns (decoupled GAE of VC-PPO and VAPO: 1.0, returns without the critic's own bias); null is
+    method.lam."""
     kl_target: Positive | None = None
     """Target KL of an episode [nats] for the adaptive KL controller; null keeps kl_coef fixed."""
     kl_horizon: Count = 10000
@@ -150,7 +154,10 @@ class PPO(PolicyGradient):
         reward_B = self.shaped_rewards(rollouts).nan_to_num(0.0)
         rewards_BT = token_rewards(reward_B, kl_BT, found.mask_BT, self.coef if self.kl_in == "reward" else 0.0)
         advantages_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam)
-        returns_BT = (advantages_BT + found.values_BT) * in_loss_BT
+        critic_BT = advantages_BT
+        if self.lam_critic is not None:
+            critic_BT = gae(rewards_BT, found.values_BT, found.mask_BT, gamma=self.gamma, lam=self.lam_critic)
+        returns_BT = (critic_BT + found.values_BT) * in_loss_BT
         self.accumulate(rollouts.metrics() | kl_metrics(found))
         self.accumulate(critic_metrics(found.values_BT, returns_BT, advantages_BT, in_loss_BT))
         self.accumulate({"entropy": Mean(-found.logps_BT.sum(), found.mask_BT.sum())})
@@ -206,6 +213,7 @@ class PPO(PolicyGradient):
             if self.exceeds_target_kl:
                 break
         self.adapt_kl(self.episode_kl)
+        self.adapt_entropy()
 
     def may_step(self) -> bool:
         self.exceeds_target_kl = self.target_kl is not None and self.minibatch_kl(self.kl_before) > self.target_kl
@@ -231,27 +239,28 @@ class PPO(PolicyGradient):
         batch, mask_BT = batch.narrowed(found.mask_BT.shape[1]), found.mask_BT
         values_BT = found.values_BT if self.critic_trunk is None else self.separate_values(batch.rows)
         assert values_BT is not None
+        assert found.entropy_BT is not None
         value_loss = ppo_value(
             values_BT, batch.values_BT, batch.returns_BT, mask_BT, clip=self.value_clip, reduction="sum"
         )
-        terms = policy_terms(
-            found.logps_BT,
+        terms = clipped(
+            weighted_logps(found.logps_BT, batch.importance_weights_BT),
             batch.logps_BT,
             batch.advantages_BT,
             mask_BT,
             clip_low=self.clip,
             clip_high=self.clip,
-            importance_weights=batch.importance_weights_BT,
         )
         policy_loss = reduce(terms.loss_BT, "sum", mask_BT)
         total = self.value_coef * value_loss
         if not self.warming_up():
             total = total + policy_loss
-            if found.entropy_BT is not None:
-                total = total - self.entropy_coef * found.entropy_BT.sum()
+            if self.entropy_weight:
+                total = total - self.entropy_weight * found.entropy_BT.sum()
             if self.kl_in_this_loss():
                 total = total + self.coef * reduce(self.kl_term(found, batch.ref_logps_BT), "sum", mask_BT)
         metrics = step_metrics(found.logps_BT - batch.logps_BT, terms, mask_BT)
+        metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
         self.record_step(terms.ratio, batch.advantages_BT, mask_BT)
         tokens = mask_BT.sum()
         metrics |= {"policy_loss": Mean(policy_loss.detach(), tokens), "value_loss": Mean(value_loss.detach(), tokens)}

@@ -8,8 +8,6 @@ Axes: P prompts, G completions of a prompt, B = P·G completions, T completion t
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from postrain.hardware import collectives
@@ -27,10 +25,11 @@ class Reinforce(GroupRelative):
         A    = whitened over all tokens of the batch: reward − mean of its group (the reward itself with group_size=1)
     """
 
-    min_group_size: ClassVar[int] = 1
-
     kl_estimator: KLEstimator = "k2"
     kl_in: KLPlacement = "loss"
+
+    def smallest_group(self) -> int:
+        return 1
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
         scored_PG = ~reward_PG.isnan()

@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from postrain.losses.advantages import leave_one_out
-from postrain.losses.policy_gradient import SurrogateOptions
-from postrain.methods.group_relative import GroupRelative
+from postrain.losses.policy_losses import PolicyTerms, clipped
+from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.models.scoring import ReferenceScores, Scores
 
 
@@ -33,6 +33,13 @@ class RLOO(GroupRelative):
     def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
         return super().kl_term(found, ref_logps_BT).sum(1, keepdim=True)
 
-    def surrogate_options(self) -> SurrogateOptions:
+    def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
         # All tokens of a completion have its ratio; weights of 1/length give one loss per completion.
-        return {"importance_sampling_level": "completion"}
+        return clipped(
+            logps_BT,
+            batch.logps_BT,
+            batch.advantages_BT,
+            mask_BT,
+            importance_sampling_level="completion",
+            **self.clips(),
+        )

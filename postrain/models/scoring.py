@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
 from operator import add
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ from postrain.types import Batch, Rows
 # Elements of a [positions, V] chunk: 128 MiB in float32 on a CPU; 1 GiB on a GPU, where kernel launches cost time;
 # 256 MiB on an Apple GPU, which shares the memory of the CPU.
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28, "mps": 2**26}
+
+
+EntropyMode = Literal["off", "constant", "differentiable"]
+"""Whether scores have the entropy of the next-token distributions, and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def score(
     rows: Rows,
     *,
     temperature: float = 1.0,
-    entropy: bool = False,
+    entropy: EntropyMode = "off",
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
     """Scores all rows in one differentiable forward pass.
@@ -117,21 +121,25 @@ def score(
         if temperature != 1:
             logits_NV = logits_NV / temperature
         logps_N = token_logps(logits_NV, targets_N)
-        if not entropy:
+        if entropy == "off":
             return logps_N, logps_N.detach()
-        expected_N = (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
+        if entropy == "constant":
+            logits_NV = logits_NV.detach()
+            expected_N = torch.softmax(logits_NV, -1).mul_(logits_NV).sum(-1)
+        else:
+            expected_N = (torch.softmax(logits_NV, -1) * logits_NV).sum(-1)
         return logps_N, logits_NV.logsumexp(-1) - expected_N
 
     size, head_layer = chunk_size(found.states_ND, model_width(model)), plain_head(model)
     if torch.is_grad_enabled() and head_layer is not None and len(found.targets_N) > size:
-        options = {"size": size, "temperature": temperature, "entropy": entropy}
+        options = {"size": size, "temperature": temperature, "entropy": entropy != "off"}
         logps_N, entropy_N = linear_logps(found.states_ND, head_layer, found.targets_N, **options)
     else:
         logps_N, entropy_N = in_chunks(chunk, found.states_ND, found.targets_N, vocabulary=model_width(model))
     return Scores(
         logps_BT=found.unflatten(logps_N),
         mask_BT=found.mask_BT,
-        entropy_BT=found.unflatten(entropy_N) if entropy else None,
+        entropy_BT=found.unflatten(entropy_N) if entropy != "off" else None,
         values_BT=found.unflatten(upcast(head(found.states_ND)).squeeze(-1)) if head is not None else None,
     )
 
@@ -184,7 +192,7 @@ def score_with_reference(
     *,
     reference_rows: Rows | None = None,
     temperature: float = 1.0,
-    entropy: bool = False,
+    entropy: EntropyMode = "off",
     head: Callable[[Tensor], Tensor] | None = None,
     divergence: Callable[[Tensor, Tensor, Tensor], Tensor] = exact_kl,
 ) -> ReferenceScores:
@@ -204,14 +212,17 @@ def score_with_reference(
             ref_logps_NV = (upcast(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
         probs_NV = logps_NV.exp()
         kl_N = divergence(logps_NV, ref_logps_NV, probs_NV)
-        entropy_N = -(probs_NV * logps_NV).sum(-1) if entropy else kl_N.detach()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "differentiable"):
+            entropy_N = kl_N.detach() if entropy == "off" else -(probs_NV * logps_NV).sum(-1)
         sampled_logps = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
         return *sampled_logps, kl_N, entropy_N
 
     flat = in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)
     values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(upcast(head(mine.states_ND)).squeeze(-1))
-    return ReferenceScores(logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy else None)
+    return ReferenceScores(
+        logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy != "off" else None
+    )
 
 
 Found = TypeVar("Found", Scores, ReferenceScores, Tensor)

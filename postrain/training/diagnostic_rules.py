@@ -229,7 +229,7 @@ RULES = (
         symptom="clip_fraction is at least 30% for three updates.",
         cause=(
             "The policy moves further in one update than the clip range allows; clipped tokens carry no gradient "
-            "(with method.objective=cispo, a bounded one)."
+            "(with method.loss=cispo, a bounded one)."
         ),
         remedy="Lower method.learning_rate or method.epochs.",
         check=high_clip_fraction,

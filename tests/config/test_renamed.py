@@ -35,7 +35,9 @@ def announced_once():
         ("method.reference_logps=cached", "method.precompute_ref_log_probs=true"),
         ("method.reference_logps='fresh'", "method.precompute_ref_log_probs=false"),
         ("method.reference_logps=none", "method.reference_free=true"),
-        ("method.ratio=sequence", "method.importance_sampling_level=sequence"),
+        ("method.ratio=sequence", "method.loss_options.importance_sampling_level=sequence"),
+        ("method.objective=cispo", "method.loss=cispo"),
+        ("method.delta=4", "method.loss_options.delta=4"),
         ("method.ratio_other=1", "method.ratio_other=1"),
         ("method.num_generations=4", "method.group_size=4"),
         ("teacher=runs/a", "reference=runs/a"),
@@ -139,7 +141,12 @@ def test_saved_config_is_read_with_new_keys(tmp_path, capsys):
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     assert saved_config(RunFolder(tmp_path)) == {
-        "method": {"delta": None, "scale_rewards": "none", "loss_type": "dapo", "precompute_ref_log_probs": False},
+        "method": {
+            "loss_options": {"delta": None},
+            "scale_rewards": "none",
+            "loss_type": "dapo",
+            "precompute_ref_log_probs": False,
+        },
         "evaluation": {"tasks": {"gold": {}, "win_rate": {"against": "x"}, "kl": {}}},
         "selection": {"count": 1},
     }

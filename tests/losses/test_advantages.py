@@ -17,12 +17,16 @@ from postrain.losses.advantages import (
     has_variance,
     last_token,
     leave_one_out,
+    maxrl_advantages,
     nash_md_advantages,
     normalize_then_sum,
+    opo_advantages,
     overlong_penalty,
+    remax_advantages,
     reward_to_go,
     token_rewards,
     turn_returns,
+    w_reinforce_advantages,
     whiten,
 )
 from postrain.methods.grpo import batch_moments
@@ -222,3 +226,35 @@ def test_nash_md_advantages_are_the_win_rate_less_half_and_the_kl():
     mask_BT = torch.tensor([[True, True, False], [True, False, False]])
     found = nash_md_advantages(torch.tensor([0.8, NAN]), log_ratio_BT, mask_BT, beta=0.5)
     assert found.tolist() == [pytest.approx([0.15, 0.2, 0.0]), pytest.approx([-0.2, 0.0, 0.0])]
+
+
+def test_opo_baseline_is_the_mean_reward_weighted_by_length():
+    # (1 · 1 + 3 · 0) / 4 = 0.25. The unscorable completion of 9 tokens is left out: (2 · 1 + 2 · 0) / 4 = 0.5.
+    rewards = torch.tensor([[1.0, 0, NAN], [1, 0, NAN]])
+    found = opo_advantages(rewards, torch.tensor([[1, 3, 0], [2, 2, 9]]))
+    assert found.tolist() == [[0.75, -0.25, 0], [0.5, -0.5, 0]]
+
+
+def test_maxrl_divides_by_the_pass_rate():
+    # Pass rate ¼: 0.75 / 0.25 and −0.25 / 0.25. No right completion: 0.
+    assert maxrl_advantages(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, NAN]])).tolist() == [[3, -1, -1, -1], [0] * 4]
+    with pytest.raises(ValueError, match="at least 0"):
+        maxrl_advantages(torch.tensor([[-1.0, 1.0]]))
+
+
+def test_remax_subtracts_the_greedy_reward():
+    found = remax_advantages(torch.tensor([[1.0, 0.25], [NAN, 1]]), torch.tensor([0.5, NAN]))
+    assert found.tolist() == [[0.5, -0.25], [0, 0]]
+
+
+def test_w_reinforce_weighs_right_and_wrong_completions():
+    rewards = torch.tensor([[1.0, 0.0, NAN]])
+    for options, expected in (({}, [0.1, -1, 0]), ({"positive": 1, "negative": 0}, [1, 0, 0])):
+        assert w_reinforce_advantages(rewards, **options)[0].tolist() == pytest.approx(expected)
+
+
+def test_lambda_of_the_critic_changes_only_its_returns():
+    # λ = 0: A_0 = 0 + 0.25 − 0.5, one step. λ = 1: the return, 1, minus the value.
+    rewards, values, mask = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]]), torch.ones(1, 2).bool()
+    assert gae(rewards, values, mask, lam=0.0)[0].tolist() == [-0.25, 0.75]
+    assert (gae(rewards, values, mask, lam=1.0) + values)[0].tolist() == [1, 1]

@@ -49,12 +49,12 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
 
 LOSSES: list[tuple[Any, dict[str, Any]]] = [
     (losses.grpo, {}),
-    (losses.grpo, {"objective": "cispo"}),
+    (losses.grpo, {"loss": "cispo"}),
     (losses.reinforce, {}),
     (losses.ppo, {}),
     (losses.nash_md, {}),
     # One ratio for the whole completion: each of its tokens has a weight of its own.
-    (losses.grpo, {"importance_sampling_level": "sequence"}),
+    (losses.grpo, {"loss": "gspo", "clip_low": 0.5, "clip_high": 0.5}),
     (losses.rloo, {}),
 ]
 

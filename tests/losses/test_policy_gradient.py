@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.losses.policy_gradient import (
+from postrain.losses.policy_gradient import ppo_value
+from postrain.losses.policy_losses import (
     cispo,
+    clip_cov,
     clipped_surrogate,
+    gmpo,
     importance_ratio,
-    ppo_value,
+    kl_cov,
+    sapo,
     surrogate_clips,
 )
+from postrain.losses.token_selection import clip_cov_tokens, kl_cov_tokens, top_entropy_tokens
 
 CLIP: Any = {"clip_low": 0.2, "clip_high": 0.2}
 HIGHER: Any = {"clip_low": 0.2, "clip_high": 0.28}
@@ -42,7 +47,8 @@ def test_clipped_surrogate_bounds_positive_advantages_and_delta_negative_ones():
 def test_cispo_keeps_every_gradient():
     logps_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     # Ratios 0.1 and 5 are clipped to 0.8 and 1.2; the gradient is -ratio · A.
-    loss_BT = cispo(torch.tensor([[0.1, 5.0]]), torch.tensor([[1.0, -2.0]]), logps_BT, **CLIP)
+    old_BT = logps_BT.detach() - torch.tensor([[0.1, 5.0]]).log()
+    loss_BT = cispo(logps_BT, old_BT, torch.tensor([[1.0, -2.0]]), torch.tensor([[True, True]])).loss_BT
     assert loss_BT.tolist() == [pytest.approx([0.8, -4.8])]
     (gradient,) = torch.autograd.grad(loss_BT.sum(), logps_BT)
     assert gradient.tolist() == [pytest.approx([-0.8, 2.4])]
@@ -88,3 +94,65 @@ def test_surrogate_clips_is_true_exactly_where_the_surrogate_is_flat():
         loss = clipped_surrogate(ratio, advantages, clip_low=0.2, clip_high=0.3, delta=delta)
         (gradient,) = torch.autograd.grad(loss.sum(), ratio)
         assert torch.equal(surrogate_clips(ratio, advantages, clip_low=0.2, clip_high=0.3, delta=delta), gradient == 0)
+
+
+# Two completions of two tokens, A = 1 and −1.
+SIGNS = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+ALL = torch.ones(2, 2, dtype=torch.bool)
+
+
+def test_gmpo_is_the_geometric_mean_of_the_clipped_ratios():
+    logps_BT = torch.tensor([[0.6, 0.2], [-0.9, 0.1]], requires_grad=True)
+    # A > 0: log-ratios 0.6 → 0.4 and 0.2, mean 0.3. A < 0: −0.9 → −0.4 and 0.1, mean −0.15.
+    found = gmpo(logps_BT, torch.zeros(2, 2), SIGNS, ALL)
+    first, second = math.exp(0.3), math.exp(-0.15)
+    assert found.loss_BT.tolist() == [pytest.approx([-first] * 2), pytest.approx([second] * 2)]
+    assert found.clipped_BT.tolist() == [[True, False], [True, False]]
+    # A token that is not clipped has −A · s / length; the mean over the two copies of the loss keeps it.
+    (gradient_BT,) = torch.autograd.grad(found.loss_BT.mean(1).sum(), logps_BT)
+    assert gradient_BT.tolist() == [pytest.approx([0, -first / 2]), pytest.approx([0, second / 2])]
+
+
+def test_sapo_gates_the_ratio_with_a_temperature_for_each_sign():
+    logps_BT = torch.tensor([[1.5, 1.0], [0.5, 1.0]]).log().requires_grad_()
+    # A > 0: 4 σ(0.5) = 4 · 0.622459. A < 0: 4 / 1.05 · σ(−0.525) = 3.809524 · 0.371684. At r = 1: 4 / τ · ½.
+    loss_BT = sapo(logps_BT, torch.zeros(2, 2), SIGNS, ALL).loss_BT
+    assert loss_BT.tolist() == [pytest.approx([-2.489837, -2.0], rel=1e-5), pytest.approx([1.415938, 2 / 1.05])]
+    # d/dlog r = 4 σ(1 − σ) r: at r = 1.5, 4 · 0.622459 · 0.377541 · 1.5.
+    (gradient_BT,) = torch.autograd.grad(loss_BT.sum(), logps_BT)
+    assert gradient_BT[0].tolist() == pytest.approx([-1.410022, -1.0], rel=1e-5)
+
+
+def test_clip_cov_gives_no_gradient_to_the_selected_token():
+    logps_BT, selected_BT = torch.zeros(2, 2, requires_grad=True), torch.tensor([[True, False], [False, False]])
+    found = clip_cov(logps_BT, torch.zeros(2, 2), SIGNS, ALL, selected=selected_BT)
+    (gradient_BT,) = torch.autograd.grad(found.loss_BT.sum(), logps_BT)
+    assert gradient_BT.tolist() == [[0, -1], [1, 1]]
+    assert torch.equal(found.clipped_BT, selected_BT)
+
+
+def test_kl_cov_adds_the_absolute_log_ratio_of_the_selected_token():
+    logps_BT, selected_BT = torch.full((2, 2), 0.2), torch.tensor([[True, False], [False, False]])
+    # −e^0.2 + 0.5 · 0.2 for the selected one, ∓e^0.2 for the others.
+    found = kl_cov(logps_BT, torch.zeros(2, 2), SIGNS, ALL, selected=selected_BT, ppo_kl_coef=0.5).loss_BT
+    ratio = math.exp(0.2)
+    assert found.tolist() == [pytest.approx([-ratio + 0.1, -ratio]), pytest.approx([ratio, ratio])]
+
+
+def test_tokens_are_selected_by_covariance():
+    # log π − mean = 1, 0, −1, 0; A − mean = 3, 0, −3, 0: covariances 3, 0, 3, 0.
+    logps, advantages = torch.tensor([-1.0, -2, -3, -2]), torch.tensor([3.0, 0, -3, 0])
+    uniform = torch.tensor([0.9, 0.1, 0.4, 0.2])
+    # One of four tokens: of the two within (1, 5), the one with the smaller random number.
+    drawn = clip_cov_tokens(logps, advantages, uniform, clip_cov_ratio=0.25)
+    assert drawn.tolist() == [False, False, True, False]
+    assert not clip_cov_tokens(logps, advantages, uniform, clip_cov_ratio=1.0, clip_cov_lb=3.0).any()
+    # A − mean = 3, 0, −1, −2: covariances 3, 0, 1, 0.
+    for share, expected in ((0.25, [True, False, False, False]), (0.5, [True, False, True, False])):
+        assert kl_cov_tokens(logps, torch.tensor([3.0, 0, -1, -2]), uniform, kl_cov_ratio=share).tolist() == expected
+
+
+def test_top_entropy_tokens_are_the_share_with_the_highest_entropy():
+    # 40 % of five tokens.
+    entropy = torch.tensor([0.1, 2.0, 0.3, 1.0, 0.2])
+    assert top_entropy_tokens(entropy, 0.4).tolist() == [False, True, False, True, False]

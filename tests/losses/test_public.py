@@ -36,9 +36,9 @@ MASK = torch.tensor([[True, True], [True, False]])
         ({"loss_type": "bnpo"}, (-2.28 + 0.8) / 3),
         ({"loss_type": "dr_grpo", "max_tokens": 4}, (-2.28 + 0.8) / 8),
         # √1.5 = 1.22 is not clipped.
-        ({"importance_sampling_level": "sequence"}, (-(1.5**0.5) + 0.8) / 2),
+        ({"loss": "gspo"}, (-(1.5**0.5) + 0.8) / 2),
         # −1.28 · ln 1.5 and 0; +0.8 · ln 0.5.
-        ({"objective": "cispo"}, (-1.28 * math.log(1.5) / 2 + 0.8 * math.log(0.5)) / 2),
+        ({"loss": "cispo"}, (-1.28 * math.log(1.5) / 2 + 0.8 * math.log(0.5)) / 2),
         # k2 = ½ ln² of each ratio to a reference of 0.
         (
             {"ref_logps": OLD, "beta": 2.0, "kl_estimator": "k2"},
@@ -68,7 +68,7 @@ def invalid(name: str) -> Any:
     ("call", "message"),
     [
         (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, beta=0.1), "ref_logps: beta=0.1"),
-        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, objective="cispo", delta=4.0), "delta: objective=cispo"),
+        (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, delta=1.1), "delta=1.1: expected a bound above the upper clip"),
         (lambda: losses.grpo(LOGPS, OLD, OLD, MASK, loss_type="dr_grpo"), "max_tokens: loss_type=dr_grpo"),
         (lambda: losses.dpo(OLD, OLD, OLD, OLD, loss_type="ipo"), "chosen_lengths, rejected_lengths: ipo"),
         (

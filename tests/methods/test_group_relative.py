@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from postrain.errors import ConfigError
-from postrain.losses.policy_gradient import cispo_clips
+from postrain.losses.policy_losses import POLICY_LOSSES, cispo
 from postrain.methods.group_relative import GroupExperience
 from postrain.rewards.base import WeightedSum
 from postrain.rewards.function import Function
@@ -23,17 +23,18 @@ FAMILY = ("grpo", "rloo", "reinforce")
 
 
 def test_cispo_clip_fraction_counts_bounded_ratios_of_both_signs():
-    ratio_BT = torch.tensor([[0.1, 0.9, 1.1, 5.0]], requires_grad=True)
+    logps_BT = torch.tensor([[0.1, 0.9, 1.1, 5.0]]).log()
+    old_BT, mask_BT = torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool)
     # For advantages of both signs; an advantage of 0 counts no clip.
     for advantage, expected in ((1.0, True), (-1.0, True), (0.0, False)):
-        found = cispo_clips(ratio_BT, torch.full((1, 4), advantage), clip_low=0.2, clip_high=0.2)
-        assert found.tolist() == [[expected, False, False, expected]]
+        found = cispo(logps_BT, old_BT, torch.full((1, 4), advantage), mask_BT)
+        assert found.clipped_BT.tolist() == [[expected, False, False, expected]]
     batch, policy = rollout([1.0, -1.0])
     moved = replace(batch, logps_BT=batch.logps_BT - 1.0)  # every ratio is e
-    for objective, share in (("clipped", 1.0), ("cispo", 2.0)):
-        found = make_method("grpo", policy, objective=objective).loss_sum(moved).metrics["clip_fraction"]
+    for loss, share in (("clipped", 1.0), ("cispo", 2.0)):
+        found = make_method("grpo", policy, loss=loss).loss_sum(moved).metrics["clip_fraction"]
         tokens = [int(mask.sum()) for mask in batch.rows.supervised]
-        # Both objectives clip A > 0; only cispo clips A < 0.
+        # Both losses clip A > 0; only cispo clips A < 0.
         assert found.value() == pytest.approx((tokens[0] + (share - 1) * tokens[1]) / sum(tokens))
 
 
@@ -70,9 +71,10 @@ def test_gradient_at_ratio_one_is_reinforce(method):
     assert torch.allclose(gradient, flat_gradient(policy, expected), atol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{"objective": "cispo"}, {"importance_sampling_level": "sequence"}, {"delta": 4.0}])
+@pytest.mark.parametrize("changes", [*({"loss": name} for name in POLICY_LOSSES), {"loss_options": {"delta": 4.0}}])
 def test_every_grpo_variant_is_reinforce_at_ratio_one(changes):
     batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
+    batch = replace(batch, selected_BT=torch.zeros_like(batch.logps_BT, dtype=torch.bool))
     plain, other = (
         flat_gradient(policy, make_method("grpo", policy, **c).loss_sum(batch).total) for c in ({}, changes)
     )

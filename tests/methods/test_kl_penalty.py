@@ -242,7 +242,8 @@ def test_exact_kl_and_its_gradient_are_independent_of_chunks_and_micro_batches(a
 
     def kl_and_gradient(parts: Sequence[Sequence[int]]) -> tuple[float, Tensor]:
         total = sum(
-            score_with_reference(policy, reference, batch.select(part), entropy=True).kl_BT.sum() for part in parts
+            score_with_reference(policy, reference, batch.select(part), entropy="differentiable").kl_BT.sum()
+            for part in parts
         )
         assert isinstance(total, Tensor)
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -250,8 +251,8 @@ def test_exact_kl_and_its_gradient_are_independent_of_chunks_and_micro_batches(a
 
     value, gradient = kl_and_gradient([[0, 1, 2]])
     assert value > 0.1
-    together = score_with_reference(policy, reference, batch, entropy=True)
-    alone = score(policy, batch, entropy=True)
+    together = score_with_reference(policy, reference, batch, entropy="differentiable")
+    alone = score(policy, batch, entropy="differentiable")
     assert together.entropy_BT is not None
     assert alone.entropy_BT is not None
     assert torch.allclose(together.entropy_BT, alone.entropy_BT)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from postrain.losses.policy_gradient import policy_terms
+from postrain.losses.policy_losses import clipped
 from postrain.methods.metrics import (
     confidence_bins,
     expected_calibration_error,
@@ -24,9 +24,7 @@ def test_step_metrics_of_two_tokens():
     mask = torch.tensor([[True, True, False]])
     old = torch.zeros(1, 3)
     new = torch.tensor([[math.log(1.5), math.log(0.9), 5.0]])
-    positive, negative = (
-        policy_terms(new, old, torch.tensor([sign]), mask, clip_low=0.2, clip_high=0.2) for sign in (1.0, -1.0)
-    )
+    positive, negative = (clipped(new, old, torch.full((1, 3), sign), mask) for sign in (1.0, -1.0))
     found = step_metrics(new - old, positive, mask)
     # ratios 1.5 and 0.9: mean 1.2; 1.5 is clipped for a positive advantage and not for a negative one
     assert step_metrics(new - old, negative, mask)["clip_fraction"].value() == 0

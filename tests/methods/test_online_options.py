@@ -52,9 +52,12 @@ CHANGES: dict[str, list[Change]] = {
         *(({"loss_type": name}, {}) for name in ("bnpo", "dr_grpo")),
         # With one mini-batch bnpo and dapo are equal.
         ({"loss_type": "dapo"}, {"loss_type": "bnpo", "minibatches_per_epoch": 2}),
-        ({"importance_sampling_level": "sequence"}, {}),
-        ({"objective": "cispo"}, {}),
-        ({"delta": 1.01}, {"clip_high": 0.005}),
+        *(({"loss": name}, {}) for name in ("gspo", "cispo", "gmpo", "sapo", "clip_cov", "kl_cov")),
+        ({"loss_options": {"delta": 1.01}}, {"clip_high": 0.005}),
+        ({"loss_options": {"kl_cov_ratio": 1.0}}, {"loss": "kl_cov"}),
+        *(({"advantage": name}, {}) for name in ("leave_one_out", "opo", "maxrl", "w_reinforce")),
+        ({"advantage_options": {"positive": 0.0}}, {"advantage": "w_reinforce"}),
+        ({"top_entropy_quantile": 0.2}, {}),
         ({"overlong_buffer": 16}, {}),
         ({"overlong_penalty": 0.3}, {"overlong_buffer": 16}),
     ],
@@ -80,7 +83,15 @@ CHANGES: dict[str, list[Change]] = {
     ],
 }
 # Online DPO ranks completions, so the temperature changes its metrics but not its gradient.
-ELSEWHERE = {"online_dpo": {"preference_temperature"}}
+# The entropy controller changes the update after the first one: tests/methods/test_entropy_control.py.
+# Turns and parts of a reward: tests/methods/test_group_relative.py.
+CONTROL = {"entropy_target", "entropy_coef_delta", "turn_level_advantages"}
+ELSEWHERE = {
+    "online_dpo": {"preference_temperature"},
+    "rloo": CONTROL,
+    "reinforce": CONTROL,
+    "grpo": {*CONTROL, "multi_objective_aggregation"},
+}
 CASES = [(method, changed, beside) for method, cases in CHANGES.items() for changed, beside in cases]
 
 

@@ -1,0 +1,129 @@
+"""Losses and advantages that a setting chooses: users' functions, and mistakes as one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from postrain.errors import ConfigError
+from postrain.methods.token_masks import drawn_tokens, over_all_ranks
+from tests.methods.builders import flat_gradient, float64_model, make_method
+from tests.methods.test_group_relative import rollout
+from tests.methods.test_rollouts import prompts, scripted_method
+
+CODE = """
+import torch
+
+def reinforce(logps, old_logps, advantages, mask, *, scale: float = 1.0):
+    return -scale * advantages * logps
+
+def needs(logps, old_logps, advantages, mask, *, scale):
+    return -scale * advantages * logps
+
+def two(a, b):
+    return a
+
+def total(logps, old_logps, advantages, mask):
+    return logps.sum()
+
+def constant(logps, old_logps, advantages, mask):
+    return logps.detach()
+
+def fails(logps, old_logps, advantages, mask):
+    return logps[5]
+
+def ranks(rewards):
+    return rewards.argsort(1).argsort(1).float()
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "mine.py").write_text(CODE)
+    return f"{tmp_path}/mine.py"
+
+
+def test_loss_of_a_user_is_that_of_the_update(file):
+    batch, policy = rollout([1.0, -0.5, 2.0, 0.0])
+    mine = make_method("grpo", policy, loss=f"{file}:reinforce", loss_options={"scale": 2.0}).loss_sum(batch)
+    plain = flat_gradient(policy, make_method("grpo", policy).loss_sum(batch).total)
+    assert torch.allclose(flat_gradient(policy, mine.total), 2 * plain, atol=1e-10)
+    assert mine.metrics["ratio/max"].value() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "gmppo"}, r"^method\.loss=gmppo: expected one of clipped, .*did you mean gmpo\?$"),
+        ({"loss": "{file}:other"}, r"^method\.loss=.*has no function other$"),
+        ({"loss": "{file}:two"}, r"expected a function of \(logps, old_logps, advantages, mask\)"),
+        ({"loss": "{file}:needs"}, r"a value in method\.loss_options: missing a required argument: 'scale'$"),
+        ({"loss": "{file}:total"}, r"expected a tensor \[B, T\] or \[B, 1\].*; got \(\)$"),
+        ({"loss": "{file}:constant"}, r"got \(2, 3\) without a gradient$"),
+        ({"loss": "{file}:fails"}, r"raised IndexError: .* at .*mine\.py:\d+$"),
+        ({"loss": "sapo", "clip_low": 0.1}, r"^method\.clip_low: has no effect with method\.loss=sapo; leave it at"),
+        ({"loss_options": {"tau": 1}}, r"^method\.loss_options\.tau: clipped has no such option; it has clip_low, "),
+        ({"loss": "sapo", "loss_options": {"tau_pos": "x"}}, r"^method\.loss_options\.tau_pos: expected a number > 0"),
+        ({"loss_options": {"delta": 1.1}}, r"^method\.loss=clipped: delta=1\.1: expected a bound above"),
+        ({"advantage": "{file}:two"}, r"^method\.advantage=.*expected a function of \(rewards\)"),
+        ({"advantage": "opo", "scale_rewards": "none"}, r"^method\.scale_rewards: has no effect with method\.advan"),
+        ({"group_size": 1}, r"^method\.group_size=1: .*give at least 2$"),
+    ],
+)
+def test_unusable_function_is_one_line(settings, message, file):
+    settings = {key: value.format(file=file) if isinstance(value, str) else value for key, value in settings.items()}
+    with pytest.raises(ConfigError, match=message) as error:
+        make_method("grpo", float64_model(), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_advantage_of_a_user_gets_the_rewards(file):
+    completions = [[3, 0], [1, 0], [2, 0]]
+    method = scripted_method(
+        "grpo", completions, {"1": 1.0, "2": 2.0, "3": 3.0}, group_size=3, batch_size=1, advantage=f"{file}:ranks"
+    )
+    assert method.prepare(prompts(1)).advantages_BT[:, 0].tolist() == [2, 0, 1]
+
+
+def test_remax_compares_with_a_greedy_completion_of_each_prompt(monkeypatch):
+    # The engine returns its completions in order: those of the rollout, then the greedy ones.
+    monkeypatch.setattr("postrain.methods.grpo.greedy", lambda engine: engine)
+    completions = [[1, 0], [2, 0], [3, 0], [1, 0]]
+    method = scripted_method(
+        "grpo", completions, {"1": 1.0, "2": 2.0, "3": 3.0}, group_size=1, batch_size=2, advantage="remax"
+    )
+    # 1 − 3 and 2 − 1.
+    assert method.prepare(prompts(2)).advantages_BT[:, 0].tolist() == [-2, 1]
+    assert method.accumulated["reward/greedy"].value() == 2
+
+
+def test_random_numbers_of_tokens_do_not_depend_on_the_ranks():
+    mask_BT = torch.tensor([[True, True, False], [True, True, True]])
+    both = drawn_tokens(0, 5, [(0, 0), (3, 1)], mask_BT)
+    alone = drawn_tokens(0, 5, [(3, 1)], mask_BT[1:])
+    assert torch.equal(both[1:], alone)
+    assert both[0, 2] == 0
+
+
+def test_selection_reads_the_tokens_of_all_ranks(monkeypatch):
+    # This rank is the second one: its tokens follow the three of the first.
+    other = [torch.tensor([5.0, 1.0, 4.0])]
+    monkeypatch.setattr("postrain.hardware.collectives.gather", lambda own: [other, own])
+    monkeypatch.setattr("postrain.hardware.collectives.rank", lambda: 1)
+    mask_BT = torch.tensor([[True, False], [True, True]])
+    found = over_all_ranks(lambda values_N: values_N > values_N.mean(), mask_BT, torch.tensor([[2.0, 9], [6, 3]]))
+    # Mean of 5, 1, 4, 2, 6, 3: 3.5.
+    assert found.tolist() == [[False, False], [True, False]]
+
+
+def test_clips_that_are_not_set_are_those_of_the_loss():
+    batch, policy = rollout([1.0, -0.5, 2.0, -1.0])
+    moved = replace(batch, logps_BT=batch.logps_BT - 0.3 * (batch.logps_BT != 0))
+    for loss, low, high in (("clipped", 0.2, 0.2), ("gspo", 3e-4, 4e-4), ("gmpo", 0.4, 0.4)):
+        unset, written = (
+            make_method("grpo", policy, loss=loss, clip_low=clips[0], clip_high=clips[1]).loss_sum(moved).total
+            for clips in ((None, None), (low, high))
+        )
+        assert torch.equal(unset, written)
