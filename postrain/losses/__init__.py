@@ -29,6 +29,7 @@ from postrain.losses.divergence import kl as kl
 from postrain.losses.divergence import skewed_forward_kl as skewed_forward_kl
 from postrain.losses.divergence import skewed_reverse_kl as skewed_reverse_kl
 from postrain.losses.divergence import with_rest as with_rest
+from postrain.losses.dpo_variants import wpo_weights as wpo_weights
 from postrain.losses.importance_sampling import importance_weights as importance_weights
 from postrain.losses.importance_sampling import sampling_ratio as sampling_ratio
 from postrain.losses.policy_gradient import grpo as grpo
@@ -46,6 +47,7 @@ from postrain.losses.policy_losses import gmpo as gmpo
 from postrain.losses.policy_losses import gspo as gspo
 from postrain.losses.policy_losses import kl_cov as kl_cov
 from postrain.losses.policy_losses import sapo as sapo
+from postrain.losses.preference import alpha_reward as alpha_reward
 from postrain.losses.preference import cpo as cpo
 from postrain.losses.preference import dpo as dpo
 from postrain.losses.preference import ipo as ipo
@@ -55,6 +57,8 @@ from postrain.losses.preference import odds_ratio as odds_ratio
 from postrain.losses.preference import orpo as orpo
 from postrain.losses.preference import simpo as simpo
 from postrain.losses.supervised import bradley_terry as bradley_terry
+from postrain.losses.supervised import dft as dft
+from postrain.losses.supervised import eaft as eaft
 from postrain.losses.supervised import l2_distance as l2_distance
 from postrain.losses.supervised import prm as prm
 from postrain.losses.supervised import sft as sft

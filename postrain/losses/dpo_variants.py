@@ -47,6 +47,21 @@ def ipo(chosen_mean_B: Tensor, rejected_mean_B: Tensor, *, beta: float) -> Tenso
     return (chosen_mean_B - rejected_mean_B - 1 / (2 * beta)) ** 2
 
 
+def sigmoid_norm(chosen_mean_B: Tensor, rejected_mean_B: Tensor, *, beta: float, smoothing: float = 0.0) -> Tensor:
+    """`sigmoid` of the gap of log-ratios per token: length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv
+    2411.15124, eq. 6, with β = 5)."""
+    return sigmoid(chosen_mean_B - rejected_mean_B, beta=beta, smoothing=smoothing)
+
+
+def wpo_weights(logps_BT: Tensor, log_sum_squares_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """exp(mean over tokens of log π(token) − log Σ_v π(v)²), [B], without gradient: 1 for a completion as likely as one
+    that the policy samples (Zhou et al. 2024, WPO, arXiv 2406.11827, eq. 2). A pair's loss is multiplied by the weights
+    of both completions.
+    """
+    aligned_BT = (logps_BT.detach() - log_sum_squares_BT) * mask_BT
+    return (aligned_BT.sum(1) / mask_BT.sum(1)).exp()
+
+
 def sppo_hard(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
     """(l_c − 1/(2β))² + (l_r + 1/(2β))², the self-play loss with P(chosen beats rejected) = 1 (Wu et al. 2024, eq. 4.7
     with η = 1/β)."""
@@ -169,6 +184,7 @@ class PairTerms:
 
 LossName = Literal[
     "sigmoid",
+    "sigmoid_norm",
     "robust",
     "hinge",
     "ipo",
@@ -185,6 +201,7 @@ LossName = Literal[
 
 LOSSES: Mapping[LossName, Callable[[PairTerms], Tensor]] = {
     "sigmoid": lambda t: sigmoid(t.gap_B, beta=t.beta, smoothing=t.smoothing),
+    "sigmoid_norm": lambda t: sigmoid_norm(t.chosen_mean_B, t.rejected_mean_B, beta=t.beta, smoothing=t.smoothing),
     "robust": lambda t: robust(t.gap_B, beta=t.beta, smoothing=t.smoothing),
     "hinge": lambda t: hinge(t.gap_B, beta=t.beta),
     "ipo": lambda t: ipo(t.chosen_mean_B, t.rejected_mean_B, beta=t.beta),
@@ -206,9 +223,11 @@ LOSSES: Mapping[LossName, Callable[[PairTerms], Tensor]] = {
     ),
 }
 
-SMOOTHED: frozenset[LossName] = frozenset({"sigmoid", "robust", "exo", "aot", "aot_unpaired"})
+SMOOTHED: frozenset[LossName] = frozenset({"sigmoid", "sigmoid_norm", "robust", "exo", "aot", "aot_unpaired"})
 """Losses with label smoothing."""
-WITHOUT_DIVERGENCE: frozenset[LossName] = frozenset({"ipo", "aot"})
+PER_TOKEN: frozenset[LossName] = frozenset({"ipo", "sigmoid_norm"})
+"""Losses of log-ratios per token."""
+WITHOUT_DIVERGENCE: frozenset[LossName] = frozenset({"ipo", "sigmoid_norm", "aot"})
 """Losses on which `divergence` has no effect."""
 RANKED: frozenset[LossName] = frozenset({"aot", "aot_unpaired"})
 """Losses that match pairs of the global batch by rank."""

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from postrain.losses.dpo_variants import (
     LOSSES,
+    PER_TOKEN,
     RANKED,
     SMOOTHED,
     Divergence,
@@ -92,11 +93,11 @@ def dpo(
 ) -> Tensor:
     """−log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected))), a mean over pairs (Rafailov et al. 2023, eq. 7).
 
-    Log-probabilities are [B]. `loss_type` chooses another loss of the family (dpo_variants.py has their equations):
-    ipo divides by `chosen_lengths` and `rejected_lengths` [B] in tokens, discopop has the temperature `tau`, bco the
-    threshold `shift`, aot and aot_unpaired compare pairs of equal rank in this batch. `label_smoothing` is the assumed
-    share of wrong labels; `divergence` replaces the reverse KL, `alpha` is α of divergence=alpha.
-    Raises ValueError for options that a loss ignores, and for missing ones.
+    Log-probabilities are [B]. `loss_type` chooses another loss of the family (dpo_variants.py has their equations): ipo
+    and sigmoid_norm divide by `chosen_lengths` and `rejected_lengths` [B] in tokens, discopop has the temperature
+    `tau`, bco the threshold `shift`, aot and aot_unpaired compare pairs of equal rank in this batch. `label_smoothing`
+    is the assumed share of wrong labels; `divergence` replaces the reverse KL, `alpha` is α of divergence=alpha. Raises
+    ValueError for options that a loss ignores, and for missing ones.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(LOSSES)}")
@@ -104,8 +105,8 @@ def dpo(
         raise ValueError(f"label_smoothing={label_smoothing} has no effect on loss_type={loss_type}; leave it 0")
     if loss_type == "exo" and not label_smoothing:
         raise ValueError("label_smoothing=0: exo takes its logarithm; give it 0.001")
-    if loss_type == "ipo" and (chosen_lengths is None or rejected_lengths is None):
-        raise ValueError("chosen_lengths, rejected_lengths: ipo takes log-ratios per token; give both")
+    if loss_type in PER_TOKEN and (chosen_lengths is None or rejected_lengths is None):
+        raise ValueError(f"chosen_lengths, rejected_lengths: {loss_type} takes log-ratios per token; give both")
 
     terms = partial(
         pair_terms,
@@ -210,20 +211,28 @@ def orpo(
     return reduce(-chosen_mean_logps + odds_coef * odds_ratio(chosen_mean_logps, rejected_mean_logps), reduction)
 
 
+def alpha_reward(mean_logps: Tensor, alpha: float) -> Tensor:
+    """(1 − p^−α) / α with p = exp(mean log-probability per token), [B]; its limit at α = 0 is log p (Gupta et al. 2025,
+    AlphaPO, arXiv 2501.03884, eq. 6)."""
+    return mean_logps if alpha == 0 else -torch.expm1(-alpha * mean_logps) / alpha
+
+
 def simpo(
     chosen_mean_logps: Tensor,
     rejected_mean_logps: Tensor,
     *,
     beta: float = 10.0,
     gamma_beta_ratio: float = 0.3,
+    alpha: float = 0.0,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """−log σ(β (mean log π(chosen) − mean log π(rejected)) − γ), a mean over pairs (Meng, Xia and Chen 2024, eq. 6).
 
-    Both tensors are mean log-probabilities per token, [B]; `gamma_beta_ratio` is γ/β, the margin [nats/token].
+    Both tensors are mean log-probabilities per token, [B]; `gamma_beta_ratio` is γ/β, the margin [nats/token]. `alpha`
+    other than 0 replaces them by `alpha_reward` (AlphaPO).
     """
-    gap_B = chosen_mean_logps - rejected_mean_logps - gamma_beta_ratio
+    gap_B = alpha_reward(chosen_mean_logps, alpha) - alpha_reward(rejected_mean_logps, alpha) - gamma_beta_ratio
     return reduce(sigmoid(gap_B, beta=beta, smoothing=label_smoothing), reduction)
 
 

@@ -6,14 +6,16 @@ natural. Each function takes `reduction`: mean, sum or none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from postrain.losses.reduction import Reduction, reduce
+from postrain.types import Size
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -46,6 +48,29 @@ def sft(logps: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor
     `logps` [B, T] are the policy's log-probabilities of the data's tokens, `mask` [B, T] is True at supervised tokens.
     """
     return reduce(-logps, reduction, mask)
+
+
+def dft(logps: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """−stop_gradient(π) · log π of a token: dynamic fine-tuning (Wu et al. 2025, DFT, arXiv 2508.05629, eq. 9).
+
+    Removes the weight 1/π that the gradient of SFT has as a policy gradient: unlikely tokens count less.
+    """
+    return reduce(-logps.exp().detach() * logps, reduction, mask)
+
+
+def eaft(logps: Tensor, mask: Tensor, *, entropy: Tensor, top_k: Size = 20, reduction: Reduction = "mean") -> Tensor:
+    """−min(1, H / ln top_k) · log π of a token: entropy-adaptive fine-tuning (Diao et al. 2026, EAFT, arXiv
+    2601.02151).
+
+    Tokens at which the policy is certain of another answer count less. `entropy` [B, T] is exact; the authors
+    approximate it by that of the top_k most likely tokens.
+    """
+    return reduce(-(entropy.detach() / math.log(top_k)).clamp(max=1) * logps, reduction, mask)
+
+
+SFTLossName = Literal["nll", "dft", "eaft"]
+SFT_LOSSES: Mapping[str, Callable[..., Tensor]] = {"nll": sft, "dft": dft, "eaft": eaft}
+"""The losses of `method.loss` of SFT, functions of `logps` and `mask`, and of `entropy` if they name it."""
 
 
 def l2_distance(parameters: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:

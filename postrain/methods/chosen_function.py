@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from postrain.config.annotations import adapter, describe
 from postrain.config.schema import Confirm, abbreviate, schema_of
@@ -111,6 +112,17 @@ def choose(
             f"{key}_options: {error}"
         ) from None
     return ChosenFunction(setting, function, given)
+
+
+def check_tensor(chosen: ChosenFunction, found: Any, shapes: Mapping[str, Sequence[int]], *, gradient: bool) -> None:
+    """Raises ConfigError unless the result is a tensor of one of the named shapes, with a gradient if it needs one."""
+    is_tensor = isinstance(found, Tensor)
+    if is_tensor and tuple(found.shape) in map(tuple, shapes.values()) and (found.requires_grad or not gradient):
+        return
+    got = str(tuple(found.shape)) if is_tensor else type(found).__name__
+    without = " without a gradient" if is_tensor and gradient and not found.requires_grad else ""
+    expected = " or ".join(f"{name} = {tuple(shape)}" for name, shape in shapes.items())
+    raise ConfigError(f"{chosen.setting}: expected a tensor {expected}, got {got}{without}")
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:

@@ -31,6 +31,7 @@ from postrain.losses.dpo_variants import (
     LossName,
     PairTerms,
     length_desensitised,
+    wpo_weights,
 )
 from postrain.losses.preference import pair_terms, rank_partners
 from postrain.methods.learning_rates import LearningRates
@@ -38,6 +39,7 @@ from postrain.methods.metrics import combine
 from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, mean_logps, pair_metrics, score_pairs
 from postrain.methods.reference_cache import lookup
 from postrain.methods.reference_model import ReferenceModelMixin
+from postrain.models.scoring import log_sum_squares
 from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Positive, Size
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -126,6 +128,9 @@ class DPO(ReferenceModelMixin, PairMethod):
     """Weight of a completion's tokens beyond the other's length (LD-DPO); 1 weighs all tokens alike."""
     sft_coef: NonNegative = 0.0
     """Weight of the chosen completion's −log π per token (RPO, Pang et al. 2024)."""
+    use_weighting: bool = False
+    """Multiply the loss of a pair by how likely the policy is to sample its completions (WPO, for off-policy pairs).
+    Costs a forward pass."""
     discopop_tau: Positive = 0.05
     """Temperature of DiscoPOP's blend of the logistic and the exponential loss."""
     bco_momentum: Fraction = 0.9
@@ -196,6 +201,9 @@ class DPO(ReferenceModelMixin, PairMethod):
         policy, reference = score_pairs(self.policy, batch.pairs), batch.reference()
         terms = self.terms(policy, batch)
         losses: dict[LossName, Tensor] = {name: LOSSES[name](terms) for name in self.weights}
+        if self.use_weighting:
+            weight_B = self.weights_of_pairs(policy, batch.pairs)
+            losses = {name: loss_B * weight_B for name, loss_B in losses.items()}
         metrics = pair_metrics(self.beta * terms.chosen_B, self.beta * terms.rejected_B, policy)
         if len(losses) > 1:
             metrics |= {f"loss/{name}": Mean(loss_B.detach().sum(), len(batch)) for name, loss_B in losses.items()}
@@ -205,6 +213,13 @@ class DPO(ReferenceModelMixin, PairMethod):
             loss_B = loss_B + self.sft_coef * nll_B
             metrics["nll/chosen"] = Mean(nll_B.detach().sum(), len(batch))
         return LossSum.of_rows(loss_B, metrics | self.log_ratio_metrics(policy, reference))
+
+    def weights_of_pairs(self, policy: PairScores, pairs: Pairs) -> Tensor:
+        """WPO's weight of each pair, [B]."""
+        squares = log_sum_squares(self.policy, pairs.chosen + pairs.rejected).chunk(2)
+        sides = zip((policy.chosen, policy.rejected), squares, strict=True)
+        chosen_B, rejected_B = (wpo_weights(side.logps_BT, squares_BT, side.mask_BT) for side, squares_BT in sides)
+        return chosen_B * rejected_B
 
     def log_ratio_metrics(self, policy: PairScores, reference: PairScores) -> dict[str, Mean | Max]:
         """Log-ratios of both completions to the reference; empty with reference_free."""

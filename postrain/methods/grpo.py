@@ -28,7 +28,14 @@ from postrain.losses.divergence import KLEstimator
 from postrain.losses.policy_gradient import LossType, completion_weights
 from postrain.losses.policy_losses import POLICY_LOSSES, PolicyLossName, PolicyTerms, policy_terms
 from postrain.losses.token_selection import Share
-from postrain.methods.chosen_function import ChosenFunction, ChosenName, Options, choose, function_of
+from postrain.methods.chosen_function import (
+    ChosenFunction,
+    ChosenName,
+    Options,
+    check_tensor,
+    choose,
+    function_of,
+)
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import local_indices
 from postrain.methods.policy_gradient import KLPlacement
@@ -56,13 +63,7 @@ def check_loss(loss: ChosenFunction, selected: Tensor | None) -> None:
     advantages = torch.tensor([[1.0], [-1.0]]).expand_as(logps)
     found = loss(logps, logps.detach() - 0.1, advantages, PROBE_MASK, selected=selected)
     values = found.loss_BT if isinstance(found, PolicyTerms) else found
-    if not isinstance(values, Tensor) or tuple(values.shape) not in ((2, 3), (2, 1)) or not values.requires_grad:
-        got = f"{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        without = " without a gradient" if isinstance(values, Tensor) and not values.requires_grad else ""
-        raise ConfigError(
-            f"{loss.setting}: expected a tensor [B, T] or [B, 1], differentiable in logps, for inputs [B=2, T=3]; "
-            f"got {got}{without}"
-        )
+    check_tensor(loss, values, {"[B, T]": (2, 3), "[B, 1]": (2, 1)}, gradient=True)
 
 
 def check_advantage(estimate: ChosenFunction) -> None:
@@ -70,9 +71,7 @@ def check_advantage(estimate: ChosenFunction) -> None:
     rewards = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     lengths, one = torch.tensor([[1, 2, 3], [2, 2, 4]]), torch.tensor(1.0)
     found = estimate(rewards, lengths=lengths, greedy_rewards=rewards[:, 0], batch_std=one)
-    if not isinstance(found, Tensor) or found.shape != rewards.shape:
-        got = f"{tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ConfigError(f"{estimate.setting}: expected a tensor [P, G] for rewards [P=2, G=3], got {got}")
+    check_tensor(estimate, found, {"[P, G]": rewards.shape}, gradient=False)
 
 
 class GRPO(GroupRelative):

@@ -25,8 +25,9 @@ from postrain.methods.metrics import TIE
 from postrain.methods.online import local_indices
 from postrain.methods.online_preference import OnlinePreference
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
-from postrain.models.scoring import score
-from postrain.types import Batch, LossSum, Mean
+from postrain.models.scoring import concatenated, score
+from postrain.rollout.collect import Rollouts
+from postrain.types import Batch, LossSum, Mean, NonNegative
 
 
 def average_preference(beats_PGG: Tensor) -> Tensor:
@@ -48,6 +49,8 @@ class OnlinePairs(Batch):
     ref_rejected_B: Tensor
     decided_B: Tensor
     """False for ties: they carry no gradient and skip the forward pass."""
+    second_chosen_B: Tensor
+    """True where the chosen completion is the second of its prompt: with xpo_alpha, the reference's."""
 
     def cost(self) -> list[int]:
         return [cost * decided for cost, decided in zip(self.pairs.cost(), self.decided_B.tolist(), strict=True)]
@@ -58,10 +61,16 @@ class OnlineDPO(OnlinePreference):
     al. 2024, OAIF).
 
         loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over prompts
+
+    With xpo_alpha, the pairs are those of XPO (Xie et al. 2024, arXiv 2405.21046, algorithm 1), whose loss also has
+    α · log π(completion of the reference): the policy moves away from what the reference would write.
     """
 
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """Loss of a pair: sigmoid (DPO) or ipo (IPO)."""
+    xpo_alpha: NonNegative = 0.0
+    """Weight of log π of the reference's completion in the loss (XPO, exploratory preference optimisation). Above 0,
+    the two completions of a pair are sampled from the policy and from the reference. 0 disables it."""
 
     headline: ClassVar[tuple[str, str, str]] = ("accuracy", "completion/length", "eval/win_rate")
     rates: ClassVar[LearningRates] = LearningRates(base=5e-7, nano=1.5e-4)
@@ -70,11 +79,16 @@ class OnlineDPO(OnlinePreference):
         super().check()
         if self.group_size < 2:
             raise ConfigError(f"method.group_size={self.group_size}: a pair needs two completions; give at least 2")
+        if self.xpo_alpha and self.group_size > 2:
+            raise ConfigError(
+                f"method.group_size={self.group_size}: method.xpo_alpha compares one completion of the policy with one "
+                "of the reference; give 2"
+            )
 
     def prepare(self, batch: Prompts) -> OnlinePairs:
         """Samples, compares, and pairs the best with the worst completion of each prompt."""
-        rollouts = self.rollout(batch, num_generations=self.group_size)
-        self.start_next_rollout(self.group_size)
+        rollouts = self.xpo_rollout(batch) if self.xpo_alpha else self.rollout(batch, num_generations=self.group_size)
+        self.start_next_rollout(1 if self.xpo_alpha else self.group_size)
         average_PG = average_preference(self.preferences(rollouts, rollouts))
         best_P, worst_P = average_PG.nan_to_num(-1.0).argmax(1), average_PG.nan_to_num(2.0).argmin(1)
         first_P = torch.arange(len(batch), device=self.device) * self.group_size
@@ -84,7 +98,15 @@ class OnlineDPO(OnlinePreference):
         decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
         self.accumulate({**self.rollout_metrics(rollouts), "tie_rate": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
-        return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P)
+        return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P, best_P == 1)
+
+    def xpo_rollout(self, batch: Prompts) -> Rollouts:
+        """A completion of the policy and one of the reference for each prompt, prompt-major."""
+        policy = self.rollout(batch)
+        with self.reference_policy.scoring() as frozen:
+            reference = self.rollout(batch, purpose="reference", model=frozen)
+        both = concatenated([policy, reference])
+        return both.select([side * len(batch) + prompt for prompt in range(len(batch)) for side in range(2)])
 
     def minibatches(self, prepared: OnlinePairs) -> Iterator[OnlinePairs]:
         for indices in self.minibatch_indices(self.batch_size):
@@ -105,6 +127,8 @@ class OnlineDPO(OnlinePreference):
             rejected_lengths=lengths(found.rejected),
             reduction="sum",
         )
+        if self.xpo_alpha:
+            total = total + self.xpo_alpha * torch.where(batch.second_chosen_B, chosen_B, rejected_B).sum()
         log_ratios = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
         return LossSum(total, pair_metrics(self.beta * log_ratios[0], self.beta * log_ratios[1], found))
 

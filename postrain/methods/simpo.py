@@ -32,6 +32,9 @@ class SimPO(PairMethod):
     """Scale β of the mean log-probabilities."""
     gamma_beta_ratio: NonNegative = 0.3
     """γ/β, the target margin [nats/token]."""
+    alpha: float = 0.0
+    """α of AlphaPO, which replaces log p by (1 − p^−α)/α with p = exp(mean log-probability per token): above 0 it
+    steepens the reward of unlikely completions, below 0 it flattens it. 0 is SimPO."""
     label_smoothing: Smoothing = 0.0
     """ε, the assumed share of wrong labels, below 0.5."""
 
@@ -43,7 +46,9 @@ class SimPO(PairMethod):
             rejected_B,
             beta=self.beta,
             gamma_beta_ratio=self.gamma_beta_ratio,
+            alpha=self.alpha,
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
-        return LossSum.of_rows(loss_B, pair_metrics(self.beta * chosen_B, self.beta * rejected_B, scores))
+        rewards = [self.beta * losses.alpha_reward(mean_B, self.alpha) for mean_B in (chosen_B, rejected_B)]
+        return LossSum.of_rows(loss_B, pair_metrics(rewards[0], rewards[1], scores))

@@ -162,6 +162,19 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], *flat: Tensor, vocabu
     return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))
 
 
+@torch.no_grad()
+def log_sum_squares(model: nn.Module, rows: Rows) -> Tensor:
+    """log Σ π(v)² over the vocabulary at each supervised token, [B, T], 0 outside: the mean log-probability scale of a
+    sampled token."""
+    found = supervised_states(model, rows)
+
+    def chunk(states_ND: Tensor) -> tuple[Tensor]:
+        logits_NV = upcast(logits_of(model, states_ND))
+        return ((2 * logits_NV).logsumexp(-1) - 2 * logits_NV.logsumexp(-1),)
+
+    return found.unflatten(*in_chunks(chunk, found.states_ND, vocabulary=model_width(model)))
+
+
 def values(model: nn.Module, rows: Rows, head: Callable[[Tensor], Tensor]) -> Tensor:
     """The head's value at each supervised token, [B, T], 0 outside; computes no logits."""
     found = supervised_states(model, rows)

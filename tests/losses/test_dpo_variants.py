@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import exp, log
 
 import pytest
 import torch
@@ -22,7 +22,9 @@ from postrain.losses.dpo_variants import (
     nca,
     robust,
     sigmoid,
+    sigmoid_norm,
     sppo_hard,
+    wpo_weights,
 )
 
 LN_3 = log(3)
@@ -74,6 +76,19 @@ def test_robust_is_unbiased_under_flipped_labels():
 def test_robust_without_label_smoothing_is_sigmoid():
     gap = random(20, 0)
     assert torch.equal(robust(gap, beta=0.7, smoothing=0.0), sigmoid(gap, beta=0.7))
+
+
+def test_sigmoid_norm_is_sigmoid_of_log_ratios_per_token():
+    # β (0.5 − 0.1) = 5 · 0.4 = 2
+    assert sigmoid_norm(tensor(0.5), tensor(0.1), beta=5.0).item() == pytest.approx(log(1 + exp(-2)))
+
+
+def test_wpo_weight_is_one_for_tokens_as_likely_as_sampled_ones():
+    # Uniform over 4 tokens: log ¼ − log (4 · ¼²) = 0. Then ½ with Σ π² = ¾: ⅔. Mean of 0 and log ⅔ over 2 tokens: √⅔.
+    logps, squares = torch.tensor([[log(1 / 4), log(1 / 2), 9.0]]), torch.tensor([[log(1 / 4), log(3 / 4), 0.0]])
+    weights = wpo_weights(logps.requires_grad_(), squares, torch.tensor([[True, True, False]]))
+    assert weights.tolist() == pytest.approx([(2 / 3) ** 0.5])
+    assert not weights.requires_grad
 
 
 def test_hinge_of_worked_gaps():

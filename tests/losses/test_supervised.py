@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from postrain.losses.supervised import bradley_terry, l2_distance, prm, token_logps
+from postrain.losses.preference import alpha_reward, simpo
+from postrain.losses.supervised import bradley_terry, dft, eaft, l2_distance, prm, sft, token_logps
 
 
 def test_bradley_terry_loss_with_margin_and_centering():
@@ -45,3 +46,31 @@ def test_token_logps_are_log_softmax_with_its_gradient():
     expected_N = logits_NV.log_softmax(-1)[torch.arange(5), targets_N]
     assert torch.allclose(token_logps(logits_NV, targets_N), expected_N, atol=1e-12)
     assert gradcheck(lambda logits: token_logps(logits, targets_N), (logits_NV,))
+
+
+def test_dft_weighs_a_token_by_its_probability():
+    # −½ ln ½ and −¼ ln ¼; the gradient of log π is −π: ½ and ¼, over two tokens.
+    logps, mask = torch.tensor([[0.5, 0.25, 0.9]]).log().requires_grad_(), torch.tensor([[True, True, False]])
+    loss = dft(logps, mask)
+    assert float(loss.detach()) == pytest.approx((0.5 * math.log(2) + 0.25 * math.log(4)) / 2)
+    (gradient,) = torch.autograd.grad(loss, logps)
+    assert gradient[0].tolist() == pytest.approx([-0.25, -0.125, 0])
+
+
+def test_eaft_weighs_a_token_by_its_entropy_up_to_one():
+    # Entropies ln 2 and ln 8 over ln 4: ½, and 1 instead of 1.5.
+    logps, mask = torch.tensor([[-1.0, -3.0]]), torch.ones(1, 2, dtype=torch.bool)
+    entropy = torch.tensor([[2.0, 8.0]]).log()
+    assert eaft(logps, mask, entropy=entropy, top_k=4, reduction="none")[0].tolist() == pytest.approx([0.5, 3])
+    # Entropies of at least ln top_k: the loss of SFT.
+    assert float(eaft(logps, mask, entropy=entropy, top_k=2)) == float(sft(logps, mask))
+
+
+def test_alpha_reward_bends_the_mean_log_probability():
+    # p = ¼, α = ½: (1 − 4^½) / ½ = −2; α = −½: (1 − ¼^½) / −½ = −1; α → 0: ln ¼.
+    mean = torch.tensor([1 / 4], dtype=torch.float64).log()
+    assert [float(alpha_reward(mean, alpha)) for alpha in (0.5, -0.5)] == pytest.approx([-2, -1])
+    assert float(alpha_reward(mean, 1e-9)) == pytest.approx(math.log(1 / 4))
+    # −ln σ(β (−2 − r(1)) − γ) with r(1) = 0, β = 1, γ = 0.3: −ln σ(−2.3)
+    found = simpo(mean, torch.zeros(1, dtype=torch.float64), beta=1.0, alpha=0.5)
+    assert float(found) == pytest.approx(math.log(1 + math.exp(2.3)))

@@ -31,8 +31,12 @@ DPO: list[Change] = [
     ({"loss": "robust"}, {"label_smoothing": 0.1}),
     ({"loss": "exo"}, {"label_smoothing": 0.1}),
     ({"loss": {"sigmoid": 0.8, "bco": 0.2}}, {}),
+    ({"use_weighting": True}, {}),
     ({"beta": 0.37}, {}),
-    *(({"label_smoothing": 0.1}, {"loss": name}) for name in ("sigmoid", "robust", "aot", "aot_unpaired")),
+    *(
+        ({"label_smoothing": 0.1}, {"loss": name})
+        for name in ("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired")
+    ),
     ({"label_smoothing": 0.2}, {"loss": "exo", "label_smoothing": 0.1}),
     *(({"divergence": name}, {}) for name in ("forward_kl", "js", "alpha")),
     ({"divergence_alpha": 0.13}, {"divergence": "alpha"}),
@@ -58,7 +62,12 @@ CHANGES: dict[str, list[Change]] = {
     "ipo": [({"loss": "sigmoid"}, {}), ({"beta": 0.37}, {})],
     "kto": KTO,
     "orpo": [({"odds_coef": 0.37}, {})],
-    "simpo": [({"beta": 1.3}, {}), ({"gamma_beta_ratio": 0.13}, {}), ({"label_smoothing": 0.13}, {})],
+    "simpo": [
+        ({"beta": 1.3}, {}),
+        ({"gamma_beta_ratio": 0.13}, {}),
+        ({"alpha": 0.25}, {}),
+        ({"label_smoothing": 0.13}, {}),
+    ],
     "cpo": [({"beta": 0.37}, {}), ({"label_smoothing": 0.13}, {}), ({"sft_coef": 0.37}, {})],
 }
 LOOP = {
@@ -153,7 +162,11 @@ def test_each_key_of_the_training_loop_changes_the_update(override, default_weig
 @pytest.mark.parametrize(
     ("method", "override", "line"),
     [
-        ("dpo", "method.loss=hing", r"method\.loss: expected one of sigmoid, robust, hinge, .*, got 'hing'"),
+        (
+            "dpo",
+            "method.loss=hing",
+            r"method\.loss: expected one of sigmoid, sigmoid_norm, robust, hinge, .*, got 'hing'",
+        ),
         ("dpo", "method.loss={sigmiod:1}", r"method\.loss: expected one of sigmoid, .*, got {'sigmiod': 1}"),
         ("dpo", "method.loss={sigmoid:0}", r"method\.loss: expected .* a number > 0, got {'sigmoid': 0}"),
         ("dpo", "method.beta=0", r"method\.beta: expected a number > 0, got 0"),

@@ -68,6 +68,7 @@ CHANGES: dict[str, list[Change]] = {
         ({"group_size": 4}, {}),
         ({"beta": 0.37}, {}),
         ({"loss": "ipo"}, {}),
+        ({"xpo_alpha": 0.3}, {"group_size": 2}),
         ({"epochs": 2}, {}),
         ({"minibatches_per_epoch": 2}, {}),
     ],
