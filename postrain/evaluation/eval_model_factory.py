@@ -95,8 +95,7 @@ class EvalModelFactory:
             engine=parts.engine,
             environment=parts.environment,
             reward=parts.reward or self._configured_reward(method),
-            # Completions have no log-probability under a model with other tokens.
-            reference=parts.reference if parts.teacher_template is None else None,
+            reference=parts.reference,
             seed=parts.seed,
             context=self.data_as.context,
             micro_batch_tokens=method.tokens_per_micro_batch,

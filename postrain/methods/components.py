@@ -25,6 +25,24 @@ RewardLike = Reward | PreferenceModel | Callable[..., Any]
 """A reward, a preference, or a Python function with the signature of reward=function."""
 
 
+@dataclass(frozen=True)
+class ForeignTeacher:
+    """A teacher with another tokenizer, which only method.cross_tokenizer can use."""
+
+    reference: Reference
+    template: Template
+    """Its chat template and tokenizer."""
+
+    @classmethod
+    def loaded(cls, policy: nn.Module, reference: nn.Module | Reference) -> ForeignTeacher:
+        """A teacher loaded with `load_model`, which records its tokenizer. Raises ConfigError for another model."""
+        teacher = reference if isinstance(reference, Reference) else Reference.for_policy(policy, reference)
+        known = provenance_of(teacher.frozen) if teacher.frozen is not None else None
+        if known is None:
+            raise ConfigError("method.cross_tokenizer: load the teacher with pt.load_model, which knows its tokenizer")
+        return cls(teacher, Template(known.tokenizer, install=False))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodComponents:
     """The policy and the components that a method uses with it."""
@@ -40,8 +58,8 @@ class MethodComponents:
     """The reference policy: the policy's initial weights, or another model; None if unused."""
     separate_reference: bool = False
     """True if the reference is not the policy's initial weights."""
-    teacher_template: Template | None = None
-    """Chat template and tokenizer of a reference with another tokenizer; None for the policy's."""
+    foreign_teacher: ForeignTeacher | None = None
+    """A teacher with another tokenizer; `reference` is then the initial policy."""
     reference_fingerprint: str = ""
     """Identifies the reference's weights and their precision in the names of cache files; empty: hash the weights."""
     reward: Reward | None = None
@@ -99,6 +117,9 @@ def components_of(
         )
     engine = LocalEngine() if engine is None else engine
     check_objects(method=method, rollout=engine)
+    foreign = None
+    if reference is not None and getattr(method, "cross_tokenizer", False):
+        foreign, reference, needs_reference = ForeignTeacher.loaded(model, reference), None, True
     separate = reference if isinstance(reference, Reference | None) else Reference.for_policy(model, reference)
     scores, compares = reward_and_preference(reward)
     return MethodComponents(
@@ -109,6 +130,7 @@ def components_of(
         engine=engine,
         reference=Reference.for_policy(model) if separate is None and needs_reference else separate,
         separate_reference=separate is not None,
+        foreign_teacher=foreign,
         reward=scores,
         preference=compares,
         environment=SINGLE_TURN if environment is None else environment,

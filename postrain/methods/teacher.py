@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from postrain.data.chat import Template
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware.sharding import load_state
@@ -21,7 +20,6 @@ from postrain.methods.server_teacher import ServerTeacher
 from postrain.methods.teacher_context import TeacherContext, TeacherRows, end_token
 from postrain.models.directory import context_length
 from postrain.models.parts import frozen_copy, model_width, unwrapped
-from postrain.models.provenance import provenance_of
 from postrain.models.reference import Reference
 from postrain.models.token_alignment import Vocabularies
 from postrain.rollout.collect import Rollouts
@@ -63,7 +61,7 @@ class WithTeacher(Online):
     """The address of a teacher behind a server, of the config's key `teacher`; not a key of its own."""
 
     def needs_reference(self) -> bool:
-        return not self.server_url
+        return not (self.server_url or self.cross_tokenizer)
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
@@ -78,14 +76,17 @@ class WithTeacher(Online):
                 self.ema = Reference(self.policy, frozen_copy(initial))
 
     def references(self) -> list[Reference]:
-        return [*super().references(), *([self.ema] if self.ema is not None else [])]
+        foreign = self.components.foreign_teacher
+        own = [self.ema, foreign and foreign.reference]
+        return [*super().references(), *(each for each in own if each is not None)]
 
     @property
     def teacher(self) -> Reference:
         """The teacher's model."""
         if self.teacher_model_kind == "live":
             return Reference(self.policy, self.policy)
-        return self.ema or self.reference_policy
+        foreign = self.components.foreign_teacher
+        return self.ema or (foreign.reference if foreign else self.reference_policy)
 
     @cached_property
     def server(self) -> ServerTeacher:
@@ -104,8 +105,8 @@ class WithTeacher(Online):
             return TeacherContext(template, self.teacher_prompt, self.teacher_system_prompt, NO_LIMIT)
         with self.teacher.scoring() as model:
             context = context_length(unwrapped(model).config.to_dict())
-            if self.cross_tokenizer:
-                template, student = self.foreign_template(), template
+            if (foreign := self.components.foreign_teacher) is not None:
+                template, student = foreign.template, template
                 vocabularies = Vocabularies.of(
                     student.tokenizer,
                     template.tokenizer,
@@ -114,16 +115,6 @@ class WithTeacher(Online):
                 )
                 print_on_rank_zero(f"{vocabularies.describe()}\n")
         return TeacherContext(template, self.teacher_prompt, self.teacher_system_prompt, context, vocabularies)
-
-    def foreign_template(self) -> Template:
-        """The template of a teacher with another tokenizer."""
-        if (found := self.components.teacher_template) is not None:
-            return found
-        with self.teacher.scoring() as model:
-            loaded = provenance_of(model)
-        if loaded is None:
-            raise ConfigError("method.cross_tokenizer: load the teacher with pt.load_model, which knows its tokenizer")
-        return Template(loaded.tokenizer, install=False)
 
     def check(self) -> None:
         super().check()
@@ -166,7 +157,8 @@ class WithTeacher(Online):
 
     def check_ready(self, *, resumes: bool = False) -> None:
         super().check_ready(resumes=resumes)
-        if not (self.components.separate_reference or self.has_other_prompt or self.server_url):
+        parts = self.components
+        if not (parts.separate_reference or parts.foreign_teacher or self.has_other_prompt or self.server_url):
             raise ConfigError(
                 "reference: Distill learns from another model; give the teacher, as Distill(model, tokenizer, "
                 "reference=teacher)"

@@ -21,11 +21,12 @@ from postrain.evaluation.parts import check_part_names
 from postrain.hardware.environment import is_first_rank
 from postrain.hardware.sharding import full_state_dict
 from postrain.methods.base import Method
-from postrain.methods.components import MethodComponents, reward_and_preference
+from postrain.methods.components import ForeignTeacher, MethodComponents, reward_and_preference
 from postrain.methods.learning_rates import count
 from postrain.models.adapters import Adapter
 from postrain.models.directory import read_json, rotary_limit
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
+from postrain.models.reference import Reference
 from postrain.models.size import size_of
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
@@ -34,7 +35,13 @@ from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Reserving
 from postrain.training.config import TrainConfig
 from postrain.training.memory import check_memory
-from postrain.training.reference import build_reference, load_shards, reference_fingerprint, resolve_reference
+from postrain.training.reference import (
+    build_reference,
+    load_frozen,
+    load_shards,
+    reference_fingerprint,
+    resolve_reference,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ def build(
     given: MethodComponents | None = getattr(method, "components", None)
     tokenizer = given.template.tokenizer if given else load_tokenizer(resolved)
     other = resolve_reference(config, tokenizer)
+    # Only the loss can use a model with other tokens; evaluations compare with the initial policy.
+    reference, foreign = (None, other) if getattr(method, "cross_tokenizer", False) else (other, None)
     try:
         audit = data.prepare(
             kind=method.data_kind(),
@@ -92,10 +101,10 @@ def build(
             template=data.chat_template,
             seed=config.seed,
             engine=config.rollout,
-            reference=(given and given.reference) or build_reference(config, policy, other, saved=given is None),
-            separate_reference=given.separate_reference if given else other is not None,
-            teacher_template=given.teacher_template if given else teacher_template(config, other),
-            reference_fingerprint="" if given else reference_fingerprint(config, other or resolved),
+            reference=(given and given.reference) or build_reference(config, policy, reference, saved=given is None),
+            separate_reference=given.separate_reference if given else reference is not None,
+            foreign_teacher=given.foreign_teacher if given else foreign_teacher(config, policy, foreign),
+            reference_fingerprint="" if given else reference_fingerprint(config, reference or resolved),
             reward=reward,
             preference=preference,
             environment=config.environment,
@@ -109,11 +118,12 @@ def build(
     return Components(method, data, audit, tokenizer, other)
 
 
-def teacher_template(config: TrainConfig, teacher: ResolvedModel | None) -> Template | None:
-    """The chat template of a teacher with a tokenizer of its own."""
-    if teacher is None or not getattr(config.method, "cross_tokenizer", False):
+def foreign_teacher(config: TrainConfig, policy: nn.Module, teacher: ResolvedModel | None) -> ForeignTeacher | None:
+    """The teacher with another tokenizer, if there is one."""
+    if teacher is None:
         return None
-    return Template(load_tokenizer(teacher), seed=config.seed, install=False)
+    loaded = Reference(policy, load_frozen(config, teacher, config.trainer.dtype))
+    return ForeignTeacher(loaded, Template(load_tokenizer(teacher), seed=config.seed, install=False))
 
 
 def build_reward(config: TrainConfig) -> tuple[Reward | None, PreferenceModel | None]:
