@@ -33,6 +33,9 @@ GLOB = frozenset("*?[$")
 
 def check_early(config: DictConfig, config_name: str) -> None:
     """Raises ConfigError with all problems of keys and values if a key is unknown, or for a missing file."""
+    # A pipeline checks each of its stages.
+    if config.get("pipeline"):
+        return
     plain: Any = OmegaConf.to_container(config)
     settings = {name: value for name, value in renamed.config(plain).items() if name not in LEFT_OUT}
     # Values that refer to other keys may refer to defaults, which are unknown here.

@@ -48,6 +48,10 @@ def test_valid_config_passes_the_early_check() -> None:
     check_early(composed(["method=grpo", "reward=weighted"]), "config")
 
 
+def test_stages_of_a_pipeline_are_checked_when_they_are_planned() -> None:
+    check_early(composed(["pipeline=dpo", "stage.sft.seed=2", "samples=3"]), "config")
+
+
 def test_missing_data_file_is_reported_early() -> None:
     with pytest.raises(ConfigError, match=r"data\.path: there is no file nowhere\.jsonl"):
         check_early(composed(["method=dpo", "data.path=nowhere.jsonl"]), "config")
