@@ -21,6 +21,7 @@ REQUIRED = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
     ("data", "mix"): ["data.mix={rows.jsonl: 1}"],
     ("evaluation", "lm_eval"): ["evaluation.tasks.lm_eval.tasks=[mine]"],
+    ("environment", "gymnasium"): ["environment.id=mine"],
     ("environment", "verifiers"): ["environment.id=mine"],
     ("evaluation", "win_rate"): ["evaluation.tasks.win_rate.against=somewhere"],
     ("model", "local"): ["model.path=somewhere"],

@@ -1,6 +1,6 @@
 """Environments of Gymnasium whose observations can be read as text, unchanged.
 
-An observation is the rendering with settings.render_mode=ansi, else the text or number that the environment returns.
+An observation is the rendering as text (render_mode=ansi) if there is one, else what the environment returns.
 An action is a word or number for a discrete action space, the message itself for a text space. Not supported: other
 action spaces.
 """
@@ -44,7 +44,7 @@ class GymnasiumEnvironment(MessageEnvironment):
     id: Annotated[str, Confirm("imports this module", harmless=is_registered_name)]
     """Name of a registered environment, such as FrozenLake-v1, or module:NAME."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of gymnasium.make, such as render_mode: ansi."""
+    """Arguments of gymnasium.make."""
     actions: tuple[str, ...] = ()
     """Words for the actions of a discrete space, in their order; empty: their numbers."""
     instruction: str = ""
@@ -79,6 +79,8 @@ class GymnasiumEnvironment(MessageEnvironment):
         gymnasium = load("gymnasium")
         try:
             env = gymnasium.make(self.id, **self.settings)
+            if "render_mode" not in self.settings and "ansi" in env.metadata.get("render_modes", ()):
+                env = gymnasium.make(self.id, render_mode="ansi", **self.settings)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ConfigError(f"environment.id={self.id}: {' '.join(str(error).split())}") from None
         kind = type(env.action_space).__name__

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,6 +30,8 @@ class Box: ...
 
 class Corridor:
     """Cells 0 to 2; action 1 goes right, 0 left; the reward of cell 2 ends it."""
+
+    metadata: ClassVar = {"render_modes": ["human", "ansi"]}
 
     def __init__(self, space: Any, render_mode: str | None = None) -> None:
         self.action_space, self.render_mode, self.cell = space, render_mode, 0
@@ -64,9 +66,7 @@ def gymnasium(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gymnasium_actions_are_words_and_each_step_is_rewarded() -> None:
-    environment = GymnasiumEnvironment(
-        id="Corridor-v0", settings={"render_mode": "ansi"}, actions=("left", "right"), instruction="Go right."
-    )
+    environment = GymnasiumEnvironment(id="Corridor-v0", actions=("left", "right"), instruction="Go right.")
     (row,) = environment.make_rows("train", 1, 0)
     start = row["seed"] % 2
     cells = "".join(f"[{at}]" if at == start else str(at) for at in range(3))
@@ -81,7 +81,7 @@ def test_gymnasium_actions_are_words_and_each_step_is_rewarded() -> None:
 
 
 def test_gymnasium_actions_without_words_are_numbers_and_observations_are_written() -> None:
-    environment = GymnasiumEnvironment(id="Corridor-v0")
+    environment = GymnasiumEnvironment(id="Corridor-v0", settings={"render_mode": None})
     state = environment.reset("", {"seed": 0})
     assert environment.step(state, "2").messages[0].content == "Write a number from 0 to 1."
     assert environment.step(state, "1").messages[0].content == "1"
@@ -89,7 +89,7 @@ def test_gymnasium_actions_without_words_are_numbers_and_observations_are_writte
 
 
 def test_gymnasium_text_actions_are_the_message() -> None:
-    environment = GymnasiumEnvironment(id="Words-v0")
+    environment = GymnasiumEnvironment(id="Words-v0", settings={"render_mode": None})
     state = environment.reset("", {"seed": 0})
     assert environment.step(state, "UP").errors == 1
     assert environment.step(state, "right").messages[0].content == "1"

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from postrain.data.conversation import Messages
+from postrain.data.chat import Template
+from postrain.data.conversation import Messages, user
+from postrain.data.kinds.prompt import Prompts
 from postrain.environments.base import MessageEnvironment
 from postrain.environments.facts_lookup import FactsLookup
 from postrain.environments.guess_number import Game, GuessNumber, best_questions
@@ -13,7 +16,11 @@ from postrain.environments.key_and_door import KeyAndDoor, Walk
 from postrain.environments.python_tool import PythonTool
 from postrain.environments.rows import Demonstrations, EnvironmentPrompts, play
 from postrain.errors import ConfigError
+from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.sources import ModelSource
+from postrain.rollout.collect import collect
 from postrain.rollout.environment import SINGLE_TURN
+from postrain.rollout.local import LocalEngine
 
 PYTHON = PythonTool(call_format="text", allow_execution=True)
 BUNDLED = [GuessNumber(), KeyAndDoor(), FactsLookup(call_format="text"), PYTHON]
@@ -142,3 +149,23 @@ def test_an_episode_ends_with_the_message_that_ends_the_game() -> None:
 def test_an_environment_without_prompts_is_refused_as_data() -> None:
     with pytest.raises(ConfigError, match=r"^data=environment: SingleTurn has no prompts of its own; choose"):
         EnvironmentPrompts(environment=SINGLE_TURN)
+
+
+def test_the_bundled_model_plays_every_environment() -> None:
+    """Untrained nano_tools finds numbers and calls tools: RL has moves to reinforce."""
+    resolved = ModelSource(path="bundled:nano_tools").resolve()
+    policy, template = load_causal(resolved, dtype=torch.float32), Template(load_tokenizer(resolved), install=False)
+    engine = LocalEngine(max_new_tokens=40)
+
+    def sampled(environment: MessageEnvironment) -> dict[str, float]:
+        rows = environment.make_rows("eval", 8, 0)
+        ids = tuple(template.encode_prompt(user(row["prompt"])) for row in rows)
+        prompts = Prompts(ids, tuple(row["prompt"] for row in rows), tuple(rows), tuple(range(8)))
+        found = collect(engine, policy, template, prompts, seeds=range(8), environment=environment)
+        return {name.removeprefix("environment/"): value.value() for name, value in found.metrics().items()}
+
+    assert sampled(GuessNumber())["success"] >= 0.75
+    facts = sampled(FactsLookup(call_format="text"))
+    # The demonstrations look up half of the facts.
+    assert 0 < facts["calls"] < 2
+    assert facts["errors"] == 0
