@@ -10,8 +10,8 @@ from postrain.config.tree import complete
 from postrain.training.config import TrainConfig
 from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 
-# Groups that tests/generation and tests/jobs compose: selections of conf/generate.yaml, and pipelines.
-ELSEWHERE = ("selection", "pipeline")
+# Groups that tests/generation and tests/jobs compose: those of conf/generate.yaml, and pipelines.
+ELSEWHERE = ("selection", "prompts", "pipeline")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 RECIPES = sorted(f"recipe/{path.stem}" for path in (CONF / "experiment" / "recipe").glob("*.yaml"))
 OPTIONS = sorted((group, path.stem) for group in GROUPS for path in (CONF / group).glob("*.yaml"))

@@ -158,7 +158,7 @@ def run_generate(words: list[str], _: pytest.MonkeyPatch) -> int:
         "data=world_stories",
         "data.source.count=64",
         "reward=world_mood",
-        "prompts=4",
+        "max_prompts=4",
         "rollout.max_new_tokens=40",
     )
     return import_module("postrain.generate").main(["generate", *words, *small])

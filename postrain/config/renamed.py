@@ -65,6 +65,8 @@ VALUES = {
     "data.source.kind": {"judgements": ("data.source.kind", "unpaired_preferences")},
 }
 """Keys whose values are replaced, each by a key and a value."""
+NUMBERS = {"prompts": "max_prompts"}
+"""Keys of numbers that are groups now."""
 OPTIONS = {
     ("evaluation", "wins"): "win_rate",
     ("data", "world_judgements"): "world_unpaired_preferences",
@@ -190,7 +192,7 @@ def override(token: str) -> str:
     if bare in VALUES:
         now, text = _new_values(bare, text)
         return f"{sign}{stage}{now}{equals}{text}"
-    now = key(bare)
+    now = NUMBERS[bare] if bare in NUMBERS and re.fullmatch(r"[\d,]+|null", text) else key(bare)
     if now != bare and bare not in SYNONYMS:
         announce(bare, now)
     options = text.split(",")
@@ -248,6 +250,9 @@ def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
             _set(found, new.split("."), _pop(found, old.split(".")))
             if not quiet and old not in SYNONYMS:
                 announce(old, new)
+    for old, new in NUMBERS.items():
+        if isinstance(found.get(old), int):
+            found[new] = found.pop(old)
     for old, replacements in VALUES.items():
         text = _get(found, old.split("."))
         if isinstance(text, str) and text in replacements:

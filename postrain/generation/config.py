@@ -10,6 +10,7 @@ from postrain.config.schema import Deferred, Paths, Section
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.generation.critic import PRINCIPLES, CriticPath, read_principles
+from postrain.generation.prompts import PromptMaker
 from postrain.generation.selection import AIPreferences, PreferencePairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
@@ -48,8 +49,11 @@ class GenerateConfig(Section):
     package.module.name or file.py:name, that returns None or (critique, revision). null is the model itself."""
     split: Literal["train", "eval"] = "train"
     """The split of the prompts: train or eval (held-out)."""
-    prompts: Count | None = None
-    """Maximum number of prompts, in order; null is all."""
+    prompts: PromptMaker | None = None
+    """Makes prompts with the model instead of completions; their seeds are the prompts of the data. null samples
+    completions of the prompts of the data."""
+    max_prompts: Count | None = None
+    """Maximum number of prompts of the data, in order; null is all."""
     samples: Size = 8
     """Completions per prompt."""
     greedy: bool = False

@@ -26,9 +26,11 @@ from postrain.evaluation.eval_model_factory import scoring_reward
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
 from postrain.generation.critic import Critic, FunctionCritic, ModelCritic
+from postrain.generation.prompts import PromptMaker
 from postrain.generation.sample import Sampler, distinct_prompts, sample
 from postrain.generation.selection import AIPreferences, NoRows, PromptCompletions, RevisionPairs, Row, Selection
 from postrain.generation.stats import GenerationStats, compute_stats, result, table
+from postrain.generation.synthesize import save, synthesize
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
 from postrain.rewards.base import PreferenceModel
@@ -60,7 +62,9 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
-    items = distinct_prompts(data.train if config.split == "train" else data.eval, config.prompts)
+    items = distinct_prompts(data.train if config.split == "train" else data.eval, config.max_prompts)
+    if config.prompts is not None:
+        return _make_prompts(config, config.prompts, data, [item.text for item in items], run.folder)
     chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)
     console = Console(highlight=False)
     total = -(-len(items) // config.chunk)
@@ -69,10 +73,34 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     return _finish(config, answers, run.folder, console)
 
 
-def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
+def _make_prompts(
+    config: GenerateConfig, maker: PromptMaker, data: DataModule, seeds: Sequence[str], folder: RunFolder
+) -> float:
+    """Samples, filters and writes prompts; returns the share that passed the filters."""
+    kept, dropped = synthesize(
+        maker,
+        model=_model(config),
+        engine=config.rollout,
+        template=data.chat_template,
+        seeds=seeds,
+        folder=folder.path,
+        seed=config.seed,
+        chunk=config.chunk,
+    )
+    Console(highlight=False).print(save(kept, dropped, seeds, folder.path))
+    print(f"data    {folder.path / DATA}")
+    return len(kept) / (len(kept) + dropped.total())
+
+
+def _model(config: GenerateConfig) -> nn.Module:
     torch.manual_seed(config.seed)
     hardware = config.trainer
-    model = cast("nn.Module", load_causal(config.resolved, dtype=hardware.dtype)).to(hardware.device)
+    return cast("nn.Module", load_causal(config.resolved, dtype=hardware.dtype)).to(hardware.device)
+
+
+def _sampler(config: GenerateConfig, data: DataModule) -> Sampler:
+    hardware = config.trainer
+    model = _model(config)
     if config.reward is not None:
         config.reward.value.to(hardware.device)
     selection = config.selection

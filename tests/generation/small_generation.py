@@ -8,7 +8,8 @@ from postrain.jobs.session import GENERATE, execute
 from postrain.runs.folder import RunFolder
 from tests import training_runs
 
-SMALL = ("prompts=10", "samples=3", "chunk=4", "data.eval_rows=8", "data.source.count=16", "rollout.max_new_tokens=12")
+SMALL = ("max_prompts=10", "samples=3", "chunk=4")
+SMALL += ("data.eval_rows=8", "data.source.count=16", "rollout.max_new_tokens=12")
 
 
 def composed(*overrides: str) -> dict:
