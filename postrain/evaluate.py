@@ -15,17 +15,19 @@ from postrain.cli.main import report_error, start
 from postrain.config.arguments import resolved
 
 
-def evaluate(config: DictConfig, words: list[str], group: str | None, directory: Path | None) -> float | None:
+def evaluate(
+    config: DictConfig, words: list[str], group: str | None, directory: Path | None, *, program: str = "evaluate"
+) -> float | None:
     """Runs one evaluation."""
     # Imported here for a fast start-up: --help and command-line mistakes need no torch.
     from postrain.evaluation.config import check_overrides  # noqa: PLC0415
     from postrain.evaluation.evaluate import EvalTaskError  # noqa: PLC0415
-    from postrain.jobs.session import EVALUATE, execute  # noqa: PLC0415
+    from postrain.jobs.session import PROGRAMS, execute  # noqa: PLC0415
 
     check_overrides(words)
     plain = resolved(config)
     try:
-        return execute(EVALUATE, plain, overrides=words, group=group, directory=directory)
+        return execute(PROGRAMS[program], plain, overrides=words, group=group, directory=directory)
     except EvalTaskError as error:
         if config.debug:
             raise

@@ -31,6 +31,8 @@ REQUIRED = {
     ("reward", "pairwise"): ["reward.function=math.sqrt"],
     ("reward", "process"): ["reward.path=somewhere"],
     ("reward", "judge"): ["reward.url=http://127.0.0.1:8000/v1", "reward.model=judge"],
+    ("reward", "rubric"): ["reward.url=http://127.0.0.1:8000/v1", "reward.model=judge"],
+    ("reward", "rubric_local"): ["reward.path=somewhere"],
     ("reward", "judge_pairwise"): ["reward.url=http://127.0.0.1:8000/v1", "reward.model=judge"],
     ("reward", "self_judge"): ["reward.path=somewhere"],
     **{("experiment", name): ["data.path=rows.jsonl"] for name in RECIPES if not name.endswith("ppo")},

@@ -152,6 +152,11 @@ def run_evaluate(words: list[str], _: pytest.MonkeyPatch) -> int:
     return evaluate.main(["evaluate", *words, *small])
 
 
+def run_stress(words: list[str], _: pytest.MonkeyPatch) -> int:
+    small = ["data.source.count=64", "evaluation.tasks.stress.prompts=4", "evaluation.tasks.stress.rounds=1"]
+    return import_module("postrain.stress").main(["stress", *words, *small])
+
+
 def run_generate(words: list[str], _: pytest.MonkeyPatch) -> int:
     words = [word for word in words if word != "samples=8"]
     small = (
@@ -190,6 +195,7 @@ PROGRAMS = {
     "postrain.cli.export": run_export,
     "postrain.evaluate": run_evaluate,
     "postrain.generate": run_generate,
+    "postrain.stress": run_stress,
     "postrain.report": run_report,
     "postrain.cli.chat": run_chat,
 }

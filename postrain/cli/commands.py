@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
     "evaluate": "evaluate models: postrain evaluate model.path=RUN",
     "generate": "sample, score and select completions: postrain generate model=run model.path=RUN",
+    "stress": "attack a reward before training against it: postrain stress reward=learned reward.path=RUN",
     "chat": "chat with a model: postrain chat RUN",
     "merge": "merge a run's adapter into its base model, with a check of the logits: postrain merge RUN",
     "export": "write a GGUF file and a Modelfile for llama.cpp and Ollama: postrain export RUN --gguf q8_0",

@@ -23,6 +23,7 @@ ROOTS = {
     "config": "postrain.training.config.TrainConfig",
     "generate": "postrain.generation.config.GenerateConfig",
     "evaluate": "postrain.evaluation.config.EvaluateConfig",
+    "stress": "postrain.evaluation.config.EvaluateConfig",
 }
 """The dataclass of the top-level keys, by the name of the primary config."""
 LEFT_OUT = ("trainer",)

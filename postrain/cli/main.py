@@ -82,7 +82,7 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
 
 
 def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
-    if config_name == "evaluate":
+    if config_name in ("evaluate", "stress"):
         return "an evaluation cannot be resumed; start it again"
     # sweep.yaml does not record the launcher.
     launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []

@@ -44,7 +44,7 @@ DRY_RUN = "--dry-run"
 MAX_BRACKET_DEPTH = 20
 """The deepest nesting of brackets that a value may have."""
 # Command of each primary config.
-PROGRAMS = {"config": command("train"), "generate": command("generate"), "evaluate": command("evaluate")}
+PROGRAMS = {"config": command("train")} | {name: command(name) for name in ("generate", "evaluate", "stress")}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ CONF = (PACKAGE.parent if IN_CHECKOUT else PACKAGE) / "conf"
 MODULES = {
     "evaluate": "postrain.evaluate",
     "generate": "postrain.generate",
+    "stress": "postrain.stress",
     "chat": "postrain.cli.chat",
     "merge": "postrain.cli.merge",
     "export": "postrain.cli.export",

@@ -125,7 +125,7 @@ def gold_scores(rollouts: Rollouts, data: DataModule) -> tuple[Mapping[str, floa
     rows = list(zip(rollouts.prompts, rollouts.completions, rollouts.columns, strict=True))
 
     def scored(items: range) -> list[Mapping[str, float]]:
-        return [_gold(function, *rows[item]) if "gold" in rows[item][2] else {} for item in items]
+        return [gold_parts(function, *rows[item]) if "gold" in rows[item][2] else {} for item in items]
 
     return tuple(map_items(len(rows), scored, together=False))
 
@@ -154,7 +154,7 @@ def preferences(judge: PreferenceModel, ours: Rollouts, theirs: Rollouts) -> lis
     return map_items(len(ours), compared, together=False)
 
 
-def _gold(
+def gold_parts(
     function: Callable[..., Mapping[str, float]], prompt: str, completion: str, columns: Mapping[str, Any]
 ) -> dict[str, float]:
     who = f"data.gold: {function.__module__}.{getattr(function, '__qualname__', function)}"

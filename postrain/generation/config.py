@@ -14,7 +14,7 @@ from postrain.generation.prompts import PromptMaker
 from postrain.generation.selection import AIPreferences, PreferencePairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import PreferenceModel, Reward
+from postrain.rewards.base import PreferenceModel, Reward, scores_completions
 from postrain.rollout.engine import Engine
 from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.rollout.local import LocalEngine
@@ -88,8 +88,7 @@ class GenerateConfig(Section):
                 )
             return
         target = self.reward.target
-        # `callable(cls)` is true for every class; whether its objects are callable is defined in the class.
-        if not compares and isinstance(target, type) and not any("__call__" in vars(base) for base in target.__mro__):
+        if not compares and not scores_completions(target):
             raise ConfigError(
                 f"reward: {target.__name__} compares two completions, but selection needs a score of each; choose "
                 "another reward, or selection=ai_preferences"

@@ -22,7 +22,7 @@ from postrain.jobs.study import format_override
 from postrain.runs.folder import config_hash, is_started
 from postrain.runs.status import Status
 
-Kind = Literal["train", "generate", "evaluate", "call", "pipeline"]
+Kind = Literal["train", "generate", "evaluate", "stress", "call", "pipeline"]
 # The initial model of a training run.
 START = "start"
 REFERENCE = re.compile(r"\$\{stages\.([^}]*)\}")
@@ -30,6 +30,7 @@ PRODUCTS: Mapping[Kind, Mapping[str, str]] = {
     "train": {"folder": "", "model": "model", "start": START},
     "generate": {"folder": "", "data": "data.jsonl"},
     "evaluate": {"folder": ""},
+    "stress": {"folder": ""},
     "call": {"folder": ""},
 }
 """The outputs of each kind of job that later jobs can use, as paths in its folder; START is outside the folder."""

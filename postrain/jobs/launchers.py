@@ -63,7 +63,7 @@ def launcher_of(
 
     `run_job` runs the config of a job in this process; the `trainer` group says which resources a job needs.
     """
-    chosen, resumes = HydraConfig.get(), primary != "evaluate"
+    chosen, resumes = HydraConfig.get(), primary not in ("evaluate", "stress")
     if chosen.runtime.choices["hydra/launcher"] == LOCAL:
         settings = {key: chosen.launcher.get(key) for key in ("jobs", "timeout")}
         try:

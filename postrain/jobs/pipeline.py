@@ -255,7 +255,7 @@ class StageRunner:
     def session(self, job: Job, folder: Path) -> dict[str, Any]:
         """Config keys that make a stage resume its folder; removes an unfinished evaluation."""
         started = (folder / "config.yaml").is_file()
-        if job.kind != "evaluate":
+        if job.kind not in ("evaluate", "stress"):
             return {"resume": str(folder) if started else None, "allow_change": self.allow_change}
         # An evaluation cannot be resumed.
         if started:

@@ -70,7 +70,8 @@ class Program(Generic[C]):
 TRAIN = Program(config=TrainConfig, run=train, primary="config")
 GENERATE = Program(config=GenerateConfig, run=generate, primary="generate")
 EVALUATE = Program(config=EvaluateConfig, run=evaluate, primary="evaluate")
-PROGRAMS: Mapping[str, Program[Any]] = {"train": TRAIN, "generate": GENERATE, "evaluate": EVALUATE}
+STRESS = Program(config=EvaluateConfig, run=evaluate, primary="stress")
+PROGRAMS: Mapping[str, Program[Any]] = {"train": TRAIN, "generate": GENERATE, "evaluate": EVALUATE, "stress": STRESS}
 """By the kind of a job."""
 
 

@@ -78,4 +78,10 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-READERS = {"train": _trained, "generate": _generated, "evaluate": _evaluated, "call": lambda folder: {}}
+READERS = {
+    "train": _trained,
+    "generate": _generated,
+    "evaluate": _evaluated,
+    "stress": _evaluated,
+    "call": lambda folder: {},
+}

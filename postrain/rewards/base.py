@@ -52,6 +52,12 @@ class PreferenceModel(Protocol):
         ...
 
 
+def scores_completions(target: object) -> bool:
+    """Whether a class of rewards scores single completions; False for one that only compares two."""
+    # `callable(cls)` is true for every class; whether its objects are callable is defined in the class.
+    return not isinstance(target, type) or any("__call__" in vars(base) for base in target.__mro__)
+
+
 def is_model_based(reward: object) -> bool:
     """Whether a reward is the score of a model (its attribute `model_based`, default False), not a verifiable reward.
 
