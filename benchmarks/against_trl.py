@@ -1,6 +1,6 @@
 """Seconds per update, tokens per second and peak memory of postrain and TRL on the same token rows.
 
-    python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo,grpo,rloo --models nano,smollm2 \\
+    python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo,grpo,rloo,distill --models nano,smollm2 \\
         --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
 
 Each measurement runs in a separate process, because peak memory is per process. The two sides alternate, so that other
@@ -60,7 +60,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo,grpo,rloo")
+    parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo,grpo,rloo,distill")
     parser.add_argument("--models", default="nano,smollm2")
     parser.add_argument("--trl-python", help="a Python interpreter with TRL; without it only postrain is measured")
     parser.add_argument(
@@ -158,7 +158,7 @@ def run_trl(side: str, method: str, rows: dict[str, Any], args: argparse.Namespa
 def measure(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Run one process of one side and read its measurement."""
     prompts, group = GROUPS[rows["name"]] if method in GROUPED else (0, 1)
-    batch = prompts or (PPO_BATCH if method == "ppo" else BATCH)[rows["name"]]
+    batch = prompts or (PPO_BATCH if method in ("ppo", "distill") else BATCH)[rows["name"]]
     out = Path(rows["folder"]) / "measured.json"
     values = {
         "model": rows["model"],

@@ -49,15 +49,15 @@ def main() -> None:
     found: dict[str, Any] = {"model": str(resolved.directory), "reward_model": str(reward_model)}
     found |= {"texts": {}, "ids": {}, "tokens": {}}
     for method, make_row in maker.builders().items():
-        batch = {"ppo": args.ppo_batch_size, "grpo": args.group_prompts, "rloo": args.group_prompts}.get(
-            method, args.batch_size
-        )
+        sizes: dict[str, int] = {"ppo": args.ppo_batch_size, "distill": args.ppo_batch_size}
+        sizes |= {"grpo": args.group_prompts, "rloo": args.group_prompts}
+        batch = sizes.get(method, args.batch_size)
         made = [make_row() for _ in range(batch * args.updates)]
         found["texts"][method] = write(args.folder / f"{method}.jsonl", [text for text, _ in made])
         found["ids"][method] = write(args.folder / f"{method}.ids.jsonl", [ids for _, ids in made])
         # A pair counts its prompt twice on both sides, as TRL computes it twice.
         offline = sum(len(value) for _, ids in made for name, value in ids.items() if name.endswith("ids"))
-        sampled = {"ppo": 1, "grpo": args.group_size, "rloo": args.group_size}.get(method)
+        sampled = {"ppo": 1, "distill": 1, "grpo": args.group_size, "rloo": args.group_size}.get(method)
         found["tokens"][method] = batch * sampled * args.new_tokens if sampled else offline / args.updates
     (args.folder / "rows.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -89,6 +89,7 @@ class RowMaker:
             "kto": self.unpaired_preference,
             "grpo": self.question,
             "rloo": self.question,
+            "distill": self.question,
         }
 
     def cut(self, shortest: int, longest: int) -> str:
@@ -127,7 +128,7 @@ class RowMaker:
         return {"prompt": prompt}, {"input_ids": self.template.encode_prompt((Message("user", prompt),)).tolist()}
 
     def question(self) -> Row:
-        """A prompt as text for both sides: TRL's GRPO and RLOO trainers tokenise it to the same ids."""
+        """A prompt as text for both sides: TRL's online trainers tokenise it to the same ids."""
         prompt = {"prompt": self.cut(*PROMPT)}
         return prompt, prompt
 

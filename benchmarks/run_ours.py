@@ -38,6 +38,7 @@ VARIANTS = {
     "orpo": ["method=orpo"],
     "grpo": ["method=grpo", "method.loss_type=dapo", *GROUPED],
     "rloo": ["method=rloo", "method.kl_coef=0.05", *GROUPED],
+    "distill": ["method=distill"],
     "ppo": ["method=ppo", "method.critic=separate", *PPO],
     "ppo_shared": ["method=ppo", "method.critic=shared", *PPO],
 }
@@ -68,6 +69,8 @@ def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
     return [
         *VARIANTS[args.variant],
         *(online if args.variant.startswith("ppo") else []),
+        # The teacher is a second copy of the model: its weights do not change the time.
+        *([f"teacher={args.model}"] if args.variant == "distill" else []),
         *([f"method.group_size={args.group_size}"] if args.group_size > 1 else []),
         "model=local",
         f"model.path={args.model}",

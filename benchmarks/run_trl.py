@@ -154,6 +154,18 @@ def rloo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchC
     return trl.RLOOTrainer(causal(args), vowels, args=config, **parts(args, rows, watch))
 
 
+def distill(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
+    """On-policy, reverse KL (both are TRL's defaults); the teacher is a second copy of the model."""
+    trl = import_module("trl")
+    settings = common(args, scratch) | {
+        "max_steps": args.updates,
+        "max_completion_length": args.new_tokens,
+        "generation_kwargs": {"min_new_tokens": args.new_tokens},
+    }
+    config = trl.DistillationConfig(**settings)
+    return trl.DistillationTrainer(causal(args), causal(args), args=config, **parts(args, rows, watch))
+
+
 def group_settings(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     """Common settings of GRPO and RLOO. Batch sizes count completions; all completions have the maximum length."""
     return common(args, scratch) | {
@@ -230,6 +242,7 @@ def scalar(path: str) -> Any:
 
 
 METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "orpo": orpo, "grpo": grpo, "rloo": rloo}
+METHODS |= {"distill": distill}
 
 
 def main() -> None:
