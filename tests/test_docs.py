@@ -35,7 +35,7 @@ BLOCK = re.compile(r"^```(\w*)(?: title=\"(.*?)\")?\n(.*?)^```$", re.DOTALL | re
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 
 # One update on few rows; tests/test_methods.py tests training results.
-SHORT = (*SMALL, "method.updates=1", "method.batch_size=4", "evaluation.completions=2", "data.eval_rows=4")
+SHORT = (*SMALL, "method.updates=1", "method.batch_size=4", "data.eval_rows=4", "trainer.checkpoint_every=9")
 ROWS = {
     "my.jsonl": '{{"prompt": "Say {0}.", "completion": "Here it is: {0}."}}\n',
     "instructions.jsonl": '{{"prompt": "Name {0}.", "completion": "It is {0}."}}\n',
@@ -144,7 +144,8 @@ def shortened(words: list[str], command: str) -> list[str]:
     """The overrides of a training command with fewer updates and rows."""
     alone = not any("=" in word for word in words) or re.search("resume=(?!auto)|pipeline=", command)
     short = [word for word in SHORT if not (word == "logger=none" and "logger=" in command)]
-    return words if alone or "sweep=" in command else [*words, *short]
+    completions = "evaluation.completions=2" if "evaluation" in command else "evaluation.completions=0"
+    return words if alone or "sweep=" in command else [*words, *short, completions]
 
 
 def run_evaluate(words: list[str], _: pytest.MonkeyPatch) -> int:
