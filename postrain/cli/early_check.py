@@ -38,6 +38,12 @@ def check_early(config: DictConfig, config_name: str) -> None:
     if config.get("pipeline"):
         return
     plain: Any = OmegaConf.to_container(config)
+    if isinstance(resume := plain.get("resume"), str):
+        if not Path(resume).expanduser().exists():
+            RunFolder.open(resume)
+        return  # its own config follows
+    if plain.get("pipeline"):
+        return  # jobs/plan.py composes and checks its stages
     settings = {name: value for name, value in renamed.config(plain).items() if name not in LEFT_OUT}
     # Values that refer to other keys may refer to defaults, which are unknown here.
     referring = [f"{path}: missing; " for path in (*_references(settings), *LEFT_OUT)]
@@ -52,10 +58,7 @@ def check_early(config: DictConfig, config_name: str) -> None:
 
 
 def _check_files(settings: Mapping[str, Any]) -> None:
-    """Raises ConfigError if the run folder or the data file that the config names does not exist."""
-    if isinstance(resume := settings.get("resume"), str):
-        RunFolder.open(resume)
-        return
+    """Raises ConfigError if the data file that the config names does not exist."""
     data = settings.get("data")
     path = data.get("path") if isinstance(data, Mapping) else None
     if isinstance(path, str) and not GLOB.intersection(path) and not Path(path).expanduser().exists():
