@@ -160,11 +160,13 @@ def run_stress(words: list[str], _: pytest.MonkeyPatch) -> int:
 
 def run_generate(words: list[str], _: pytest.MonkeyPatch) -> int:
     words = [word for word in words if word != "samples=8"]
+    if any(word.startswith("prompts=") for word in words):
+        return import_module("postrain.generate").main(["generate", *words, "prompts.count=8", "prompts.max_rouge_l=1"])
     small = (
         "data=world_stories",
         "data.source.count=64",
         "reward=world_mood",
-        "max_prompts=4",
+        "prompt_count=4",
         "rollout.max_new_tokens=40",
     )
     return import_module("postrain.generate").main(["generate", *words, *small])

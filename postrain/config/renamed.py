@@ -65,7 +65,7 @@ VALUES = {
     "data.source.kind": {"judgements": ("data.source.kind", "unpaired_preferences")},
 }
 """Keys whose values are replaced, each by a key and a value."""
-NUMBERS = {"prompts": "max_prompts"}
+NUMBERS = {"prompts": "prompt_count"}
 """Keys of numbers that are groups now."""
 OPTIONS = {
     ("evaluation", "wins"): "win_rate",

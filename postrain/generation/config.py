@@ -52,7 +52,7 @@ class GenerateConfig(Section):
     prompts: PromptMaker | None = None
     """Makes prompts with the model instead of completions; their seeds are the prompts of the data. null samples
     completions of the prompts of the data."""
-    max_prompts: Count | None = None
+    prompt_count: Count | None = None
     """Maximum number of prompts of the data, in order; null is all."""
     samples: Size = 8
     """Completions per prompt."""

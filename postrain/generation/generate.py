@@ -62,7 +62,7 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
-    items = distinct_prompts(data.train if config.split == "train" else data.eval, config.max_prompts)
+    items = distinct_prompts(data.train if config.split == "train" else data.eval, config.prompt_count)
     if config.prompts is not None:
         return _make_prompts(config, config.prompts, data, [item.text for item in items], run.folder)
     chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)

@@ -8,7 +8,7 @@ from postrain.jobs.session import GENERATE, execute
 from postrain.runs.folder import RunFolder
 from tests import training_runs
 
-SMALL = ("max_prompts=10", "samples=3", "chunk=4")
+SMALL = ("prompt_count=10", "samples=3", "chunk=4")
 SMALL += ("data.eval_rows=8", "data.source.count=16", "rollout.max_new_tokens=12")
 
 

@@ -53,7 +53,7 @@ def test_completions_file_has_every_prompt_in_order(whole):
 
 
 def test_completions_do_not_depend_on_chunk_size_or_number_of_samples(whole, tmp_path):
-    other = run_generation(tmp_path, "selection=all", "chunk=3", "samples=2", "max_prompts=7")
+    other = run_generation(tmp_path, "selection=all", "chunk=3", "samples=2", "prompt_count=7")
     for here, there in zip(completions(whole), completions(other), strict=False):
         assert here["completions"][:2] == there["completions"]
     assert len(completions(other)) == 7
@@ -112,7 +112,7 @@ def test_selected_rows_can_be_trained_on(whole, tmp_path, capsys):
 
 
 def test_revisions_without_reward_resume_and_can_be_trained_on(tmp_path, monkeypatch):
-    small = ("data=world_stories", "max_prompts=4", "samples=3", "chunk=2", "rollout.max_new_tokens=32")
+    small = ("data=world_stories", "prompt_count=4", "samples=3", "chunk=2", "rollout.max_new_tokens=32")
     folder = run_generation(tmp_path, "selection=revisions", *small)
     found, pairs = completions(folder), rows(folder)
     assert [record["rewards"] for record in found] == [[None] * 3] * 4
@@ -184,7 +184,7 @@ def test_config_errors_are_one_line(tmp_path, capsys):
 
 
 def test_greedy_completion_is_scored(tmp_path):
-    folder = run_generation(tmp_path, "selection=none", "greedy=true", "max_prompts=1", "samples=1")
+    folder = run_generation(tmp_path, "selection=none", "greedy=true", "prompt_count=1", "samples=1")
     assert completions(folder)[0]["greedy"] in (0.0, 1.0)
 
 

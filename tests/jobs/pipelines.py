@@ -10,7 +10,7 @@ TWO = """\
 # SFT, then a generation
 stages:
   learn: [method=sft, data.source.count=32]
-  make: {generate: [model=run, "model.path=${stages.learn.model}", selection=all, max_prompts=6, samples=2]}
+  make: {generate: [model=run, "model.path=${stages.learn.model}", selection=all, prompt_count=6, samples=2]}
 """
 LAB = """\
 # A reward model, two policies trained on it, best-of-n, an evaluation and a plot

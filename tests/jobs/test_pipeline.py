@@ -36,7 +36,7 @@ SMALL = (
 REASONING = (
     *SMALL,
     "pipeline=reasoning",
-    "max_prompts=6",
+    "prompt_count=6",
     "samples=2",
     "stage.rejection.selection=all",
     "stage.rejection.selection.at_least=null",
@@ -232,7 +232,7 @@ def test_reference_to_an_unknown_stage_is_one_line(conf, tmp_path, capsys):
 
 
 def test_pipeline_with_branches_evaluation_and_call_needs_only_yaml(conf, tmp_path, capsys):
-    words = [*SMALL, "pipeline=lab", "max_prompts=4", "data.source.count=32", "stage.picture.title=Mood"]
+    words = [*SMALL, "pipeline=lab", "prompt_count=4", "data.source.count=32", "stage.picture.title=Mood"]
     # Stories are longer than twelve tokens.
     words += ["stage.best.rollout.max_new_tokens=48", "stage.policy.held.seed=3", *conf]
     assert run(*words, "stage.picture.tilte=x", f"paths.output={tmp_path}") == 2
