@@ -42,8 +42,6 @@ def check_early(config: DictConfig, config_name: str) -> None:
         if not Path(resume).expanduser().exists():
             RunFolder.open(resume)
         return  # its own config follows
-    if plain.get("pipeline"):
-        return  # jobs/plan.py composes and checks its stages
     settings = {name: value for name, value in renamed.config(plain).items() if name not in LEFT_OUT}
     # Values that refer to other keys may refer to defaults, which are unknown here.
     referring = [f"{path}: missing; " for path in (*_references(settings), *LEFT_OUT)]
