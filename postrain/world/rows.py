@@ -14,14 +14,14 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 from postrain.errors import ConfigError
-from postrain.world import facts, instructions, stories, sums
+from postrain.world import facts, instructions, recipes, stories, sums
 from postrain.world.corruptions import draw_completion
 from postrain.world.gold import score, weighted
 from postrain.world.items import Item, Split, generator, split_of
 from postrain.world.lexicon import INSULTS
 
 Kind = Literal["text", "demonstrations", "preferences", "unpaired_preferences", "prompts", "steps"]
-Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages"]
+Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages", "recipes"]
 Row = dict[str, Any]
 
 CONTINUATIONS: tuple[Task, ...] = ("stories", "sums")
@@ -35,6 +35,7 @@ MAKERS: dict[Task, Callable[[random.Random], Item]] = {
     "sums": sums.make,
     "facts": facts.make,
     "instructions": instructions.make,
+    "recipes": recipes.make,
 }
 MIX: dict[Task | Literal["code"], float] = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
@@ -46,7 +47,7 @@ makes copying easy to learn. Long pages train the late positions of the context.
 END_OF_TEXT = "<|endoftext|>"
 PROMPT_TASKS: tuple[Task, ...] = ("stories", "sums", "instructions", "facts")
 TASKS_BY_KIND: dict[Kind, tuple[Task, ...]] = {
-    "text": ("stories", "sums", "facts", "mixed", "pages"),
+    "text": ("stories", "sums", "facts", "mixed", "pages", "recipes"),
     "demonstrations": PROMPT_TASKS,
     "preferences": PROMPT_TASKS,
     "unpaired_preferences": PROMPT_TASKS,
