@@ -120,6 +120,9 @@ declare("group/reward_std", "standard deviation of the reward in a group, mean",
 declare("group/prompts_sampled", "prompts sampled for one batch", bounds=POSITIVE)
 declare("group/with_gradient", "groups of a batch whose completions differ in reward", direction="max", bounds=POSITIVE)
 
+declare("pass_rate/*", "share of the prompts seen with a pass rate in this interval [%]", bounds=SHARE)
+declare("pass_rate/mean", "mean pass rate of the prompts seen", direction="max", bounds=SHARE)
+
 declare("grad_norm", "global gradient norm before clipping", bounds=POSITIVE, title="Gradient norm")
 declare("learning_rate", "learning rate of the optimizer, after warm-up and decay", bounds=POSITIVE)
 declare("optimizer_steps", "optimizer steps of the run so far", bounds=POSITIVE)

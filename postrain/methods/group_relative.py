@@ -32,13 +32,13 @@ from postrain.losses.advantages import group_std, has_variance, turn_returns
 from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import completion_weights, weighted_logps, weighted_sum
 from postrain.losses.policy_losses import PolicyTerms, clipped
+from postrain.methods.curriculum import CurriculumPrompts
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import completion_mask, local_indices
-from postrain.methods.policy_gradient import PolicyGradient
 from postrain.models.scoring import concatenated, in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
-from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows, Size
+from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class GroupExperience(Batch):
         ]
 
 
-class GroupRelative(PolicyGradient):
+class GroupRelative(CurriculumPrompts):
     """Base of GRPO, RLOO and REINFORCE++: policy gradient with group-relative advantages."""
 
     headline: ClassVar[tuple[str, str, str]] = ("reward/total", "completion/length", "eval/reward/total")
@@ -80,8 +80,6 @@ class GroupRelative(PolicyGradient):
 
     updates: Count = 60
     schedule: LRSchedule = "linear"
-    group_size: Size = 8
-    """Completions of each prompt; method.batch_size counts prompts."""
     clip_low: Positive | None = None
     """Lower clip ε_low of the importance ratio: 1 − ε_low. null is that of the loss: 0.2 for the clipped surrogate."""
     clip_high: Positive | None = None
@@ -142,6 +140,7 @@ class GroupRelative(PolicyGradient):
 
     def prepare(self, batch: Prompts) -> GroupExperience:
         """Rollouts → rewards → group-relative advantages → completion weights."""
+        batch = self.curriculum_prompts() if self.curriculum.active else batch
         rollouts, self.selected = self.sample_groups(batch)
         rows, mask_BT = rollouts.rows, completion_mask(rollouts.rows, self.device)
         logps_BT = self.old_logps(rollouts)
@@ -229,6 +228,8 @@ class GroupRelative(PolicyGradient):
             if len(with_gradient) >= self.batch_size:
                 break
         self.start_next_rollout(self.group_size)
+        if self.curriculum.active:
+            self.count_passes(concatenated(found))
         with_gradient = sorted(with_gradient)[: self.batch_size]
         count = len(found) * self.batch_size
         others = sorted(set(range(count)).difference(with_gradient))[: self.batch_size - len(with_gradient)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
+from postrain.config.schema import Section
 from postrain.data.module import DataModule
 from postrain.data.schedule import DataSpec, EvalBatches
 from postrain.errors import ConfigError
@@ -293,6 +294,7 @@ class LightningHooks(LightningModule):
 
 def to_plain(value: Any) -> Any:
     """A setting as dicts, lists and scalars."""
+    value = asdict(value) if isinstance(value, Section) and is_dataclass(value) else value
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value

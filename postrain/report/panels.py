@@ -30,8 +30,9 @@ PANELS = (
     "kl/exact eval/kl/exact kl/k1 kl/k3", "eval/reference_logp eval/kl/reference_logp", "~perplexity",
     "~token_accuracy", "~loss", "*reward/chosen *reward/rejected", "*reward/desirable *reward/undesirable", "~margin",
     "~log_ratio/*", "~kl/baseline", "- *logp/chosen *logp/rejected", "- ~length/*", "reward/*", "eval/reward/*",
-    "~completion/length", "~completion/finished", "group/frac_reward_zero_std", "eval/forgetting/perplexity",
-    "eval/forgetting/fact_accuracy", "- eval/gold/*", "*repetition */loop_share", "- *distinct*", "~entropy",
+    "~completion/length", "~completion/finished", "group/frac_reward_zero_std", "pass_rate/*",
+    "eval/forgetting/perplexity", "eval/forgetting/fact_accuracy", "- eval/gold/*", "*repetition */loop_share",
+    "- *distinct*", "~entropy",
     "policy_loss", "value_loss", "value/explained_variance", "clip_fraction", "grad_norm", "- ratio/mean ratio/max",
     "- kl/coef", "- learning_rate", "- perf/seconds", "- perf/tokens_per_second", "- perf/peak_*",
 )  # fmt: skip
@@ -53,6 +54,7 @@ TITLES = {
     "*repetition": ("Repetition", "share of repeated n-grams"),
     "*distinct*": ("Distinct n-grams", "share of n-grams that occur once"),
     "kl/exact": ("KL(policy‖reference)", "exact over the vocabulary, and sampled estimates"),
+    "pass_rate/*": ("Pass rates of prompts", "share of the prompts seen with a pass rate in each interval [%]"),
     "reward/*": ("Reward components", "each before weighting"),
 }
 """Title and meaning, where they differ from the declaration of the first metric."""

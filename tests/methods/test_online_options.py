@@ -85,8 +85,8 @@ CHANGES: dict[str, list[Change]] = {
 }
 # Online DPO ranks completions, so the temperature changes its metrics but not its gradient.
 # The entropy controller changes the update after the first one: tests/methods/test_entropy_control.py.
-# Turns and parts of a reward: tests/methods/test_group_relative.py.
-CONTROL = {"entropy_target", "entropy_coef_delta", "turn_level_advantages"}
+# Turns and parts of a reward: tests/methods/test_group_relative.py. Curricula: tests/methods/test_curriculum.py.
+CONTROL = {"entropy_target", "entropy_coef_delta", "turn_level_advantages", "curriculum"}
 ELSEWHERE = {
     "online_dpo": {"preference_temperature"},
     "rloo": CONTROL,
