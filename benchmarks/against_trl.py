@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +26,8 @@ HERE = Path(__file__).parent
 BATCH = {"nano": 16, "smollm2": 4}
 PPO_BATCH = {"nano": 16, "smollm2": 8}
 GROUPS = {"nano": (16, 8), "smollm2": (2, 4)}
-"""Prompts per update and completions per prompt of the group-relative methods."""
+"""Prompts per update and completions per prompt of the group-relative methods; distill has one completion of each of as
+many prompts."""
 GROUPED = ("grpo", "rloo")
 TRL = ("TRL", "TRL, best")
 """TRL at its defaults and at its fastest settings; see run_trl.py."""
@@ -158,7 +160,8 @@ def run_trl(side: str, method: str, rows: dict[str, Any], args: argparse.Namespa
 def measure(command: list[Any], method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Run one process of one side and read its measurement."""
     prompts, group = GROUPS[rows["name"]] if method in GROUPED else (0, 1)
-    batch = prompts or (PPO_BATCH if method in ("ppo", "distill") else BATCH)[rows["name"]]
+    sizes = {"ppo": PPO_BATCH[rows["name"]], "distill": math.prod(GROUPS[rows["name"]])}
+    batch = prompts or sizes.get(method, BATCH[rows["name"]])
     out = Path(rows["folder"]) / "measured.json"
     values = {
         "model": rows["model"],

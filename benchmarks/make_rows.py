@@ -49,7 +49,7 @@ def main() -> None:
     found: dict[str, Any] = {"model": str(resolved.directory), "reward_model": str(reward_model)}
     found |= {"texts": {}, "ids": {}, "tokens": {}}
     for method, make_row in maker.builders().items():
-        sizes: dict[str, int] = {"ppo": args.ppo_batch_size, "distill": args.ppo_batch_size}
+        sizes: dict[str, int] = {"ppo": args.ppo_batch_size, "distill": args.group_prompts * args.group_size}
         sizes |= {"grpo": args.group_prompts, "rloo": args.group_prompts}
         batch = sizes.get(method, args.batch_size)
         made = [make_row() for _ in range(batch * args.updates)]

@@ -66,7 +66,7 @@ class Distill(WithTeacher):
     needs_teacher: ClassVar[bool] = True
     expected_change: ClassVar[tuple[str, float]] = ("eval/loss", -0.5)
     headline: ClassVar[tuple[str, str, str]] = ("loss", "completion/length", "eval/loss")
-    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=5e-4)
+    rates: ClassVar[LearningRates] = LearningRates(base=1e-5, nano=2e-3)
 
     updates: Count = 60
     batch_size: Size = 32
