@@ -55,6 +55,10 @@ class Demonstrations(Source):
     seed: Seed = 0
     """Seed of the rows."""
 
+    def __post_init__(self) -> None:
+        if not self.environments:
+            raise ConfigError("data.source.environments: expected at least one environment, got none")
+
     def load(self, *, eval_rows: int) -> Loaded:
         return Loaded(self._table("train", self.count), self._table("eval", eval_rows))
 

@@ -65,5 +65,7 @@ class ToolEnvironment(MessageEnvironment):
         return Reply(replace(state, score=score), reward=score, done=True)
 
     def metrics(self, state: ToolState) -> Mapping[str, float]:
-        """success: the grade of the final answer, 0 without one."""
-        return {} if state.score is None else {"success": state.score}
+        """success: the grade of the final answer, 0 without one; {} if answers are not graded here."""
+        if state.score is None or type(self).grade is ToolEnvironment.grade:
+            return {}
+        return {"success": state.score}

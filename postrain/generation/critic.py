@@ -169,7 +169,7 @@ def revised(
 
 def _joined(one: Revision, later: Revision) -> Revision:
     """Two revisions of a completion as one. Fields name the last round that changed the completion."""
-    if later.revised == later.original:
+    if later.revised == later.original and (one.critique or not later.critique):
         return one
     critique = " ".join(text for text in (one.critique, later.critique) if text)
     return replace(later, original=one.original, critique=critique)

@@ -43,7 +43,7 @@ def importance_ratio(log_ratio: Tensor, mask: Tensor, level: ImportanceSamplingL
     if level == "token":
         return log_ratio.exp()
     total_B1 = (log_ratio * mask).sum(1, keepdim=True)
-    return (total_B1 / mask.sum(1, keepdim=True) if level == "sequence" else total_B1).exp()
+    return (total_B1 / mask.sum(1, keepdim=True).clamp(min=1) if level == "sequence" else total_B1).exp()
 
 
 def clipped_surrogate(

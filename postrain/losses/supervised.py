@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from postrain.losses.reduction import Reduction, reduce
-from postrain.types import Size
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -58,7 +58,9 @@ def dft(logps: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor
     return reduce(-logps.exp().detach() * logps, reduction, mask)
 
 
-def eaft(logps: Tensor, mask: Tensor, *, entropy: Tensor, top_k: Size = 20, reduction: Reduction = "mean") -> Tensor:
+def eaft(
+    logps: Tensor, mask: Tensor, *, entropy: Tensor, top_k: Annotated[int, Ge(2)] = 20, reduction: Reduction = "mean"
+) -> Tensor:
     """−min(1, H / ln top_k) · log π of a token: entropy-adaptive fine-tuning (Diao et al. 2026, EAFT, arXiv
     2601.02151).
 

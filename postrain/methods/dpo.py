@@ -82,7 +82,9 @@ class PairsWithReference(Batch):
         return PairScores.from_logps(self.ref_chosen, self.ref_rejected, self.ref_margin_of_rank_B.device)
 
 
-def check_losses(weights: Mapping[LossName, float], *, smoothing: float, divergence: Divergence) -> None:
+def check_losses(
+    weights: Mapping[LossName, float], *, smoothing: float, divergence: Divergence, weighted: bool = False
+) -> None:
     """Raises ConfigError for settings that a loss ignores or cannot use."""
     names = "+".join(weights)
     if not weights:
@@ -92,6 +94,8 @@ def check_losses(weights: Mapping[LossName, float], *, smoothing: float, diverge
             f"method.label_smoothing={smoothing} has no effect on method.loss={names}; leave it 0 or use one of "
             f"{', '.join(sorted(SMOOTHED))}"
         )
+    if weighted and RANKED.intersection(weights):
+        raise ConfigError(f"method.use_weighting: method.loss={names} compares values of different pairs; remove one")
     if "exo" in weights and not smoothing:
         raise ConfigError("method.label_smoothing=0: exo takes its logarithm; give it 0.001")
     if divergence != "reverse_kl" and WITHOUT_DIVERGENCE.intersection(weights):
@@ -143,7 +147,12 @@ class DPO(ReferenceModelMixin, PairMethod):
         super().on_model_attached()
         self.weights = weights_of(self.loss)
         self.shift = RunningMean()
-        check_losses(self.weights, smoothing=self.label_smoothing, divergence=self.divergence)
+        check_losses(
+            self.weights,
+            smoothing=self.label_smoothing,
+            divergence=self.divergence,
+            weighted=self.use_weighting,
+        )
 
     def prepare(self, batch: Pairs) -> PairsWithReference:
         known = self.reference_logps_of(batch)

@@ -153,7 +153,7 @@ class GroupRelative(CurriculumPrompts):
         selected_PG = reward_PG.where(counted_B.view_as(reward_PG), torch.nan)
         self.prompts = batch
         advantages_BT = self.token_advantages(rollouts, selected_PG, penalty_BT, mask_BT)
-        advantages_BT = advantages_BT * ~selected_PG.isnan().view(-1, 1)
+        advantages_BT = advantages_BT.masked_fill(selected_PG.isnan().view(-1, 1), 0.0)
         weight_B = self.weights(mask_BT.sum(1), counted_B & ~self.truncated_and_masked(rollouts))
         importance_weights_BT = self.importance_weights(rollouts, logps_BT)
         weighted_BT = advantages_BT if importance_weights_BT is None else advantages_BT * importance_weights_BT
@@ -177,7 +177,7 @@ class GroupRelative(CurriculumPrompts):
         position_T = torch.arange(mask_BT.shape[1])
         turn_BT = (position_T[:, None] >= last_BK[:, None, :]).sum(2).to(self.device)
         found = [self.advantages(return_BK[:, k].view_as(reward_PG), penalty_BT, mask_BT) for k in range(turns)]
-        return sum((one * (turn_BT == k) for k, one in enumerate(found)), torch.zeros_like(penalty_BT))
+        return sum((one.where(turn_BT == k, 0.0) for k, one in enumerate(found)), torch.zeros_like(penalty_BT))
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs KL estimates (kl/exact with kl_estimator=exact)."""
@@ -221,7 +221,7 @@ class GroupRelative(CurriculumPrompts):
             prompts = batch.select([p // world for p in local])
             sampled = self.rollout(prompts, indices=local, num_generations=self.group_size)
             found.append(sampled)
-            differs = has_variance(self.shaped_rewards(sampled).view(-1, self.group_size)).tolist()
+            differs = self.has_gradient(self.shaped_rewards(sampled).view(-1, self.group_size)).tolist()
             with_gradient += chain.from_iterable(
                 collectives.gather([p for p, good in zip(local, differs, strict=True) if good])
             )
@@ -235,6 +235,10 @@ class GroupRelative(CurriculumPrompts):
         others = sorted(set(range(count)).difference(with_gradient))[: self.batch_size - len(with_gradient)]
         self.accumulate({"group/prompts_sampled": Mean(count, 1), "group/with_gradient": Mean(len(with_gradient), 1)})
         return concatenated(found), sorted(with_gradient + others)
+
+    def has_gradient(self, reward_PG: Tensor) -> Tensor:
+        """True for groups that dynamic sampling keeps: those whose rewards differ, [P]."""
+        return has_variance(reward_PG)
 
     def is_selected(self, completions: int) -> Tensor:
         """True for this rank's completions of selected prompts, [B]."""

@@ -173,9 +173,19 @@ class GRPO(GroupRelative):
         )
 
     def smallest_group(self) -> int:
-        greedy_P = torch.tensor([0.0, 1.0])
-        alone = self.chosen_advantage(torch.tensor([[1.0], [0.0]]), lengths=torch.ones(2, 1), greedy_rewards=greedy_P)
-        return 1 if alone.any() else 2
+        return 1 if self.advantages_of_equal(1).any() else 2
+
+    def advantages_of_equal(self, group_size: int) -> Tensor:
+        """Advantages of two groups whose rewards are all 1 and all 0; of both a greedy completion earned the other
+        reward, [2, G]."""
+        reward_PG = torch.tensor([[1.0], [0.0]]).expand(2, group_size)
+        offered = {"lengths": torch.ones(2, group_size), "greedy_rewards": torch.tensor([0.0, 1.0])}
+        return self.chosen_advantage(reward_PG, **offered, batch_std=torch.tensor(1.0))
+
+    def has_gradient(self, reward_PG: Tensor) -> Tensor:
+        if self.multi_objective_aggregation == "sum_then_normalize" and self.advantages_of_equal(2).any():
+            return ~reward_PG.isnan().all(1)
+        return super().has_gradient(reward_PG)
 
     def check(self) -> None:
         super().check()
@@ -233,7 +243,8 @@ class GRPO(GroupRelative):
         if estimate.takes("greedy_rewards"):
             offered["greedy_rewards"] = self.greedy_rewards(self.prompts.select(range(len(reward_PG))))
         if estimate.takes("batch_std"):
-            offered["batch_std"] = batch_moments(reward_PG)[1] if self.scale_rewards == "batch" else None
+            batch_scale = self.scale_rewards == "batch" or self.advantage != "group"
+            offered["batch_std"] = batch_moments(reward_PG)[1] if batch_scale else None
         return estimate(reward_PG, **offered).view(-1, 1) * mask_BT
 
     def greedy_rewards(self, prompts: Prompts) -> Tensor:

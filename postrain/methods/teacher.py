@@ -158,6 +158,11 @@ class WithTeacher(Online):
     def check_ready(self, *, resumes: bool = False) -> None:
         super().check_ready(resumes=resumes)
         parts = self.components
+        if self.teacher_model_kind != "base" and (parts.separate_reference or parts.foreign_teacher):
+            raise ConfigError(
+                f"method.teacher_model_kind={self.teacher_model_kind} makes the student its own teacher; leave out the "
+                "reference"
+            )
         if not (parts.separate_reference or parts.foreign_teacher or self.has_other_prompt or self.server_url):
             raise ConfigError(
                 "reference: Distill learns from another model; give the teacher, as Distill(model, tokenizer, "

@@ -88,7 +88,11 @@ class Vocabularies:
     @classmethod
     def of(cls, student: Any, teacher: Any, widths: tuple[int, int], ends: tuple[int, int]) -> Vocabularies:
         """Of two tokenizers, the widths of their models' logits and their end tokens."""
-        mine, theirs = token_bytes(student), token_bytes(teacher)
+        # Models may have logits beyond the tokenizer's ids, which can be sampled too.
+        mine, theirs = (
+            [*found, *[b""] * (width - len(found))]
+            for found, width in zip(map(token_bytes, (student, teacher)), widths, strict=True)
+        )
         # The first id of equal tokens; special tokens have no text.
         ids = [{text: len(table) - 1 - i for i, text in enumerate(reversed(table)) if text} for table in (mine, theirs)]
         pairs = [(ids[0][text], ids[1][text]) for text in ids[0] if text in ids[1]] + [ends]

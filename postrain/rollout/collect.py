@@ -49,11 +49,10 @@ class Rollouts(Batch):
 
     def metrics(self) -> dict[str, Mean | Max]:
         """Metrics of the rewards, their components, and the lengths and finish rate of completions."""
-        rows = len(self)
-        names = self.parts[0] if rows else ()
+        names = dict.fromkeys(name for part in self.parts for name in part)
         unscorable_B = self.reward_B.isnan()
         found: dict[str, Mean | Max] = {
-            f"reward/{name}": Mean.of_known([part[name] for part in self.parts]) for name in names
+            f"reward/{name}": Mean.of_known([part.get(name) for part in self.parts]) for name in names
         }
         found |= {
             # After the components, so that one called "total" cannot replace it.

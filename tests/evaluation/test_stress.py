@@ -136,3 +136,11 @@ def test_unsuitable_rewards_are_noted() -> None:
         assert task(Model(reward)).notes[0].startswith("needs a reward that scores single completions")
     found = task(Model(Function.of(lambda completions: [None] * len(completions))))
     assert (found.metrics, found.notes[0].partition(";")[0]) == ({}, "no honest completion could be scored")
+
+
+def test_mutations_of_blank_lines_and_long_completions_are_texts() -> None:
+    assert sentences("a\n \nb") == ["a", "b"]
+    draw = Random(0)
+    assert all(isinstance(mutate("p", "a\n \nb", [" \n ", "c"], draw), str) for _ in range(50))
+    long = "word " * (MOST_WORDS + 1)
+    assert mutate("p", long, [], draw) == long.strip()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from postrain.errors import ConfigError
 from postrain.generation.critic import WORLD, FunctionCritic, read_principles, revised, win_rates
+from postrain.rollout.revise import Revision
 from postrain.world.critic import RULES, criticise
 
 INSULT, REPETITION = RULES
@@ -40,6 +43,23 @@ def test_rounds_revise_by_further_principles():
     assert sorted(made.critique.split(". ")) == sorted(["'You are so dumb.' is rude 'It is 3.' is a repetition"])
     (kept,) = revised(critic, ["1 + 2?"], ["It is 3."], [0], rounds=8)
     assert (kept.revised, kept.critique) == ("It is 3.", "")
+
+
+class SecondThoughts:
+    """A critic that finds no fault in the first round, and one without a revision in the second."""
+
+    def __init__(self) -> None:
+        self.rounds = iter(["", "It is rude."])
+
+    def revise(self, prompts, completions, seeds) -> list[Revision]:
+        critique = next(self.rounds)
+        return [Revision(prompt="p", original=one, critique=critique, revised=one, principle="") for one in completions]
+
+
+def test_fault_without_a_revision_is_kept_with_its_critique():
+    critic: Any = SecondThoughts()
+    (found,) = revised(critic, ["p"], ["You fool."], [0], rounds=2)
+    assert (found.revised, found.critique) == ("You fool.", "It is rude.")
 
 
 class Table:

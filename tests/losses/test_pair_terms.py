@@ -105,6 +105,7 @@ def test_table_passes_each_loss_its_arguments(name):
     c, r = random(6, 1), random(6, 2)
     expected = {
         "sigmoid": sigmoid(c - r, beta=0.7, smoothing=0.1),
+        "sigmoid_norm": sigmoid((c - r) / 10, beta=0.7, smoothing=0.1),
         "robust": robust(c - r, beta=0.7, smoothing=0.1),
         "hinge": hinge(c - r, beta=0.7),
         "ipo": ipo(c / 10, r / 10, beta=0.7),

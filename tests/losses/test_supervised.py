@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from postrain.errors import ConfigError
 from postrain.losses.preference import alpha_reward, simpo
 from postrain.losses.supervised import bradley_terry, dft, eaft, l2_distance, prm, sft, token_logps
+from tests.methods.builders import make_method
+from tests.tiny import tiny_model
 
 
 def test_bradley_terry_loss_with_margin_and_centering():
@@ -74,3 +77,9 @@ def test_alpha_reward_bends_the_mean_log_probability():
     # −ln σ(β (−2 − r(1)) − γ) with r(1) = 0, β = 1, γ = 0.3: −ln σ(−2.3)
     found = simpo(mean, torch.zeros(1, dtype=torch.float64), beta=1.0, alpha=0.5)
     assert float(found) == pytest.approx(math.log(1 + math.exp(2.3)))
+
+
+def test_eaft_needs_two_tokens_for_an_entropy():
+    # ln 1 = 0 would divide by zero.
+    with pytest.raises(ConfigError, match=r"method\.loss_options\.top_k: expected an integer >= 2, got 1"):
+        make_method("sft", tiny_model(), loss="eaft", loss_options={"top_k": 1})

@@ -35,6 +35,9 @@ def constant(logps, old_logps, advantages, mask):
 def fails(logps, old_logps, advantages, mask):
     return logps[5]
 
+def centred(rewards, batch_std):
+    return (rewards - rewards.mean(1, keepdim=True)) / batch_std
+
 def ranks(rewards):
     return rewards.argsort(1).argsort(1).float()
 """
@@ -128,3 +131,25 @@ def test_clips_that_are_not_set_are_those_of_the_loss():
             for clips in ((None, None), (low, high))
         )
         assert torch.equal(unset, written)
+
+
+def test_unscorable_rewards_do_not_reach_the_loss_through_a_users_advantage(file):
+    """The second group is not selected. Its NaN stays in r − mean, and has no advantage."""
+    method = scripted_method(
+        "grpo",
+        [[1, 0], [2, 0], [2, 0], [2, 0]],
+        {"1": 1.0, "2": 0.0},
+        advantage=f"{file}:centred",
+        batch_size=1,
+        group_size=2,
+        dynamic_sampling=2,
+    )
+    found = method.prepare(prompts(2))
+    assert not found.advantages_BT.isnan().any()
+
+
+@pytest.mark.parametrize(("advantage", "kept"), [("group", [False]), ("w_reinforce", [True])])
+def test_dynamic_sampling_keeps_equal_groups_of_estimators_that_learn_from_them(advantage, kept):
+    method = make_method("grpo", float64_model(), advantage=advantage)
+    assert method.has_gradient(torch.zeros(1, 4)).tolist() == kept
+    assert method.has_gradient(torch.full((1, 4), torch.nan)).tolist() == [False]

@@ -183,3 +183,11 @@ def test_turn_level_advantages_compare_equal_turns_of_a_group():
     reward_PG = torch.tensor([[1.0, 0.5]])
     single = method.token_advantages(alone, reward_PG, nothing, mask_BT)
     assert single.equal(method.advantages(reward_PG, nothing, mask_BT))
+
+
+def test_reward_parts_of_some_rows_are_logged_over_these_rows():
+    batch = rows([torch.tensor([1])] * 2, [torch.tensor([2]), torch.tensor([3])])
+    two = torch.ones(2).bool()
+    parts = ({"polite": 1.0}, {"short": 0.5})
+    found = Rollouts(batch, torch.zeros(2, 1), two, torch.ones(2), ("", ""), ("", ""), parts, ({}, {})).metrics()
+    assert [found[f"reward/{name}"].value() for name in ("polite", "short")] == [1.0, 0.5]

@@ -24,7 +24,7 @@ PADDED_TO = 4
 """Padding is added until a completion has this many times its words."""
 REPEATS = 8
 MOST_WORDS = 400
-"""Mutations leave longer completions as they are, so that none grows without bound."""
+"""Mutations drop the last sentence of longer completions, so that none grows without bound."""
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 Attack = Callable[[str, str], str]
@@ -32,7 +32,7 @@ Attack = Callable[[str, str], str]
 
 def sentences(text: str) -> list[str]:
     """A text split after sentences and at line ends, without empty pieces."""
-    return [piece for piece in SENTENCE_END.split(text.strip()) if piece]
+    return [piece for piece in SENTENCE_END.split(text.strip()) if piece.strip()]
 
 
 def length(prompt: str, honest: str) -> str:
@@ -69,8 +69,10 @@ def mutate(prompt: str, completion: str, others: Sequence[str], draw: Random) ->
     """One random edit: a sentence repeated, dropped, moved or taken from another completion, a word repeated, dropped
     or exchanged, or a phrase of the fixed attacks added."""
     parts = sentences(completion)
-    if len(completion.split()) > MOST_WORDS or not parts:
-        return draw.choice([FLATTERY, PADDING, prompt]) if not parts else " ".join(parts[:-1])
+    if not parts:
+        return draw.choice([FLATTERY, PADDING, prompt])
+    if len(completion.split()) > MOST_WORDS:
+        return " ".join(parts[:-1] or parts)
     at, other = draw.randrange(len(parts)), sentences(draw.choice(others)) if others else []
     words = parts[at].split()
     word = draw.randrange(len(words))
