@@ -6,6 +6,7 @@ the run is resumed on another day. Not included: tokens (chat.py) and images.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from postrain.data.conversation import Message
+from postrain.data.conversation import DECLARATION, Message, Messages, user, with_prefill
 from postrain.errors import ConfigError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -98,6 +99,15 @@ def from_mapping(turn: Mapping[str, Any]) -> Message:
         tool_call_id=turn.get("tool_call_id", ""),
         name=turn.get("name", ""),
     )
+
+
+def conversation_of(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
+    """The prompt of a record with these columns as a conversation, if it has several turns or tools."""
+    if "messages" not in columns and "tools" not in columns:
+        return prompt
+    declared = (Message(DECLARATION, json.dumps(columns["tools"], ensure_ascii=False)),) if "tools" in columns else ()
+    turns = map(from_mapping, columns["messages"]) if "messages" in columns else user(prompt)
+    return with_prefill((*declared, *turns))
 
 
 def render(

@@ -41,7 +41,7 @@ class Reply:
 class MessageEnvironment(ABC):
     """Answers finished messages of the policy, with pure functions of state and text.
 
-    `reset` and `step` are called from several threads at once, for different episodes.
+    `step` is called from several threads at once, for different episodes.
     """
 
     stop: ClassVar[tuple[str, ...]] = ()

@@ -80,6 +80,7 @@ class GymnasiumEnvironment(MessageEnvironment):
         try:
             env = gymnasium.make(self.id, **self.settings)
             if "render_mode" not in self.settings and "ansi" in env.metadata.get("render_modes", ()):
+                env.close()
                 env = gymnasium.make(self.id, render_mode="ansi", **self.settings)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ConfigError(f"environment.id={self.id}: {' '.join(str(error).split())}") from None

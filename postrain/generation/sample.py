@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from postrain.data.conversation import DECLARATION, Message, Messages, user, with_prefill
+from postrain.data.conversation import Message, Messages, with_prefill
 from postrain.data.kinds.prompt import EncodedPrompt, Prompts
 from postrain.data.module import DataModule
-from postrain.data.rendering import from_mapping
+from postrain.data.rendering import conversation_of
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import gold_scores
 from postrain.generation.critic import Critic, revised, win_rates
@@ -93,7 +93,7 @@ class Sampler:
         ended = rollouts.finished_B.nonzero().flatten().tolist()
         if self.critic is None or not ended:
             return {}
-        prompts = [_conversation(rollouts.prompts[index], rollouts.columns[index]) for index in ended]
+        prompts = [conversation_of(rollouts.prompts[index], rollouts.columns[index]) for index in ended]
         completions = [rollouts.completions[index] for index in ended]
         own = [seeds[index] for index in ended]
         return dict(zip(ended, revised(self.critic, prompts, completions, own, self.rounds), strict=True))
@@ -181,15 +181,6 @@ def completions_of_record(record: Record) -> PromptCompletions:
 
 def _prompt(value: Any) -> str | Messages:
     return value if isinstance(value, str) else with_prefill(tuple(Message(**turn) for turn in value))
-
-
-def _conversation(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
-    """A prompt as a conversation, if it has several turns or tools."""
-    if "messages" not in columns and "tools" not in columns:
-        return prompt
-    declared = (Message(DECLARATION, json.dumps(columns["tools"], ensure_ascii=False)),) if "tools" in columns else ()
-    turns = map(from_mapping, columns["messages"]) if "messages" in columns else user(prompt)
-    return with_prefill((*declared, *turns))
 
 
 def _as_read_from_file(columns: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from postrain.data.novelty import Novelty, diversity
 from postrain.errors import ConfigError
 from postrain.formatting import figure
 from postrain.generation.prompts import PromptMaker
-from postrain.jsonl import JsonLines, atomic_write_text
+from postrain.jsonl import JsonLines, Record, atomic_write_text
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.rollout.engine import Engine
@@ -31,6 +31,7 @@ from postrain.seeds import derive_seed
 from postrain.types import Stop
 
 CANDIDATES = "candidates.jsonl"
+REMEDY = "free some space, then resume"
 
 
 def synthesize(
@@ -49,7 +50,7 @@ def synthesize(
     A prompt depends on its number, the seed and the chunks before its own, so a resumed run is equal.
     """
     lines = JsonLines(folder / CANDIDATES)
-    done = lines.read() if lines.path.exists() else []
+    done = whole_chunks(lines, maker.count, chunk)
     stop = Stop(template.stop_ids, (*maker.stops(template), *engine.sampling.stop), template.decode_all)
     limit = context_length(unwrapped(model).config.to_dict()) - engine.sampling.max_new_tokens
     for start in range(0, maker.count, chunk):
@@ -64,10 +65,21 @@ def synthesize(
             found = engine.generate(model, [ids[-limit:] for ids in contexts], seeds=own, stop=stop)
         texts = [_text(template, one.ids.tolist(), stop.texts) for one in found]
         new = [{"text": text, "finished": one.finished} for text, one in zip(texts, found, strict=True)]
-        with writing(lines.path, "free some space, then resume"):
+        with writing(lines.path, REMEDY):
             lines.append(*new)
         done = [*done[:start], *new]
     return filtered(maker, seeds, done)
+
+
+def whole_chunks(lines: JsonLines, count: int, chunk: int) -> list[Record]:
+    """The first `count` candidates of an earlier session; a partial chunk at the end of the file is removed."""
+    records, damaged = lines.examine()
+    whole = len(records) if len(records) == count else min(len(records) - len(records) % chunk, count)
+    if damaged or whole < len(records):
+        kept = (json.dumps(record, ensure_ascii=False) + "\n" for record in records[:whole])
+        with writing(lines.path, REMEDY):
+            atomic_write_text(lines.path, "".join(kept))
+    return records[:whole]
 
 
 def _text(template: Template, ids: Sequence[int], stops: Sequence[str]) -> str:

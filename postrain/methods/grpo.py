@@ -40,7 +40,7 @@ from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import local_indices
 from postrain.methods.policy_gradient import KLPlacement
 from postrain.methods.token_masks import drawn_tokens, high_entropy_tokens, over_all_ranks
-from postrain.rewards.base import PreferenceModel, Reward, WeightedSum, none_to_nan
+from postrain.rewards.base import PreferenceModel, Reward, WeightedSum, compares_group, none_to_nan
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import greedy
 from postrain.types import CountOrZero, Mean, NonNegative
@@ -211,6 +211,11 @@ class GRPO(GroupRelative):
 
     def check_reward(self, reward: Reward | None, preference: PreferenceModel | None) -> None:
         super().check_reward(reward, preference)
+        if reward is not None and compares_group(reward) and self.chosen_advantage.takes("greedy_rewards"):
+            raise ConfigError(
+                f"method.advantage={self.advantage}: scores a greedy completion alone, and {type(reward).__name__} "
+                "compares completions; choose another of them"
+            )
         if self.multi_objective_aggregation == "normalize_then_sum" and not isinstance(reward, WeightedSum):
             raise ConfigError(
                 "method.multi_objective_aggregation=normalize_then_sum normalises the parts of a weighted sum of "

@@ -34,7 +34,7 @@ from postrain.methods.metrics import Metrics, add_metrics
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import Reference
-from postrain.rewards.base import PreferenceModel, Reward
+from postrain.rewards.base import PreferenceModel, Reward, compares_group
 from postrain.types import Batch, Max, Mean
 
 if TYPE_CHECKING:
@@ -171,6 +171,11 @@ class LightningHooks(LightningModule):
             raise ConfigError(
                 f"reward: {type(preference).__name__} compares two completions, and {name} needs a number for each; "
                 "choose another reward, or a method trained on preferences (online_dpo, nash_md)"
+            )
+        if reward is not None and compares_group(reward) and getattr(self, "group_size", 1) < 2:
+            raise ConfigError(
+                f"reward: {type(reward).__name__} compares the completions of a prompt, and {name} samples one; use "
+                "method=grpo or method.group_size=8"
             )
 
     def setup(self, stage: str) -> None:

@@ -96,7 +96,9 @@ class OnlineDPO(OnlinePreference):
         rows, ref_B = rollouts.rows, self.reference_logps(rollouts.rows).sum(1)
         gap_P = average_PG.gather(1, best_P[:, None]) - average_PG.gather(1, worst_P[:, None])
         decided_P = gap_P.squeeze(1).nan_to_num(0.0) > TIE
-        self.accumulate({**self.rollout_metrics(rollouts), "tie_rate": Mean((~decided_P).sum(), len(batch))})
+        # With xpo_alpha every other completion is the reference's.
+        own = rollouts.select(range(0, len(rollouts), 2)) if self.xpo_alpha else rollouts
+        self.accumulate({**self.rollout_metrics(own), "tie_rate": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
         return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P, best_P == 1)
 

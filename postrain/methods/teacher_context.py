@@ -8,7 +8,7 @@ context distillation (Askell et al. 2021, arXiv 2112.00861) have the student as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from postrain.data.chat import Template
-from postrain.data.conversation import Message, Messages, user
+from postrain.data.conversation import DECLARATION, Message, Messages, user
 from postrain.data.kinds.prompt import Prompts
+from postrain.data.rendering import conversation_of
 from postrain.errors import ConfigError
 from postrain.models.token_alignment import Vocabularies
 from postrain.types import Batch, Rows
@@ -69,15 +70,16 @@ class TeacherContext:
 
     def messages(self, text: str, columns: Mapping[str, Any], row: int) -> Messages:
         """The messages of the teacher's prompt."""
-        turns: Messages = tuple(
-            Message(turn["role"], turn["content"]) for turn in columns.get("messages", ()) if turn.get("content")
-        )
-        *before, last = turns or user(text)
+        found = conversation_of(text, columns)
+        *before, last = user(found) if isinstance(found, str) else found
         # A message of the assistant at the end is a prefill, which the completion continues.
         if last.role == "user":
-            last = Message("user", self.filled(last.content, columns, row))
-        own = [turn for turn in before if turn.role != "system" or self.system is None]
-        return (*([Message("system", self.system)] if self.system else []), *own, last)
+            last = replace(last, content=self.filled(last.content, columns, row))
+        if self.system is None:
+            return (*before, last)
+        declared = [turn for turn in before if turn.role == DECLARATION]
+        own = [turn for turn in before if turn.role not in (DECLARATION, "system")]
+        return (*declared, Message("system", self.system), *own, last)
 
     def filled(self, prompt: str, columns: Mapping[str, Any], row: int) -> str:
         """The template with the values of a row. Raises ConfigError for a column that the row lacks."""

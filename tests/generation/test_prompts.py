@@ -12,7 +12,8 @@ from postrain.data.chat import Template
 from postrain.errors import ConfigError
 from postrain.generation.config import GenerateConfig
 from postrain.generation.prompts import Magpie, SelfInstruct, user_turn
-from postrain.generation.synthesize import filtered, save
+from postrain.generation.synthesize import filtered, save, whole_chunks
+from postrain.jsonl import JsonLines
 from tests.generation.small_generation import composed
 from tests.training_runs import CONF
 
@@ -68,3 +69,13 @@ def test_filters_count_what_they_drop(tmp_path):
     assert dropped == {"shorter than 3 words": 1, "like a seed": 2, "like another": 1, "truncated": 1}
     with pytest.raises(ConfigError, match=r"1 of 6 sampled prompts passed the filters \(2 like a seed, "):
         save(kept, dropped, (), tmp_path)
+
+
+def test_partial_chunk_at_the_end_of_the_file_is_removed(tmp_path):
+    """Five candidates of chunks of two, the last cut in the middle: two whole chunks are left."""
+    path = tmp_path / "candidates.jsonl"
+    text = "".join(f'{{"text": "{number}", "finished": true}}\n' for number in range(5))
+    path.write_text(text[:-4])
+    assert [one["text"] for one in whole_chunks(JsonLines(path), 8, 2)] == ["0", "1", "2", "3"]
+    assert path.read_text() == "".join(text.splitlines(keepends=True)[:4])
+    assert len(whole_chunks(JsonLines(path), 3, 2)) == 3

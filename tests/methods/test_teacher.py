@@ -57,9 +57,21 @@ def test_teacher_prompt_is_filled_with_the_columns_of_the_row():
     found = context.messages("2 + 2?", {"answer": 4}, 7)
     assert [(turn.role, turn.content) for turn in found] == [("system", "Be brief."), ("user", "2 + 2? Hint: 4")]
     # The system message and earlier turns of a conversation.
-    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    turns: list[dict[str, Any]] = [
+        {"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")
+    ]
     found = context.messages("-", {"answer": 4, "messages": turns}, 7)
     assert [turn.content for turn in found] == ["Be brief.", "u", "a", "u Hint: 4"]
+    # Declared tools, calls without text and a prefill are those of the student's prompt.
+    turns[2:] = [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is"},
+    ]
+    found = context.messages("-", {"messages": turns, "tools": [{"name": "add"}]}, 7)
+    assert [turn.role for turn in found] == ["tools", "system", "user", "assistant", "tool", "assistant"]
+    assert found[3].tool_calls == ({"name": "add", "arguments": {}},)
+    assert found[-1].prefill
     with pytest.raises(ConfigError, match=r"row 7 has no column answer; it has gold, prompt"):
         context.messages("2 + 2?", {"gold": 4}, 7)
     batch = Prompts((torch.tensor([5]),), ("2 + 2?",), ({"answer": 4},), (7,))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from postrain.errors import ConfigError
 from postrain.losses.divergence import kl_from_uniform
 from postrain.models.self_certainty import self_certainty
 from postrain.rewards.unsupervised import Majority, canonical_answer, majority
 from postrain.types import Rows
+from tests.methods.builders import make_method
 from tests.tiny import tiny_model
 
 
@@ -67,3 +70,19 @@ def test_self_certainty_is_the_mean_over_supervised_tokens() -> None:
         # −mean over the vocabulary of log(V · p), at the positions before the supervised tokens
         expected = -(logps[:-1][mask[1:]].mean(-1) + math.log(logps.shape[-1])).mean()
         assert float(value) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ppo", {}, "Majority compares the completions of a prompt, and PPO samples one"),
+        ("grpo", {"advantage": "remax"}, "advantage=remax: scores a greedy completion alone, and Majority compares"),
+    ],
+)
+def test_majority_is_refused_where_it_scores_single_completions(
+    name: str, settings: dict[str, Any], message: str
+) -> None:
+    method = make_method(name, tiny_model(), **settings)
+    with pytest.raises(ConfigError, match=message):
+        method.check_reward(Majority(), None)
+    make_method("grpo", tiny_model()).check_reward(Majority(), None)
