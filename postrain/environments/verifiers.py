@@ -60,7 +60,9 @@ class VerifiersEnvironment(MessageEnvironment):
         running = Running(rollout, client, 0)
         request = self._next_request(running)
         if request is None:
-            raise ConfigError(f"environment.id={self.id}: it ended before the first message of the policy")
+            error = None if rollout.cancelled() else rollout.exception()
+            why = "it ended before the first message of the policy" if error is None else " ".join(str(error).split())
+            raise ConfigError(f"environment.id={self.id}: {why}")
         return Running(rollout, client, len(request))
 
     def step(self, state: Running, message: str) -> Reply:

@@ -30,7 +30,7 @@ class PromptMaker(ABC):
     max_rouge_l: Fraction = 0.7
     """Drop a prompt whose ROUGE-L with a seed or an earlier prompt is at least this; 1 drops equal prompts only."""
     min_words: Count = 3
-    """Minimum words of a prompt."""
+    """Minimum words of a prompt. A sentence without spaces (Chinese, Japanese) is one word: set 1 there."""
     max_words: Count = 150
     """Maximum words of a prompt."""
 

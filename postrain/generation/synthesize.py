@@ -2,7 +2,7 @@
 
 candidates.jsonl   a line per sampled prompt: text, finished; appended chunk by chunk
 data.jsonl         the prompts that passed the filters, for data.path=
-summary.json       counts by filter, diversity      manifest.json  config.yaml  status.json  result.json
+summary.json       counts by filter, diversity      manifest.json  config.yaml  status.json
 """
 
 from __future__ import annotations
