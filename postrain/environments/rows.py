@@ -20,7 +20,7 @@ from postrain.world.items import Split, generator
 class EnvironmentPrompts(Source):
     """The prompts of an environment."""
 
-    environment: Any
+    environment: MessageEnvironment
     """The environment: ${environment}."""
     count: Size = 2000
     """Number of training rows."""
@@ -48,7 +48,7 @@ class EnvironmentPrompts(Source):
 class Demonstrations(Source):
     """Episodes of unskilled players of several environments, as conversations for method=sft."""
 
-    environments: Mapping[str, Any]
+    environments: Mapping[str, MessageEnvironment]
     """Environments by name; every one gets the same share of the rows."""
     count: Size = 2000
     """Number of training rows."""

@@ -74,7 +74,8 @@ def test_help_of_a_config_lists_all_of_its_keys() -> None:
     config = composed(["method=grpo"])
     text = helper.describe_config(OmegaConf.create(config), root_of("config"))
     for group in ("method", "rollout", "data", "trainer"):
-        assert [key for key in config[group] if key != "_target_" and f"  {group}.{key}=" not in text] == []
+        keys = [f"  {group}.{key}" for key in config[group] if key != "_target_"]
+        assert [key for key in keys if f"{key}=" not in text and f"{key}." not in text] == []
 
 
 def test_json_schema_contains_every_method() -> None:

@@ -77,8 +77,8 @@ def test_given_value_stays(given: dict[str, Any], key: str, expected: Any) -> No
 
 
 def test_reference_resolves_to_a_default() -> None:
-    config = composed(["method=grpo", "method.kl_coef=${method.clip_low}", "name=u${method.updates}"])
-    assert (config["method"]["kl_coef"], config["name"]) == (0.2, "u60")
+    config = composed(["method=grpo", "method.kl_coef=${method.overlong_penalty}", "name=u${method.updates}"])
+    assert (config["method"]["kl_coef"], config["name"]) == (1.0, "u60")
 
 
 @pytest.mark.parametrize("method", METHODS)

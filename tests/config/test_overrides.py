@@ -144,7 +144,7 @@ def test_help_lists_the_groups_of_the_program(conf: Path) -> None:
     assert overview(["--help", "--config-dir", more], conf, "config") == "method: mine, ppo, sft"
     lines = overview([], CONF, "generate").splitlines()
     assert [line.partition(":")[0] for line in lines] == sorted(
-        ["model", "data", "reward", "rollout", "environment", "trainer", "selection"]
+        ["model", "data", "prompts", "reward", "rollout", "environment", "trainer", "selection"]
     )
 
 

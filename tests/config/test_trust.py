@@ -27,7 +27,13 @@ from tests.training_runs import CONF, composed
 GROUPS = ("method", "model", "adapter", "data", "reward", "rollout", "environment", "trainer", "logger", "evaluation")
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 # Required keys of options: their value in the YAML is "???".
-REQUIRED = {"reward.function", "reward.url"}
+REQUIRED = {"reward.function", "reward.url", "environment.id", "data.source.environment.id"}
+# Permission to run programs, which options for tools that run programs give.
+GRANTED = {
+    "environment.allow_execution",
+    "data.source.environment.allow_execution",
+    "data.source.environments.python_tool.allow_execution",
+}
 OWN = "mine.py:brevity"
 TASKS = {
     name: composed(["method=ppo", f"evaluation={name}"])["evaluation"]["tasks"][name] for name in ("lm_eval", "queries")
@@ -51,8 +57,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_built_in_option_resumes_without_confirmation(group: str, option: str) -> None:
-    config = run(f"{group}={option}") if group != "method" else composed([f"method={option}"])
-    assert {one.key for one in restricted_values(config, TrainConfig)} <= REQUIRED
+    # data=environment takes the environment of the run, which has to be one with prompts.
+    words = ["environment=guess_number"] if (group, option) == ("data", "environment") else []
+    config = run(f"{group}={option}", *words) if group != "method" else composed([f"method={option}"])
+    assert {one.key for one in restricted_values(config, TrainConfig)} <= REQUIRED | GRANTED
 
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "selection").glob("*.yaml")))

@@ -39,13 +39,16 @@ WORLD = {
         "Prompt": Prompts,
     },
 }
+ENVIRONMENTS = ("environment", "environment_demonstrations")
+"""Tested in tests/environments."""
 
 
 def test_every_option_is_tested():
-    assert set(OPTIONS) == {*WORLD, *SETS, "jsonl", "mix", "reasoning_gym", "paraphrases"}
+    assert set(OPTIONS) == {*WORLD, *SETS, *ENVIRONMENTS, "jsonl", "mix", "reasoning_gym", "paraphrases"}
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+# The source of data=environment is the environment of a whole config.
+@pytest.mark.parametrize("option", sorted({*OPTIONS} - {"environment"}))
 def test_every_data_yaml_sets_all_keys_and_begins_with_a_comment(option):
     assert set(config(option)) == {"_target_", *schema_of(DataModule).keys}
     assert (CONF / "data" / f"{option}.yaml").read_text().startswith("# ")

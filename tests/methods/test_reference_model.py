@@ -106,7 +106,8 @@ def test_reference_with_another_vocabulary_is_refused(cache, tmp_path):
 
 def test_missing_reference_is_refused(cache, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"^reference=.*nowhere: there is no such .*; give a directory or run folder$"
+        ConfigError,
+        match=r"^reference=.*nowhere: there is no such .*; give a run folder, a directory, a Hub name, or one of ",
     ) as caught:
         quick(tmp_path, f"reference={tmp_path / 'nowhere'}")
     assert "\n" not in str(caught.value)
