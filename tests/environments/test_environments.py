@@ -147,8 +147,9 @@ def test_an_episode_ends_with_the_message_that_ends_the_game() -> None:
 
 
 def test_an_environment_without_prompts_is_refused_as_data() -> None:
+    none: Any = SINGLE_TURN
     with pytest.raises(ConfigError, match=r"^data=environment: SingleTurn has no prompts of its own; choose"):
-        EnvironmentPrompts(environment=SINGLE_TURN)
+        EnvironmentPrompts(environment=none)
 
 
 def test_the_bundled_model_plays_every_environment() -> None:
