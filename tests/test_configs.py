@@ -20,6 +20,7 @@ OPTIONS += [("experiment", name) for name in RECIPES]
 REQUIRED = {
     ("data", "jsonl"): ["data.path=rows.jsonl"],
     ("data", "mix"): ["data.mix={rows.jsonl: 1}"],
+    ("data", "environment"): ["environment=guess_number"],
     ("evaluation", "lm_eval"): ["evaluation.tasks.lm_eval.tasks=[mine]"],
     ("environment", "gymnasium"): ["environment.id=mine"],
     ("environment", "verifiers"): ["environment.id=mine"],
