@@ -115,7 +115,7 @@ def groups_in_defaults(conf: Path, root: str) -> frozenset[str]:
     """The groups in the defaults list of a primary config."""
     items = primary_config(conf, root).get("defaults", [])
     keys = (str(key) for item in items if not isinstance(item, str) for key in item)
-    return frozenset(key for key in keys if not key.startswith("override "))
+    return frozenset(key for key in keys if not key.startswith(("override ", "optional ")))
 
 
 @cache

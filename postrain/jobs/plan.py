@@ -39,7 +39,7 @@ CHECKED = Path("PIPELINE")
 FILES = (("data", "path"), ("data", "eval_path"))
 PIPELINES = CONF / "pipeline"
 # Keys that change where a run is stored and how it is named and displayed, but not the run itself.
-NOT_HASHED = ("paths", "name", "report", "logger", "debug", "resume", "allow_change")
+NOT_HASHED = ("paths", "name", "dialect", "report", "logger", "debug", "resume", "allow_change")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from postrain.precision import widen
-from postrain.types import NonNegative
+from postrain.types import NonNegative, Positive
 
 EPSILON = 1e-4
 """Added to standard deviations in divisors."""
@@ -44,9 +44,13 @@ def group_std(rewards: Tensor) -> Tensor:
 
 
 def group_advantages(
-    rewards: Tensor, *, scale: Literal["group", "batch", "none"] = "group", batch_std: Tensor | None = None
+    rewards: Tensor,
+    *,
+    scale: Literal["group", "batch", "none"] = "group",
+    batch_std: Tensor | None = None,
+    epsilon: Positive = EPSILON,
 ) -> Tensor:
-    """(r − mean of the group) / (standard deviation + 1e-4), [P, G]: GRPO's advantages.
+    """(r − mean of the group) / (standard deviation + epsilon), [P, G]: GRPO's advantages.
 
     `scale` selects the standard deviation: group (Shao et al. 2024, DeepSeekMath), batch (Liu et al. 2025, "Tricks or
     traps"; give `batch_std` if the batch is distributed over ranks), or none, which divides by 1 (Liu et al. 2025,
@@ -56,10 +60,10 @@ def group_advantages(
     if scale == "none":
         return centred_PG
     if scale == "group":
-        return centred_PG / (group_std(rewards) + EPSILON)
+        return centred_PG / (group_std(rewards) + epsilon)
     if batch_std is None:
         batch_std = widen(rewards[~rewards.isnan()]).std()
-    return centred_PG / (batch_std.to(rewards) + EPSILON)
+    return centred_PG / (batch_std.to(rewards) + epsilon)
 
 
 def normalize_then_sum(rewards: Tensor, weights: Tensor) -> Tensor:

@@ -85,6 +85,9 @@ class GroupRelative(CurriculumPrompts):
     clip_high: Positive | None = None
     """Upper clip ε_high of the importance ratio: 1 + ε_high. null is that of the loss: 0.2 for the clipped
     surrogate."""
+    use_bias_correction_kl: bool = False
+    """Multiply the KL in the loss by the importance ratio: the gradient of k3 becomes that of KL(policy ‖ reference),
+    not of KL(reference ‖ policy) (DeepSeek-AI 2025, DeepSeek-V3.2, arXiv 2512.02556, eq. 7; TRL's default)."""
     dynamic_sampling: CountOrZero = 2
     """Maximum number of further batches of prompts sampled per update to replace zero-variance groups (DAPO's dynamic
     sampling); 0 disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in
@@ -267,7 +270,8 @@ class GroupRelative(CurriculumPrompts):
         # `minibatches` adds the count: completions without a gradient are not in this micro-batch.
         metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
         if self.kl_in_this_loss():
-            loss_BT = loss_BT + self.coef * self.kl_term(found, batch.ref_logps_BT)
+            kl_BT = self.kl_term(found, batch.ref_logps_BT)
+            loss_BT = loss_BT + self.coef * (kl_BT * terms.ratio if self.use_bias_correction_kl else kl_BT)
         assert found.entropy_BT is not None
         metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
         if self.entropy_weight:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from postrain.data.kinds.prompt import Prompts
+from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.losses.advantages import gae, token_rewards
 from postrain.losses.divergence import adapt_kl_coef, kl
@@ -99,6 +100,9 @@ class PPO(PolicyGradient):
     kl_coef: NonNegative = 0.1
     clip: Positive = 0.2
     """Clip range ε of the importance ratio: [1 − ε, 1 + ε]."""
+    dual_clip: Positive | None = None
+    """Upper bound of the ratio at negative advantages (Ye et al. 2020, arXiv 1912.09729), above 1 + clip; null disables
+    it."""
     value_clip: Positive = 0.2
     """Clip range of the value around the old value."""
     value_coef: NonNegative = 0.1
@@ -124,6 +128,13 @@ class PPO(PolicyGradient):
 
     def needs_reference(self) -> bool:
         return True
+
+    def check(self) -> None:
+        super().check()
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip:
+            raise ConfigError(
+                f"method.dual_clip={self.dual_clip:g}: expected a bound above 1 + method.clip = {1 + self.clip:g}"
+            )
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
@@ -250,6 +261,7 @@ class PPO(PolicyGradient):
             mask_BT,
             clip_low=self.clip,
             clip_high=self.clip,
+            delta=self.dual_clip,
         )
         policy_loss = reduce(terms.loss_BT, "sum", mask_BT)
         total = self.value_coef * value_loss

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from postrain.config.paths import CONF
 from postrain.config.schema import TARGET, Confirm, Deferred, Paths, Section, SuppliedArguments
 from postrain.config.tree import record
 from postrain.data.module import DataModule
@@ -83,6 +84,9 @@ class TrainConfig(Section):
     """Reference model for KL and log-ratios, and teacher of method=distill: a directory, run folder, Hub name or option
     of `model`. null is the initial policy; `self`, for a teacher with another prompt, too. A teacher may be the URL of
     a vLLM server. `teacher` is another name of this key."""
+    dialect: str | None = None
+    """The library whose loss the method has, and the method, such as trl/grpo; set by dialect=trl, verl or openrlhf. It
+    is a record: the settings are those of `method`."""
     name: str | None = None
     """Name of the run in its folder and in trackers; null is the method's name."""
     resume: str | None = None
@@ -110,6 +114,12 @@ class TrainConfig(Section):
             raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens per update; lower one of them")
         if self.early_stop.flat_updates and not method.needs_reward:
             raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
+        if self.dialect is not None and "/" not in self.dialect:
+            covered = sorted(file.stem for file in (CONF / "dialect" / self.dialect).glob("*.yaml"))
+            raise ConfigError(
+                f"dialect={self.dialect}: has no loss for this method; it has one for {', '.join(covered) or 'none'}; "
+                "choose one of them with method=, or leave out the dialect"
+            )
         # In Python the method has its teacher itself.
         if not hasattr(method, "components"):
             method.check_teacher(self.reference)

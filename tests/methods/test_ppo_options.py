@@ -50,8 +50,13 @@ CHANGES = [
     "rollout.top_p=0.8",
     "reward.weights.mood=0.1",
 ]
-ELSEWHERE = {"target_kl", *(f"rollout_importance_sampling_{key}" for key in ("mode", "clip_min", "clip_max"))}
-"""Keys tested below and in test_rollout_correction.py; those of the training loop are in test_dpo_options.py."""
+ELSEWHERE = {
+    "target_kl",
+    "dual_clip",
+    *(f"rollout_importance_sampling_{key}" for key in ("mode", "clip_min", "clip_max")),
+}
+"""Keys tested below, in test_dialects.py and in test_rollout_correction.py; those of the training loop are in
+test_dpo_options.py."""
 
 
 @cache
