@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from postrain.errors import ConfigError
 SWEEP = "sweep"
 """Prefix of overrides for the sweep itself, which are not passed to its jobs: sweep=NAME, sweep.KEY=VALUE."""
 
-NESTED = ("experiment", "recipe")
-"""The only group with options in a folder, and the folder: experiment=recipe/NAME."""
+NESTED: Mapping[str, tuple[str, ...]] = {"experiment": ("recipe", "paper")}
+"""The groups with options in folders, as in experiment=recipe/NAME, and these folders."""
 
 
 def listing_of_named_groups(argv: Sequence[str], conf: Path) -> str | None:
@@ -79,10 +79,10 @@ class Groups:
 
     def _options(self, group: str) -> tuple[str, ...]:
         found = {name for source in self.sources for name in source.get_group_options(group, ObjectType.CONFIG)}
-        if group == NESTED[0]:
-            folder = "/".join(NESTED)
-            nested = [name for source in self.sources for name in source.get_group_options(folder, ObjectType.CONFIG)]
-            found |= {f"{NESTED[1]}/{name}" for name in nested}
+        for folder in NESTED.get(group, ()):
+            inside = f"{group}/{folder}"
+            nested = [name for source in self.sources for name in source.get_group_options(inside, ObjectType.CONFIG)]
+            found |= {f"{folder}/{name}" for name in nested}
         return tuple(sorted(found | self.sweeps if group == SWEEP else found))
 
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import exp, inf, isclose, isfinite, sqrt
-from statistics import fmean, stdev
+from functools import cache
+from math import cos, exp, inf, isclose, isfinite, pi, sin, sqrt, tan
+from statistics import NormalDist, fmean, stdev
 
 ROUNDING = 1e-6
 LONGEST_STEP = 700.0  # e to this power is still a float
 Z = 1.959964  # 97.5 % quantile of the normal distribution
-# 97.5 % quantiles of Student's t with 1, 2, ... 30 degrees of freedom.
+MANY = 200  # degrees of freedom
 TotalsCounts = tuple[Sequence[float], Sequence[float]]
-T = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,29 @@ def enclosed(values: Iterable[float], low: float, high: float) -> bool:
     return all(low - ROUNDING <= value <= high + ROUNDING for value in values)
 
 
-def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t with at least one degree of freedom; beyond the table to three digits."""
-    return T[degrees - 1] if degrees <= len(T) else Z + (T[-1] - Z) * len(T) / degrees
+@cache
+def student(degrees: int, level: float = 0.95) -> float:
+    """The t with P(|T| < t) = `level` for Student's T with at least one degree of freedom.
+
+    Bisects the angle θ of t = √degrees · tan θ; above MANY degrees the first terms of Cornish and Fisher's expansion.
+    """
+    if degrees > MANY:
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    low, high = 0.0, pi / 2
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _central_mass(middle, degrees) < level else (low, middle)
+    return sqrt(degrees) * tan(low)
+
+
+def _central_mass(angle: float, degrees: int) -> float:
+    """P(|T| < √degrees · tan(angle)), the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    odd = degrees % 2
+    term = total = float(degrees > 1)
+    for step in range(1, (degrees - odd) // 2):
+        term *= cos(angle) ** 2 * ((2 * step) / (2 * step + 1) if odd else (2 * step - 1) / (2 * step))
+        total += term
+    return 2 / pi * (angle + sin(angle) * cos(angle) * total) if odd else sin(angle) * total
 
 
 def wilson(successes: float, total: int) -> Interval:
@@ -79,10 +95,10 @@ def wilson(successes: float, total: int) -> Interval:
     return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf) -> Interval:
+def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf, *, level: float = 0.95) -> Interval:
     """A mean with Student's t interval, for independent values such as seeds; infinite for a single value.
 
-    `low` and `high` are the bounds of a single value; see `within`.
+    `low` and `high` are the bounds of a single value; see `within`. `level` is the coverage.
     """
     mean, degrees = fmean(values), len(values) - 1
     if degrees == 0:
@@ -91,7 +107,7 @@ def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf)
         low, high = -inf, inf
     # Differences in the last digits are rounding, not spread.
     spread = 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
-    return within(mean, student(degrees) * spread / sqrt(len(values)), low, high)
+    return within(mean, student(degrees, level) * spread / sqrt(len(values)), low, high)
 
 
 def paired_shares(differences: Sequence[float]) -> Interval:

@@ -55,8 +55,16 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The values that vary in a sweep, by key."""
     seed: int | None = None
+    """null for a stage that runs with a seed of its own."""
+    once: bool = False
+    """Whether a stage of a pipeline with seeds runs once for all of them."""
     confirm: tuple[str, ...] = ()
     """Overrides that name code or an address; the user must repeat them to resume the job."""
+
+    @property
+    def label(self) -> str:
+        """The name, with the seed of a stage."""
+        return self.name if self.seed is None else f"{self.name} seed={self.seed}"
 
     def record(self) -> dict[str, Any]:
         """An entry of jobs.json."""
@@ -88,10 +96,12 @@ def location(root: Path, job: Job) -> Path:
     return Path(os.path.normpath(root / os.readlink(own))) if own.is_symlink() else own
 
 
-def references(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
-    """The values of `${stages...}` for a pipeline in the folder `root`."""
+def references(jobs: Sequence[Job], root: Path, seed: int | None = None) -> dict[str, Any]:
+    """The values of `${stages...}` for a pipeline in the folder `root`, in its stages with this seed."""
     found: dict[str, Any] = {}
     for job in jobs:
+        if job.seed not in (None, seed):
+            continue
         *above, last = job.name.split(".")
         home = found.setdefault(above[0], {}) if above else found
         home[last] = {name: str(location(root, job) / file) for name, file in PRODUCTS[job.kind].items()}
@@ -109,10 +119,10 @@ def resolved(job: Job, stages: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def digests(jobs: Sequence[Job]) -> dict[str, str]:
-    """A hash of each stage, by name, of its config and the configs of all stages that it refers to."""
+    """A hash of each stage, by label, of its config and the configs of all stages that it refers to."""
     found: dict[str, str] = {}
     for job in jobs:
-        hashed = [replace(each, folder=found.get(each.name, each.folder)) for each in jobs]
-        config, _ = resolved(job, references(hashed, Path()))
-        found[job.name] = config_hash({"stage": job.name, "config": {**config, **SESSION}})
+        hashed = [replace(each, folder=found.get(each.label, each.folder)) for each in jobs]
+        config, _ = resolved(job, references(hashed, Path(), job.seed))
+        found[job.label] = config_hash({"stage": job.name, "config": {**config, **SESSION}})
     return found

@@ -31,10 +31,12 @@ from postrain.hardware.environment import refuse_ranks
 from postrain.jobs import session
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
 from postrain.jobs.plan import Composer, check_untrusted, plan_stages, restricted_stage_values
+from postrain.jobs.quantities import decided
 from postrain.jobs.shared_stages import shared_folder
-from postrain.jobs.stages import PIPELINE_KEYS, key_of, stages_of
+from postrain.jobs.stages import PIPELINE_KEYS, key_of, over_seeds, stages_of
 from postrain.jobs.summary import grid, outcome
-from postrain.jsonl import atomic_write_text, number
+from postrain.jsonl import atomic_write_text, number, plain
+from postrain.report.claims import print_claims, read_claims
 from postrain.runs.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.manifest import reproduce
@@ -63,7 +65,7 @@ class Pipeline:
 
     def record(self) -> dict[str, Any]:
         """The content of pipeline.yaml."""
-        stages = zip(stages_of(self.node), self.jobs, strict=True)
+        stages = zip(over_seeds(stages_of(self.node), self.node), self.jobs, strict=True)
         steps = [{"stage": _entry(stage), "words": job.overrides, "config": job.config} for stage, job in stages]
         return {"name": self.name, "node": self.node, "words": self.overrides, "steps": steps, "report": self.report}
 
@@ -79,7 +81,8 @@ class Pipeline:
         damaged = ConfigError(f"resume: {folder / FILE} is damaged or was edited; start a new pipeline")
         try:
             saved: Any = load_yaml(folder / FILE)
-            stages, steps, words = stages_of(saved["node"]), saved.pop("steps"), tuple(saved.pop("words"))
+            stages = over_seeds(stages_of(saved["node"]), saved["node"])
+            steps, words = saved.pop("steps"), tuple(saved.pop("words"))
             jobs = tuple(
                 replace(stage, overrides=tuple(step["words"]), config=renamed.config(step["config"], quiet=True))
                 for step, stage in zip(steps, stages, strict=True)
@@ -100,7 +103,8 @@ class Pipeline:
 def _entry(stage: Job) -> dict[str, Any]:
     """The definition of a stage, in the types that YAML returns."""
     known = {"name": stage.name, "kind": stage.kind, "folder": stage.folder, "overrides": [*stage.overrides]}
-    return {**known, "call": stage.config.get("call", {})}
+    seed = {} if stage.seed is None else {"seed": stage.seed}
+    return {**known, **seed, "call": stage.config.get("call", {})}
 
 
 def _is_whole(job: Job) -> bool:
@@ -132,7 +136,7 @@ def execute(
     whole = RunFolder(folder)
     with Interrupt(), whole.locked(), StatusRecorder(whole.status), session.report_on_exit(whole, pipeline.report):
         for position, job in enumerate(pipeline.jobs, start=1):
-            print(f"\nstage {position} of {len(pipeline.jobs)}, {job.name}", end="", flush=True)
+            print(f"\nstage {position} of {len(pipeline.jobs)}, {job.label}", end="", flush=True)
             runner.advance(job)
         return _finish(pipeline, folder)
 
@@ -140,13 +144,17 @@ def execute(
 def _finish(pipeline: Pipeline, folder: Path) -> float | None:
     """Writes and prints the results of all stages."""
     columns, rows = grid(pipeline.jobs, folder)
-    found = outcome(pipeline.jobs, folder)
+    claims = decided(pipeline.node, pipeline.jobs, folder)
+    found = outcome(pipeline.jobs, folder) | ({"claims": claims} if claims else {})
     with writing(folder):
         atomic_write_text(folder / "summary.md", markdown_table(columns, rows))
         if found:
-            atomic_write_text(RunFolder(folder).result, json.dumps(found, indent=2) + "\n")
+            atomic_write_text(RunFolder(folder).result, json.dumps(plain(found), indent=2) + "\n")
     table = console_table(columns, rows, f"pipeline {pipeline.name}")
-    Console(highlight=False, width=max(Console().width, WIDTH)).print(table)
+    console = Console(highlight=False, width=max(Console().width, WIDTH))
+    console.print(table)
+    if known := read_claims(found):
+        print_claims(known, console)
     return number(found.get("objective"))
 
 
@@ -170,9 +178,8 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
     check_contained(folder)
     RunFolder(folder).status.check_version()
     saved, untrusted = Pipeline.load(folder), UntrustedFolder(folder, override_items(overrides))
-    products = references(saved.jobs, folder)
     for job in saved.jobs:
-        check_untrusted(job, products, untrusted)
+        check_untrusted(job, references(saved.jobs, folder, job.seed), untrusted)
     new = [override for override in overrides if key_of(override) not in SESSION]
     fixed = [override for override in new if key_of(override).partition(".")[0] in PIPELINE_KEYS]
     if fixed:
@@ -184,7 +191,7 @@ def _resumed(config: DictConfig, overrides: Sequence[str], conf: Path) -> tuple[
     for old, job in zip(saved.jobs, jobs, strict=True):
         if old.config != job.config and is_done(folder / job.folder):
             raise ConfigError(
-                f"resume: stage {job.name} is finished and did not use {' '.join(new)}; start a new pipeline, "
+                f"resume: stage {job.label} is finished and did not use {' '.join(new)}; start a new pipeline, "
                 "or set it for a later stage, as in stage.NAME.seed=1"
             )
     changed = replace(saved, overrides=together, jobs=jobs, report=saved.report and config.report)
@@ -220,18 +227,18 @@ class StageRunner:
             if self.shared is None or job.kind == "call":
                 self.run(job, own)
                 return
-            with shared_folder(own, self.shared, f"{job.name}-{self.digests[job.name]}") as directory:
+            with shared_folder(own, self.shared, f"{job.name}-{self.digests[job.label]}") as directory:
                 if is_done(directory):
                     print(f"done by another job: {directory}", flush=True)
                 else:
                     self.run(job, directory)
         except ConfigError as error:
-            raise ConfigError(f"stage {job.name}: {error}") from error
+            raise ConfigError(f"stage {job.label}: {error}") from error
 
     def run(self, job: Job, folder: Path) -> None:
         """Runs a stage in `folder`."""
         threads = torch.get_num_threads()
-        config, overrides = resolved(job, references(self.pipeline.jobs, self.root))
+        config, overrides = resolved(job, references(self.pipeline.jobs, self.root, job.seed))
         try:
             if job.kind == "call":
                 call(config, folder)
@@ -250,7 +257,7 @@ class StageRunner:
         upto = self.pipeline.jobs[: self.pipeline.jobs.index(job) + 1]
         stages = {f"stage.{each.name.partition('.')[0]}." for each in upto}
         own = any(override.startswith(tuple(stages)) for override in self.pipeline.overrides)
-        return f"{name} {self.pipeline.name if own else self.digests[job.name]}"
+        return f"{name} {self.pipeline.name if own else self.digests[job.label]}"
 
     def session(self, job: Job, folder: Path) -> dict[str, Any]:
         """Config keys that make a stage resume its folder; removes an unfinished evaluation."""

@@ -27,17 +27,19 @@ from postrain.config.overrides import forced, last_choices
 from postrain.config.paths import CONF
 from postrain.config.tree import complete, parse, settings
 from postrain.config.trust import RestrictedValue, UntrustedFolder, restricted_values
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, Kind, references, resolved
+from postrain.jobs.quantities import claim_problems
 from postrain.jobs.session import PROGRAMS
-from postrain.jobs.stages import split, stage_overrides, stages_of, unused
+from postrain.jobs.stages import check_seeds, over_seeds, split, stage_overrides, stages_of, unused
 from postrain.jobs.study import Setting, Study, format_override
 from postrain.runs.folder import config_hash
 
 # Placeholder for the folder of a pipeline that is not created yet; files in it are not checked for existence.
 CHECKED = Path("PIPELINE")
 FILES = (("data", "path"), ("data", "eval_path"))
-PIPELINES = CONF / "pipeline"
+PIPELINES, EXPERIMENTS = CONF / "pipeline", CONF / "experiment"
 # Keys that change where a run is stored and how it is named and displayed, but not the run itself.
 NOT_HASHED = ("paths", "name", "dialect", "report", "logger", "debug", "resume", "allow_change")
 
@@ -110,9 +112,10 @@ class Problems:
 
 
 def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Composer) -> tuple[Job, ...]:
-    """The stages of a pipeline's config node."""
+    """The stages of a pipeline's config node, composed once for all seeds."""
     jobs = [*stages_of(node)]
     given = split(overrides, jobs)
+    check_seeds(given, node)
     reached: set[str] = set()
     problems = Problems()
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
@@ -127,9 +130,11 @@ def plan_stages(node: Mapping[str, Any], overrides: Sequence[str], composer: Com
             _check_stage(job, products)
             jobs[index] = job
     lines = [f"stage {', '.join(names)}: {line}" for line, names in problems.lines.items()] + unused(given, reached)
+    if not lines:
+        lines += claim_problems(node, jobs)
     if lines:
         raise ConfigError("\n".join(lines))
-    return tuple(jobs)
+    return over_seeds(jobs, node)
 
 
 def accepts(kind: str, key: str) -> bool:
@@ -192,17 +197,17 @@ def check_untrusted(job: Job, products: Mapping[str, Any], untrusted: UntrustedF
 
 @cache
 def package_calls() -> frozenset[str]:
-    """The functions that this package's own pipelines call."""
-    nodes = [OmegaConf.to_container(OmegaConf.load(file)) for file in PIPELINES.glob("*.yaml")]
+    """The functions that this package's own pipelines and experiments call."""
+    nodes: list[Any] = [OmegaConf.to_container(OmegaConf.load(file)) for file in PIPELINES.glob("*.yaml")]
+    nodes += [(load_yaml(file) or {}).get("pipeline") for file in EXPERIMENTS.rglob("*.yaml")]
     stages = [stage for node in nodes if isinstance(node, dict) for stage in node.get("stages", {}).values()]
     return frozenset(stage["call"] for stage in stages if isinstance(stage, dict) and "call" in stage)
 
 
 def restricted_stage_values(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, RestrictedValue]]:
     """The values that the user must repeat to resume the pipeline in `folder`, each with the name of its stage."""
-    products = references(jobs, folder)
     for job in jobs:
-        config, _ = resolved(job, products)
+        config, _ = resolved(job, references(jobs, folder, job.seed))
         if job.kind != "call":
             yield from ((job.name, one) for one in restricted_values(config, PROGRAMS[job.kind].config))
         elif config["call"]["_target_"] not in package_calls():
@@ -265,7 +270,7 @@ class SweepPlanner:
             format_override(f"stage.{name}.{one.key}", one.value)
             for name, one in restricted_stage_values(stages, CHECKED)
         ]
-        return {stage.name: _hashed(stage.config) for stage in stages}, tuple(confirm)
+        return {stage.label: _hashed(stage.config) for stage in stages}, tuple(dict.fromkeys(confirm))
 
     def _single(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The same for a single run."""

@@ -8,6 +8,9 @@
     test: {evaluate: [model=run, "model.path=${stages.ppo.low.folder}"]}    overrides of conf/evaluate.yaml
     plot: {call: package.module.function, arguments: {runs: "${stages.ppo}"}}
 
+With `seeds: [0, 1, 2]` beside `stages`, every stage runs once per seed and refers to stages of the same seed; a stage
+with `once: true` runs once for all seeds. `expect` and `reference` beside them are claims about the stages (claims.py).
+
 `${stages.NAME.folder}` is the folder of an earlier stage, `.model` the exported model of a training run, `.start` its
 initial model, `.data` the rows selected by a generation; `${stages.NAME}` of a stage with branches is a mapping of all
 of them. On the command line:
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ FORMS = (
     "expected a list of overrides, or {train: [...]}, {generate: [...]}, {evaluate: [...]}, "
     "{call: function, arguments: {...}}"
 )
+KEYS = ("stages", "seeds", "expect", "reference")
 # Keys of the pipeline or of this session, not passed to stages.
 PIPELINE_KEYS = ("pipeline", "experiment", "resume", "allow_change", "debug", "name", "paths")
 
@@ -43,19 +47,59 @@ PIPELINE_KEYS = ("pipeline", "experiment", "resume", "allow_change", "debug", "n
 def stages_of(node: Any) -> tuple[Job, ...]:
     """The stages of a pipeline's config node, in order, not composed. Raises one ConfigError with all problems."""
     written = node.get("stages") if isinstance(node, Mapping) else None
-    if not isinstance(written, Mapping) or not written or set(node) != {"stages"}:
-        raise ConfigError("pipeline: expected stages: {NAME: [override, ...], ...} and nothing else")
-    problems: list[str] = []
+    if not isinstance(written, Mapping) or not written or not set(node) <= set(KEYS):
+        raise ConfigError(
+            "pipeline: expected stages: {NAME: [override, ...], ...}, and optionally seeds, expect and reference"
+        )
+    problems = [*_seed_problems(node, written)]
     found: list[Job] = []
     for number, (name, value) in enumerate(written.items(), start=1):
         try:
             found += _read(str(name), value, number)
         except ConfigError as problem:
             problems.append(str(problem))
-    problems += [problem for index, job in enumerate(found) for problem in _unknown_references(job, found[:index])]
+    for index, job in enumerate(found):
+        earlier = [each for each in found[:index] if each.once or not job.once]
+        problems += _unknown_references(job, earlier)
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(found)
+
+
+def _seed_problems(node: Mapping[str, Any], written: Mapping[Any, Any]) -> Iterator[str]:
+    seeds, least = node.get("seeds"), 2 if "expect" in node else 1
+    if "seeds" not in node:
+        once = [name for name, value in written.items() if isinstance(value, Mapping) and "once" in value]
+        if "expect" in node:
+            yield "pipeline.seeds: missing; claims are decided over at least two seeds, as in seeds: [0, 1, 2]"
+        elif once:
+            yield f"pipeline.stages.{once[0]}.once: has no effect without pipeline.seeds; remove it"
+        return
+    known = seeds if isinstance(seeds, list) and all(isinstance(seed, int) and seed >= 0 for seed in seeds) else []
+    if len(set(known)) < max(least, len(known)):
+        yield f"pipeline.seeds: expected at least {least} different seeds, as in seeds: [0, 1, 2]; got {seeds}"
+
+
+def over_seeds(stages: Sequence[Job], node: Mapping[str, Any]) -> tuple[Job, ...]:
+    """All stages of the first seed, then those of the next ones without the stages that run once."""
+    seeds = node.get("seeds")
+    if not seeds:
+        return tuple(stages)
+    return tuple(
+        stage if stage.once else _seeded(stage, seed)
+        for index, seed in enumerate(seeds)
+        for stage in stages
+        if not (stage.once and index)
+    )
+
+
+def _seeded(stage: Job, seed: int) -> Job:
+    """A stage with a seed; the other keys of its config, if it is composed, do not depend on it."""
+    stage, config = replace(stage, folder=f"{stage.folder}-seed_{seed}", seed=seed), stage.config
+    if stage.kind == "call":
+        return stage
+    changed = {**config, "seed": seed, "name": f"{config['name']}-seed_{seed}"} if config else config
+    return replace(stage, overrides=(*stage.overrides, f"seed={seed}"), config=changed)
 
 
 def _read(name: str, value: Any, number: int) -> list[Job]:
@@ -66,13 +110,16 @@ def _read(name: str, value: Any, number: int) -> list[Job]:
     if len(kinds) != 1 or not NAME.fullmatch(name):
         raise ConfigError(f"pipeline.stages.{name}: {FORMS}; names are letters, digits and _")
     kind = kinds[0]
-    unknown = set(value) - {kind, "arguments" if kind == "call" else "each"}
+    unknown = set(value) - {kind, "once", "arguments" if kind == "call" else "each"}
     if unknown:
         raise ConfigError(f"pipeline.stages.{name}.{min(unknown)}: unknown key; {FORMS}")
+    once = value.get("once", False)
+    if not isinstance(once, bool):
+        raise ConfigError(f"pipeline.stages.{name}.once: expected true or false, got {once}")
     folder = f"{number}-{name}"
     if kind == "call":
         call = {**value.get("arguments", {}), "_target_": value["call"]}
-        return [Job(name=name, kind=kind, folder=folder, config={"call": call})]
+        return [Job(name=name, kind=kind, folder=folder, config={"call": call}, once=once)]
     branches = value.get("each", {None: []})
     if not isinstance(branches, Mapping) or not branches:
         raise ConfigError(f"pipeline.stages.{name}.each: expected {{BRANCH: [override, ...], ...}}")
@@ -88,6 +135,7 @@ def _read(name: str, value: Any, number: int) -> list[Job]:
             kind=kind,
             folder=folder if branch is None else f"{folder}-{branch}",
             overrides=(*value[kind], *more),
+            once=once,
         )
         for branch, more in branches.items()
     ]
@@ -176,6 +224,14 @@ def stage_overrides(
         if accepts(key := key_of(override)) and key not in fixed and not (key in groups and key in chosen)
     ]
     return [*stage.overrides, *reached, *own], set(reached)
+
+
+def check_seeds(given: Overrides, node: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an override of a seed that the pipeline sets."""
+    overrides = [*given.shared, *(each for own in given.own.values() for each in own)]
+    wrong = [override for override in overrides if key_of(override) == "seed"] if "seeds" in node else []
+    if wrong:
+        raise ConfigError(f"{wrong[0]}: the pipeline sets the seed of each stage; write pipeline.seeds=[0,1,2]")
 
 
 def unused(given: Overrides, reached: Collection[str]) -> list[str]:

@@ -22,7 +22,7 @@ def grid(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[str]]]:
     found = [READERS[job.kind](folder) for job, folder in zip(jobs, folders, strict=True)]
     filled = [column for column in (MADE, GREEDY, SAMPLED, SOLVED) if any(column in cells for cells in found)]
     rows = [
-        [job.name, *(cells.get(column, "") for column in filled), time]
+        [job.label, *(cells.get(column, "") for column in filled), time]
         for job, cells, time in zip(jobs, found, times, strict=True)
     ]
     return ["stage", *filled, "time"], rows
@@ -33,7 +33,7 @@ def outcome(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
 
     Changes are named `<stage>/<metric>`, those of that last stage also `<metric>`; {} if no stage has an objective.
     """
-    found = {job.name: read_json(RunFolder(root / job.folder).result) for job in jobs}
+    found = {job.label: read_json(RunFolder(root / job.folder).result) for job in jobs}
     judged = [result for result in found.values() if number(result.get("objective")) is not None]
     if not judged:
         return {}

@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from postrain.config import paths
 from postrain.formatting import figure, short
-from postrain.jsonl import Record
+from postrain.jsonl import Record, read_json
 from postrain.report import blocks
 from postrain.report.changes import changes
 from postrain.report.charts import Bars, bar_picture, bars
+from postrain.report.claims import claims_table, counts, numbers_table, read_claims, source_line
 from postrain.report.evaluations import EvalTask, Number, central, read_evaluation, shares
 from postrain.report.folders import Folder, common, read_generation, read_run
 from postrain.report.generation_page import write_generation
@@ -66,7 +67,16 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
     same_prompts = sorted(side_by_side(groups, least=2), key=lambda one: -len(one.answers))
     summary = blocks.Table(*table(path / "summary.md"))
     name, command = str(plan.get("name") or path.name), _command(path)
+    claims = read_claims(read_json(path / "result.json"))
     sections = (
+        claims
+        and section(
+            "Claims",
+            blocks.Text(source_line(claims)),
+            blocks.Text(f"{counts(claims.claims)} over seeds {', '.join(claims.seeds)}. {claims.differences}"),
+            claims_table(claims),
+            numbers_table(claims),
+        ),
         section(
             "Stages",
             blocks.about(STAGES),
@@ -141,10 +151,14 @@ def _command(path: Path) -> str:
 def _stages(plan: Record, path: Path) -> list[tuple[str, str]]:
     """Name and folder of each stage; of those that have a folder, where the plan cannot be read."""
     stages = [step.get("stage") for step in records_of(plan.get("steps"))]
-    found = [(str(one["name"]), str(one["folder"])) for one in records_of(stages) if {"name", "folder"} <= one.keys()]
+    found = [(_label(one), str(one["folder"])) for one in records_of(stages) if {"name", "folder"} <= one.keys()]
     present = [item.name for item in path.iterdir() if re.match(r"\d+-", item.name)]
     present.sort(key=lambda name: (int(name.partition("-")[0]), name))
     return found or [(name.partition("-")[2], name) for name in present]
+
+
+def _label(stage: Record) -> str:
+    return f"{stage['name']} seed={stage['seed']}" if "seed" in stage else str(stage["name"])
 
 
 def read_stage(name: str, folder: Path) -> Stage:

@@ -10,10 +10,10 @@ import pytest
 
 from postrain.evaluation.estimate import (
     Estimate,
-    T,
     bootstrap_interval,
     jackknife_interval,
     mean_interval,
+    student,
     wilson,
     within,
 )
@@ -113,7 +113,7 @@ def test_ratio_is_of_totals_with_a_jackknife_interval() -> None:
     found = Estimate.ratio([2.0, 4.0], [2, 1])
     assert (found.value, found.n) == (2.0, 2)
     # Nats are never below 0: on the log scale the half width is 12.7062 · 1.5 / 2 around log 2.
-    assert (found.low, found.high) == pytest.approx((2 * math.exp(-T[0] * 0.75), 2 * math.exp(T[0] * 0.75)))
+    assert (found.low, found.high) == pytest.approx((2 * math.exp(-student(1) * 0.75), 2 * math.exp(student(1) * 0.75)))
     # Totals of both signs have a symmetric interval.
     free = Estimate.ratio([2.0, -4.0], [2, 1])
     assert free.value - free.low == pytest.approx(free.high - free.value)
@@ -122,7 +122,7 @@ def test_ratio_is_of_totals_with_a_jackknife_interval() -> None:
 def test_jackknife_error_of_a_mean_is_its_standard_error() -> None:
     # 1, 2, 3: deviation 1, error 1 / sqrt(3); left out one by one the means are 2.5, 2, 1.5.
     found = Estimate.jackknife(2.0, [2.5, 2.0, 1.5])
-    assert found.high - found.value == pytest.approx(T[1] / math.sqrt(3))
+    assert found.high - found.value == pytest.approx(student(2) / math.sqrt(3))
 
 
 def test_interval_of_one_item_is_infinite() -> None:
@@ -167,3 +167,12 @@ def test_paired_difference_of_few_items_has_a_nonzero_width() -> None:
 def test_share_counts_half_hits() -> None:
     assert Estimate.share([1, 0.5, 0, 0.5]).value == 0.5
     assert Estimate.mean([1, 2, 6]).value == 3
+
+
+def test_quantiles_of_students_t_are_those_of_tables():
+    known = {1: 12.70620, 2: 4.30265, 3: 3.18245, 10: 2.22814, 30: 2.04227}
+    assert {degrees: round(student(degrees), 5) for degrees in known} == known
+    # Two degrees have a closed form: t = √2 · p / √(1 − p²) for the mass p between −t and t.
+    assert student(2, 0.975) == pytest.approx(math.sqrt(2) * 0.975 / math.sqrt(1 - 0.975**2))
+    # The derivative by the degrees is about −(z³ + z) / (4 · 200²) = −6e-5.
+    assert student(200) - student(201) == pytest.approx(6e-5, abs=5e-6)

@@ -19,7 +19,7 @@ from postrain.evaluation.accuracy import Accuracy, Calibration, auroc, calibrati
 from postrain.evaluation.completion_metrics import GoldScores, KLDivergence, Lengths, Repetition, Rewards, distinct
 from postrain.evaluation.completions import complete
 from postrain.evaluation.differences import differences
-from postrain.evaluation.estimate import T
+from postrain.evaluation.estimate import student
 from postrain.evaluation.eval_model_factory import EvalModelFactory
 from postrain.evaluation.likelihood import Perplexity, PreferenceAccuracy, evenly_spaced, fact_record, rival_values
 from postrain.evaluation.win_rate import WinRate, win_points
@@ -204,7 +204,7 @@ def test_distinct_n_jackknife_matches_recounting() -> None:
     many = texts + [f"{at} {at} {at}" for at in range(9)]
     without = [distinct_n(many[:at] + many[at + 1 :], 2) for at in range(12)]
     mean = sum(without) / 12
-    half = T[10] * math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without))
+    half = student(11) * math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without))
     # 3 of 5 and 9 of 18 bigrams are distinct: 12 of 23; the interval is on the logit scale.
     share = 12 / 23
     odds = share / (1 - share) * math.exp(-half / (share * (1 - share)))

@@ -1,4 +1,4 @@
-"""Two pipelines, and the function that the last stage of the second one calls."""
+"""Two pipelines, and functions that their stages call."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def draw(*, folder: str, runs: Mapping[str, Mapping[str, str]], best: str, title
     """Writes a summary of its arguments to picture.json."""
     found = {name: Path(run["model"], "config.json").is_file() for name, run in runs.items()}
     Path(folder, "picture.json").write_text(json.dumps({"title": title, "best": Path(best).is_file(), **found}))
+
+
+def measure(*, folder: str, values: list[float], after: str = "") -> None:
+    """Writes a result with a score: the value of the folder's seed, the first one without a seed."""
+    seed = int(folder.rpartition("seed_")[2]) if "seed_" in folder else 0
+    Path(folder, "result.json").write_text(json.dumps({"values": {"score": values[seed]}, "after": after}))

@@ -1,0 +1,198 @@
+"""The claims of a pipeline: reads them from result.json, and shows them on the console and on pages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+
+from postrain.formatting import console_table, figure
+from postrain.report import blocks
+from postrain.report.evaluations import Number, as_number
+from postrain.report.values import finite, mapping, records_of, text_of
+
+STYLES = {"reproduced": "done", "not here": "failed", "undecided": "unknown"}
+"""The badge of each decision."""
+ABOUT = (
+    "Each claim is an inequality of the metrics below. The gap is its left side minus its right side, paired by seed: "
+    "mean with Student's t 95 % interval. Reproduced: the whole interval is on the claimed side. Not here: it is on "
+    "the other side. Undecided: it is on both."
+)
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """The decision on a claim."""
+
+    claim: str
+    holds: str
+    """The inequality."""
+    decision: str
+    reason: str
+    """Why it is not reproduced."""
+    gaps: tuple[tuple[str, Number], ...]
+    """Each neighbour of the inequality, with its mean gap."""
+
+    @property
+    def gap_text(self) -> str:
+        """The gaps with their intervals."""
+        return "; ".join(_around(gap) for _, gap in self.gaps)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A metric of a stage."""
+
+    name: str
+    published: float | None
+    seeds: Mapping[str, float]
+    mean: Number | None
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The claims of a pipeline, decided."""
+
+    reference: Mapping[str, str]
+    """title, arxiv, where, model."""
+    setup: str
+    """What ran here."""
+    seeds: tuple[str, ...]
+    claims: tuple[ClaimResult, ...]
+    quantities: tuple[Quantity, ...]
+
+    @property
+    def source(self) -> str:
+        """Title, arXiv number, tables and figures."""
+        number = f"arXiv {self.reference['arxiv']}" if self.reference.get("arxiv") else ""
+        return ", ".join(filter(None, (self.reference.get("title"), number, self.reference.get("where"))))
+
+    @property
+    def differences(self) -> str:
+        """What was trained there and here."""
+        ends = (("Published", self.reference.get("model")), ("Here", self.setup))
+        return " ".join(f"{where}: {what}." for where, what in ends if what)
+
+
+def read_claims(result: Mapping[str, Any]) -> Claims | None:
+    """The claims in a result.json; None without any."""
+    found = mapping(result.get("claims"))
+    claims = tuple(
+        ClaimResult(
+            text_of(one.get("claim")),
+            text_of(one.get("holds")),
+            decision if (decision := text_of(one.get("decision"))) in STYLES else "undecided",
+            text_of(one.get("reason")),
+            tuple(
+                (text_of(each.get("comparison")), gap)
+                for each in records_of(one.get("gaps"))
+                if (gap := as_number(each))
+            ),
+        )
+        for one in records_of(found.get("claims"))
+    )
+    quantities = tuple(
+        Quantity(
+            text_of(one.get("name")),
+            finite(one.get("published")),
+            {
+                str(seed): known
+                for seed, each in mapping(one.get("seeds")).items()
+                if (known := finite(each)) is not None
+            },
+            as_number(one),
+        )
+        for one in records_of(found.get("quantities"))
+    )
+    if not claims:
+        return None
+    reference = {str(name): text_of(value) for name, value in mapping(found.get("reference")).items()}
+    seeds = found.get("seeds")
+    listed = tuple(map(str, seeds)) if isinstance(seeds, list) else ()
+    return Claims(reference, text_of(found.get("setup")), listed, claims, quantities)
+
+
+def _by_seed(found: Mapping[str, Any]) -> dict[str, float]:
+    return {seed: known for seed, value in found.items() if (known := finite(value)) is not None}
+
+
+def counts(claims: Sequence[ClaimResult]) -> str:
+    """17 of 24 claims reproduced, 3 not here, 4 undecided."""
+    found = Counter(one.decision for one in claims)
+    rest = "".join(f", {found[name]} {name}" for name in ("not here", "undecided") if found[name])
+    return f"{found['reproduced']} of {len(claims)} claim{'s' if len(claims) > 1 else ''} reproduced{rest}"
+
+
+def print_claims(found: Claims, console: Console) -> None:
+    """Prints decisions, reasons and numbers."""
+    rows = [[one.decision, one.claim, one.gap_text] for one in found.claims]
+    best = [index for index, one in enumerate(found.claims) if one.decision == "reproduced"]
+    console.print()
+    console.print(f"{counts(found.claims)} over seeds {', '.join(found.seeds)}", style="bold")
+    console.print(console_table(("verdict", "claim", "gap [95 % interval]"), rows, best=best))
+    for one in found.claims:
+        if one.reason:
+            console.print(f"{one.decision}: {one.claim}: {one.reason}", soft_wrap=True, markup=False)
+    console.print()
+    seeds = [f"seed {seed}" for seed in found.seeds]
+    console.print(console_table(("metric", "published", *seeds, "mean [95 % interval]"), _numbers(found)))
+    for line in filter(None, (found.source, found.differences)):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def claims_table(found: Claims) -> blocks.Table:
+    """A row for each claim: decision, gap, and why it is not reproduced."""
+    rows = [
+        (
+            one.claim,
+            [
+                blocks.Cell(decision_badge(one.decision), css="state"),
+                blocks.Cell(one.gap_text or "–", one.holds),
+                blocks.Cell(one.reason, css="words"),
+            ],
+        )
+        for one in found.claims
+    ]
+    return blocks.Table(("claim", "verdict", "gap", "reason"), rows, about=ABOUT, words=("verdict", "reason"))
+
+
+def numbers_table(found: Claims) -> blocks.Table:
+    """A row for each metric: published, by seed, and the mean with its interval."""
+    seeds = [f"seed {seed}" for seed in found.seeds]
+    rows = [(name, [*map(blocks.Cell, cells)]) for name, *cells in _numbers(found)]
+    return blocks.Table(("metric", "published", *seeds, "mean [95 % interval]"), rows)
+
+
+def source_line(found: Claims) -> Markup:
+    """The source, with a link to arXiv."""
+    number = found.reference.get("arxiv", "")
+    link = blocks.anchor("arXiv", f"https://arxiv.org/abs/{number}") if number else Markup()
+    return blocks.line(found.source, link)
+
+
+def decision_badge(decision: str) -> Markup:
+    """A coloured decision."""
+    return blocks.span(decision, f"badge {STYLES[decision]}")
+
+
+def _numbers(found: Claims) -> list[list[str]]:
+    return [
+        [
+            one.name,
+            "" if one.published is None else figure(one.published),
+            *(figure(one.seeds[seed]) if seed in one.seeds else "–" for seed in found.seeds),
+            "–" if one.mean is None else _around(one.mean),
+        ]
+        for one in found.quantities
+    ]
+
+
+def _around(found: Number) -> str:
+    """A mean with its interval, unless all seeds are equal."""
+    if found.low is None or found.high is None or found.low == found.high:
+        return figure(found.value)
+    return f"{figure(found.value)} [{figure(found.low)}, {figure(found.high)}]"
