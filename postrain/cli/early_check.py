@@ -42,6 +42,8 @@ def check_early(config: DictConfig, config_name: str) -> None:
         if not Path(resume).expanduser().exists():
             RunFolder.open(resume)
         return  # its own config follows
+    if plain.get("fork"):
+        return  # likewise
     settings = {name: value for name, value in renamed.config(plain).items() if name not in LEFT_OUT}
     # Values that refer to other keys may refer to defaults, which are unknown here.
     referring = [f"{path}: missing; " for path in (*_references(settings), *LEFT_OUT)]

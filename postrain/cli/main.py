@@ -250,9 +250,12 @@ def train(
 ) -> float | None:
     """Runs training, or the pipeline that the config selects or resumes; `dry_run` measures a run instead."""
     resume = config.get("resume")
-    if dry_run and (resume or config.get("pipeline")):
-        what = "resume=" if resume else "pipeline="
+    fork = config.get("fork")
+    if dry_run and (resume or fork or config.get("pipeline")):
+        what = "resume=" if resume else "fork=" if fork else "pipeline="
         raise ConfigError(f"{DRY_RUN}: measures a single new run; leave out {what}, or measure a stage by its settings")
+    if fork and config.get("pipeline"):
+        raise ConfigError("fork: continues a single training run; leave out pipeline=")
     if config.get("pipeline") or (isinstance(resume, str) and (Path(resume) / "pipeline.yaml").is_file()):
         check_session(config)
         # Imported here for a fast start-up, as above.
@@ -262,7 +265,7 @@ def train(
         return pipeline(config, words, conf, directory, group=group, shared=shared)
     plain = resolved(config)
     choice = HydraConfig.get().runtime.choices.get("method")
-    if choice is None and not is_node(plain.get("method")) and not resume:
+    if choice is None and not is_node(plain.get("method")) and not resume and not fork:
         print(f"Choose a method, as in: {PROGRAMS['config']} method=ppo\n\n" + listing(conf, "method"))
         sys.exit(2)
     plain["name"] = plain["name"] or choice

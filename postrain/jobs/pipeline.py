@@ -30,6 +30,7 @@ from postrain.formatting import console_table, markdown_table
 from postrain.hardware.environment import refuse_ranks
 from postrain.jobs import session
 from postrain.jobs.graph import Job, digests, is_done, references, resolved
+from postrain.jobs.lifecycle import report_on_exit
 from postrain.jobs.plan import Composer, check_untrusted, plan_stages, restricted_stage_values
 from postrain.jobs.quantities import decided
 from postrain.jobs.shared_stages import shared_folder
@@ -134,7 +135,7 @@ def execute(
     runner = StageRunner(pipeline, canonical(folder), config.allow_change, group or folder.name, shared)
     print(f"pipeline folder: {folder}", flush=True)
     whole = RunFolder(folder)
-    with Interrupt(), whole.locked(), StatusRecorder(whole.status), session.report_on_exit(whole, pipeline.report):
+    with Interrupt(), whole.locked(), StatusRecorder(whole.status), report_on_exit(whole, pipeline.report):
         for position, job in enumerate(pipeline.jobs, start=1):
             print(f"\nstage {position} of {len(pipeline.jobs)}, {job.label}", end="", flush=True)
             runner.advance(job)

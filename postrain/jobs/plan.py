@@ -35,6 +35,7 @@ from postrain.jobs.session import PROGRAMS
 from postrain.jobs.stages import check_seeds, over_seeds, split, stage_overrides, stages_of, unused
 from postrain.jobs.study import Setting, Study, format_override
 from postrain.runs.folder import config_hash
+from postrain.runs.forks import ForkPoint
 
 # Placeholder for the folder of a pipeline that is not created yet; files in it are not checked for existence.
 CHECKED = Path("PIPELINE")
@@ -249,7 +250,7 @@ class SweepPlanner:
         if kind == "pipeline":
             hashed, confirm = self._pipeline(OmegaConf.to_container(config.pipeline), ready)
         else:
-            hashed, confirm = self._single(resolved_config(config))
+            hashed, confirm = self._single(resolved_config(config), ready)
         digest, number = config_hash(hashed), next(self.numbers)
         return Job(
             name=name,
@@ -272,8 +273,10 @@ class SweepPlanner:
         ]
         return {stage.label: _hashed(stage.config) for stage in stages}, tuple(dict.fromkeys(confirm))
 
-    def _single(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def _single(self, config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The same for a single run."""
+        if config.get("fork"):
+            config = ForkPoint.parse(config["fork"]).config(config, overrides)
         if self.kind == "train" and "method" not in config:
             raise ConfigError("method: the sweep has no method; add one, as in method=ppo")
         if self.composer.untrusted:

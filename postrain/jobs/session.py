@@ -1,54 +1,41 @@
-"""The lifecycle shared by train, generate and evaluate: one session of a run, in its folder.
+"""What train, generate and evaluate share: `execute` parses the config, finds or creates the folder, runs a session.
 
-`execute` parses the config, finds or creates the folder, locks it, updates its status, handles signals, starts the
-ranks, closes the tracker and writes the report. A program is a function of its config and its RunContext.
+A program is a function of its config and its RunContext; lifecycle.py has the session of a run in its folder.
 `python -m postrain.jobs.session FOLDER` is a further rank of the run in that folder.
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from omegaconf import OmegaConf
+from typing import Any, Generic
 
 from postrain.config.overrides import PROGRAMS as COMMANDS
 from postrain.config.tree import parse, settings
 from postrain.config.trust import Item, UntrustedFolder, config_items
 from postrain.data.rendering import clock_at
-from postrain.errors import ConfigError, Interrupted, RefusedRun
+from postrain.errors import ConfigError, RefusedRun
 from postrain.evaluation.config import EvaluateConfig, inherit
 from postrain.evaluation.evaluate import evaluate
 from postrain.generation.config import GenerateConfig
 from postrain.generation.generate import generate
 from postrain.hardware.environment import is_first_rank
 from postrain.hardware.ranks import process_group
-from postrain.hardware.trainer import matmul_precision_restored
-from postrain.jsonl import atomic_write_text
-from postrain.report import write_report
-from postrain.report.console import print_result
-from postrain.report.model_card import complete_card
+from postrain.jobs.lifecycle import C, Config, run_session, silence_library_warnings
+from postrain.jobs.replay import needs_replay, shared_past
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, config_hash
+from postrain.runs.forks import FORK, ForkPoint
 from postrain.runs.interrupt import Interrupt
-from postrain.runs.resume import check_model, resumed_config, saved_config
-from postrain.runs.status import StatusRecorder, reported_error, writing
+from postrain.runs.resume import check_model, checked_config, resumed_config, saved_config
 from postrain.training.config import TrainConfig
 from postrain.training.dry_run import dry_run
 from postrain.training.train import train
-
-Config = TrainConfig | GenerateConfig | EvaluateConfig
-C = TypeVar("C", TrainConfig, GenerateConfig, EvaluateConfig)
-# Files that a report reads: of a run, a pipeline, an evaluation.
-REPORT_SOURCES = ("metrics.jsonl", "pipeline.yaml", "evaluation_stats.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,27 +85,17 @@ def execute(
     ready.check()
     resolved = ready.resolved
     earlier = None if isinstance(ready, EvaluateConfig) or ready.resume is None else RunFolder.open(ready.resume)
-    if earlier:
-        check_model(earlier, resolved)
-    folder = earlier or (new_folder(ready, directory) if is_first_rank() else None)
-    is_new = earlier is None and directory is None
-    with (
-        matmul_precision_restored(),
-        Interrupt() as interrupt,
-        without_refused(folder) if folder and is_new else nullcontext(),
-        run_lifecycle(folder, ready),
-        process_group(ready.trainer, folder and folder.path) as path,
-    ):
-        run_folder = RunFolder(path)
-        with clock_at(run_folder.status.first_started()):
-            context = RunContext(
-                folder=run_folder,
-                interrupt=interrupt,
-                command=command or program.command,
-                overrides=overrides,
-                group=group,
-            )
-            return program.run(ready, context)
+    point = ForkPoint.parse(ready.fork) if isinstance(ready, TrainConfig) and ready.fork and not earlier else None
+    if began := earlier or (point and point.run):
+        check_model(began, resolved)
+    with shared_past(point) if point and is_first_rank() else nullcontext() as past:
+        folder = earlier or (new_folder(ready, directory) if is_first_rank() else None)
+        is_new = earlier is None and directory is None
+        with without_refused(folder) if folder and is_new else nullcontext():
+            if point and past and folder:
+                point.copy_past(past, folder, settings(ready))
+            typed = command or program.command
+            return run_session(program.run, ready, folder, Interrupt(), command=typed, overrides=overrides, group=group)
 
 
 def measure(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -139,6 +116,12 @@ def read(program: Program[C], plain: Mapping[str, Any], overrides: Sequence[str]
         earlier = RunFolder.open(plain["resume"])
         plain = resumed_config(earlier, plain, overrides)
         UntrustedFolder(earlier.path, given).check(plain, program.config)
+    elif plain.get(FORK):
+        point = ForkPoint.parse(plain[FORK])
+        plain = point.config(plain, overrides)
+        UntrustedFolder(point.run.path, given).check(plain, program.config)
+        if needs_replay(point):
+            UntrustedFolder(point.run.path, given).check(checked_config(point.run), program.config)
     return parse(plain, program.config)
 
 
@@ -170,64 +153,6 @@ def without_refused(folder: RunFolder) -> Iterator[None]:
             if announced:
                 print(f"removed {folder.path}: the run made no update")
         raise
-
-
-@contextmanager
-def run_lifecycle(folder: RunFolder | None, config: Config) -> Iterator[None]:
-    """Locks the folder, writes status.json, config.yaml and the report, and closes the tracker. Further ranks under
-    torchrun only record their failure."""
-    if folder is None or not is_first_rank():
-        try:
-            yield
-        except Exception as error:
-            if folder:
-                folder.status.failed(str(error) or type(error).__name__)
-            raise
-        return
-    close = config.tracker.close if isinstance(config, TrainConfig) else None
-    report = not isinstance(config, GenerateConfig) and config.report
-    with folder.locked(), StatusRecorder(folder.status), report_on_exit(folder, report, close):
-        with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
-        yield
-
-
-@contextmanager
-def report_on_exit(folder: RunFolder, report: bool, close: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Closes the tracker, prints the verdict of a finished run, and writes report.html, also for a failed run."""
-    status, reason = "failed", ""
-    try:
-        yield
-        status = "done"
-    except Interrupted as stop:
-        status, reason = "interrupted", stop.signal.name
-        raise
-    except RefusedRun as error:
-        reason, report = str(error), False
-        raise
-    except BaseException as error:
-        reason = str(reported_error(error, folder.path))
-        raise
-    finally:
-        # An error from here on must not hide why the run failed.
-        with suppress(*(() if status == "done" else (ConfigError, OSError))):
-            if close:
-                close(status)
-            # A run that failed before its first record has no report.
-            if any((folder.path / name).exists() for name in REPORT_SOURCES):
-                folder.status.set(status, reason)
-                if status == "done" and folder.metrics.path.exists():
-                    print_result(folder.path)
-                    complete_card(folder.path)
-                if report:
-                    print(f"report  {write_report(folder.path)}")
-
-
-def silence_library_warnings() -> None:
-    """Suppresses advertisements and hints of libraries."""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.(pytorch|fabric)")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def main(path: str) -> None:

@@ -17,6 +17,7 @@ from postrain.data.module import DataModule
 from postrain.methods.components import MethodComponents, RewardLike, components_of
 from postrain.methods.learning_rate_search import settle_learning_rate
 from postrain.methods.learning_rates import LearningRates
+from postrain.methods.optim import set_hyperparameters
 from postrain.methods.update_loop import UpdateLoop
 from postrain.models.gradient_checkpointing import checkpoints
 from postrain.models.parts import parameter_count
@@ -174,10 +175,13 @@ class Method(UpdateLoop):
         return self.rates
 
     def on_train_start(self) -> None:
-        """Settles the learning rate before the first update."""
+        """Settles the learning rate before the first update; sets the optimizer of a resumed run to these settings."""
         if self.counters.updates == 0:
             with self.trainer.precision_plugin.forward_context():
                 settle_learning_rate(self, iter(self.datamodule.train_dataloader()))
+            return
+        adamw = {} if self.components.optim else {"betas": tuple(self.adam_betas), "eps": self.adam_eps}
+        set_hyperparameters(self.optimizer, self.weight_decay, **adamw)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from postrain.errors import RefusedRun
 from postrain.hardware import collectives
 from postrain.hardware.sharding import sharded_parameters
-from postrain.methods.optim import LR_RATIO, set_learning_rate
+from postrain.methods.optim import set_learning_rate
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches, score_with_reference, sequence_scores
 from postrain.precision import widest
@@ -118,7 +118,7 @@ class LearningRateTrials:
         """STEPS optimizer steps."""
         method, done = self.method, 0
         method.policy.train(method.dropout)
-        set_learning_rate(method.optimizer, rate / method.peak_learning_rate)
+        set_learning_rate(method.optimizer, rate)
         while done < STEPS:
             for prepared in self.batches:
                 method.dummy_batch = prepared.select([0])
@@ -258,8 +258,6 @@ def settle_learning_rate(method: Method, batches: Iterator[Batch]) -> None:
         trials = LearningRateTrials(method, batches)
         found = trials.search(default)
         method.learning_rate = float(f"{found.rate:.1e}")
-        for group in method.optimizer.param_groups:
-            group["initial_lr"] = method.learning_rate * group.get(LR_RATIO, 1.0)
         if collectives.rank() == 0:
             print(describe_found(method.learning_rate, found), flush=True)
     elif method.device_mesh is None and method.check_learning_rate and method.peak_learning_rate > SUSPICIOUS * default:

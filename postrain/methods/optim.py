@@ -117,7 +117,16 @@ def checked_optimizer(
     return found
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets the learning rate of each group to `factor` times its initial one."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of each group to `rate` times its ratio. A loaded state may have another rate."""
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        group["lr"] = rate * group.get(LR_RATIO, 1.0)
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, weight_decay: float, **others: Any) -> None:
+    """Sets the weight decay of matrices and other settings of all groups, which a loaded state has from its run."""
+    for group in optimizer.param_groups:
+        matrices = any(parameter.ndim >= 2 for parameter in group["params"])
+        if "weight_decay" in group:
+            group["weight_decay"] = weight_decay if matrices else 0.0
+        group.update({name: value for name, value in others.items() if name in group})

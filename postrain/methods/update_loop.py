@@ -161,7 +161,7 @@ class UpdateLoop(LightningHooks):
         torch.manual_seed(derive_seed(self.components.seed, "dropout", self.counters.updates, collectives.rank()))
         self.current_rows = getattr(batch, "row_ids", ())
         self.accumulated = {}
-        set_learning_rate(self.optimizer, self.lr_factor())
+        set_learning_rate(self.optimizer, self.peak_learning_rate * self.lr_factor())
         self.accumulate({"learning_rate": Max(self.peak_learning_rate * self.lr_factor())})
         self.policy.eval()
         prepared = self.prepare(batch.to(self.device))

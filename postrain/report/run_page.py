@@ -15,6 +15,7 @@ from postrain.report import blocks
 from postrain.report.changes import Change, change_table, changes
 from postrain.report.charts import Group, curves, distribution, histogram, lines_of
 from postrain.report.folders import MOST_SECONDS, MaskedRow, Run, read_run
+from postrain.report.forks import fork_section
 from postrain.report.page import (
     RELOAD,
     RESPONSES,
@@ -76,6 +77,7 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
         _samples(run, groups),
         section("Distributions", blocks.Pictures(_histograms(groups))),
         _forgetting(run),
+        fork_section(run.path),
         section("Cost", blocks.Facts(list(efficiency(run).items()), "list")),
         _masks(run.masks()),
         source_section(run),

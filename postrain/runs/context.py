@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lightning.pytorch import Callback
+
 from postrain.config.schema import Section
 from postrain.config.tree import settings_of
 from postrain.runs.folder import RunFolder
@@ -47,6 +49,8 @@ class RunContext:
     """The overrides after the program."""
     group: str | None = None
     """The tracker group of the run's sweep or pipeline."""
+    callbacks: Sequence[Callback] = ()
+    """Further callbacks of a training run, which precede all others."""
 
     def save_manifest(
         self,

@@ -48,18 +48,18 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
-        """The folder of an earlier run."""
+    def open(cls, path: Path | str, key: str = "resume") -> Self:
+        """The folder of an earlier run; messages name `key`."""
         if not isinstance(path, str | Path):
-            raise ConfigError(f"resume: expected a run folder, such as runs/ppo/nano/..., got {path!r}")
+            raise ConfigError(f"{key}: expected a run folder, such as runs/ppo/nano/..., got {path!r}")
         folder = cls(Path(path).expanduser())
         check_contained(folder.path)
         if not folder.path.is_dir():
-            raise ConfigError(f"resume: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")
+            raise ConfigError(f"{key}: there is no folder {folder.path}; give a run folder, such as runs/ppo/nano/...")
         if not folder.config.is_file():
             files = ", ".join(sorted(item.name for item in folder.path.iterdir())[:8]) or "nothing"
-            raise ConfigError(f"resume: {folder.path} is not a run folder: it has no config.yaml (it has: {files})")
-        folder.status.check_version()
+            raise ConfigError(f"{key}: {folder.path} is not a run folder: it has no config.yaml (it has: {files})")
+        folder.status.check_version(key)
         return folder
 
     @contextmanager
@@ -91,6 +91,11 @@ class RunFolder:
     @property
     def manifest(self) -> Path:
         return self.path / "manifest.json"
+
+    @property
+    def fork(self) -> Path:
+        """Of a run that was started with fork=: the other run, the update, and what was changed."""
+        return self.path / "fork.json"
 
     @property
     def result(self) -> Path:

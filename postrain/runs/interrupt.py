@@ -33,9 +33,13 @@ class Interrupt(Callback):
         Trainer(callbacks=[..., interrupt]).fit(...)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after: int | None = None) -> None:
+        """`stop_after` is an update after which training stops as by SIGTERM, for replays (jobs/replay.py)."""
+        self.stop_after = stop_after
         self.signal: signal.Signals | None = None
-        """The signal received during training, if any."""
+        """The signal received during training, if any; SIGTERM on all ranks if training stops for another reason."""
+        self.received = False
+        """Whether this process received a signal."""
         self._training = False
         self._update = 0
         self._prints = True
@@ -75,9 +79,11 @@ class Interrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._update = method_of(pl_module).counters.updates + 1
+        update = method_of(pl_module).counters.updates
+        self._update = update + 1
         # All ranks stop after the same update if any of them received a signal.
-        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+        stops = self.signal is not None or update == self.stop_after
+        if trainer.strategy.reduce_boolean_decision(stops, all=False):
             self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
 
@@ -94,6 +100,7 @@ class Interrupt(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == getattr(signal, "SIGHUP", None):
             detach_from_terminal()
+        self.received = True
         if self.signal is not None or not self._training:
             raise Interrupted(number)
         self.signal = signal.Signals(number)

@@ -23,7 +23,7 @@ import torch
 from postrain import __version__
 from postrain.config.masking import masked, masked_text
 from postrain.config.paths import command
-from postrain.jsonl import atomic_write_text, plain
+from postrain.jsonl import atomic_write_text, plain, read_json
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder, writing
 
@@ -51,6 +51,7 @@ def write_manifest(
     manifest = {
         "reproduce": reproduce(overrides, program),
         "stand_in_for": stand_in_for,
+        **({"fork": fork} if (fork := read_json(folder.fork)) else {}),
         "git": git_state(Path(__file__).parent),
         "seeds": dict(seeds),
         "data": masked(plain(data)),

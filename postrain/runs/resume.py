@@ -49,12 +49,32 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     `composed` is the config of the current command line and provides the values of the overrides. Raises ConfigError
     with the differences unless `allow_change` is set.
     """
-    saved = saved_config(folder)
-    if missing := [key for key in REQUIRED_KEYS if key not in saved]:
-        raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(missing)}; {REMEDY}")
+    saved = checked_config(folder)
     if ("selection" in saved) != ("selection" in composed):
         what, program = ("generation", "generate") if "selection" in saved else ("training run", "train")
         raise ConfigError(f"resume: {folder.path} is a {what}; resume it with {command(program)} resume={folder.path}")
+    changed = changed_config(saved, composed, overrides)
+    if changed.get("fork") != saved.get("fork"):
+        raise ConfigError("fork: starts a new run, and resume= continues one; leave out one of them")
+    differences = differing(saved, changed)
+    if differences and not composed["allow_change"]:
+        raise ConfigError(
+            f"resume: {folder.path} was run with other settings ({'; '.join(differences)}); "
+            "set allow_change=true to continue with the new ones, or start a new run"
+        )
+    return changed | {key: composed[key] for key in SESSION}
+
+
+def checked_config(folder: RunFolder) -> dict[str, Any]:
+    """The saved config of the run in `folder`, with the keys that every run has."""
+    saved = saved_config(folder)
+    if missing := [key for key in REQUIRED_KEYS if key not in saved]:
+        raise ConfigError(f"{folder.config} is not the config of a run: it has no {', '.join(missing)}; {REMEDY}")
+    return saved
+
+
+def changed_config(saved: Mapping[str, Any], composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A saved config with the values that `composed` has for the keys of the overrides."""
     changed = dict(saved)
     for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION:
@@ -63,13 +83,12 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     for key in ("learning_rate", "micro_batch_tokens"):
         if isinstance(changed.get("method"), dict) and changed["method"].get(key, 0) is None:
             changed = _copy_value(changed, ["method", key], saved)
-    differences = [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION]
-    if differences and not composed["allow_change"]:
-        raise ConfigError(
-            f"resume: {folder.path} was run with other settings ({'; '.join(differences)}); "
-            "set allow_change=true to continue with the new ones, or start a new run"
-        )
-    return changed | {key: composed[key] for key in SESSION}
+    return changed
+
+
+def differing(saved: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
+    """One `key: old → new` for each setting of a run that differs; not for those of a session."""
+    return [line for line in _differences(saved, changed) if line.split(":")[0] not in SESSION]
 
 
 def check_model(folder: RunFolder, resolved: Fingerprinted) -> None:
@@ -94,7 +113,7 @@ def check_reference(folder: RunFolder, other: Fingerprinted | None) -> None:
 
 def check_data(folder: RunFolder, audit: Fingerprinted) -> None:
     """Raises ConfigError if the training or held-out rows have changed."""
-    data = read_json(folder.manifest).get("data") if folder.manifest.is_file() else None
+    data = read_json(folder.manifest).get("data") if folder.manifest.is_file() else read_json(folder.fork)
     recorded = data.get("fingerprint") if isinstance(data, Mapping) else None
     if recorded not in (None, audit.fingerprint):
         raise ConfigError(

@@ -85,14 +85,14 @@ class Status:
         except ValueError:
             return datetime.now()
 
-    def check_version(self) -> None:
+    def check_version(self, key: str = "resume") -> None:
         """Raises ConfigError for a folder of a version whose results this version does not reproduce bit for bit."""
         record = self.read()
         made = str(record.get("version", EARLIEST)) if record else __version__
         if made.split(".")[:2] != __version__.split(".")[:2]:
             raise ConfigError(
-                f"resume: {self.path.parent} was made by postrain {made}, and postrain {__version__} gives different "
-                f"results; resume it with postrain {made}, or start a new run"
+                f"{key}: {self.path.parent} was made by postrain {made}, and postrain {__version__} gives different "
+                f"results; use postrain {made}, or start a new run"
             )
 
     def current(self) -> Record:

@@ -92,6 +92,10 @@ class TrainConfig(Section):
     resume: str | None = None
     """Run folder to resume, such as runs/ppo/nano/...; `auto` is the newest run of this `name` that has a checkpoint,
     or a new run without one."""
+    fork: str | None = None
+    """RUN@UPDATE: start a new run that shares the past of the run in the folder RUN up to this update, bit for bit, and
+    continues with its settings and those of the command line. Without a checkpoint of the update, the updates since the
+    last one before it are repeated. 0 shares the initial weights only."""
     allow_change: bool = False
     """Allow a resumed run to continue with other settings or other rows."""
     report: bool = True

@@ -134,6 +134,7 @@ def callbacks(config: TrainConfig, components: Components, run: RunContext, guar
     has_bar = any(isinstance(one, ProgressBar) for one in user_callbacks)
     progress = [] if has_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
     return [
+        *run.callbacks,
         Throughput(),
         guard,
         EarlyStopping(config.early_stop, folder),

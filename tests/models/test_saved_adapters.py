@@ -158,7 +158,7 @@ def test_adapter_whose_base_changed_since_is_refused(saved: Callable[..., Path],
 def test_lora_plus_gives_b_matrices_a_multiple_of_the_learning_rate() -> None:
     policy = lora().wrap(tiny_model("llama"), head="causal")
     optimizer = make_optimizer(policy, torch.optim.AdamW, lr=1e-3, weight_decay=0.0, lr_ratio=16.0)
-    set_learning_rate(optimizer, 0.5)
+    set_learning_rate(optimizer, 5e-4)
     rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
