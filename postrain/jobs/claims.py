@@ -3,7 +3,8 @@
     expect:
       - claim: RL raises the accuracy by at least 0.1
         holds: grpo/eval/accuracy/greedy > grpo.start/eval/accuracy/greedy + 0.1
-        otherwise: the model is too small to sample a right answer      shown if the claim does not hold
+        published: 0.3                                                  the gap in the paper, shown beside the run's
+      otherwise: the model is too small to sample a right answer      shown if the claim does not hold
 
 `STAGE/METRIC` is a number of a stage, `STAGE.start/METRIC` that before training. Sums, differences and multiples are
 allowed on both sides, `A > B > C` is an order, and `A = B within 0.02` is an equivalence.
@@ -24,6 +25,8 @@ from math import inf, isfinite, sqrt
 from statistics import stdev
 from typing import Any, Literal
 
+from postrain.config.check import problems_of
+from postrain.config.schema import Section
 from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Interval, mean_interval, student
 from postrain.metrics import bounds
@@ -71,13 +74,15 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Claim(Section):
     """A claim of a pipeline's `expect`."""
 
     claim: str
     """A sentence."""
     holds: str
     """The inequality."""
+    published: float | None = None
+    """The gap in the paper."""
     otherwise: str = ""
     """What explains a claim that does not hold."""
 
@@ -100,10 +105,11 @@ def claims_of(expect: Any) -> tuple[Claim, ...]:
     problems: list[str] = []
     for number, node in enumerate(expect):
         key = f"pipeline.expect[{number}]"
-        known = {"claim", "holds", "otherwise"}
-        texts = isinstance(node, Mapping) and all(isinstance(value, str) for value in node.values())
-        if not texts or not {"claim", "holds"} <= set(node) <= known:
-            problems.append(f"{key}: expected the texts claim and holds, and optionally otherwise")
+        if not isinstance(node, Mapping) or not {"claim", "holds"} <= set(node):
+            problems.append(f"{key}: expected {{claim: sentence, holds: inequality}}")
+            continue
+        if wrong := [f"{key}.{problem}" for problem in problems_of(node, Claim)]:
+            problems += wrong
             continue
         try:
             found.append(Claim(**node))
@@ -168,8 +174,8 @@ class Found:
     def record(self) -> dict[str, Any]:
         """An entry of result.json."""
         gaps = [{"comparison": text, **_ends(gap)} for text, gap in self.gaps]
-        texts = {"claim": self.claim.claim, "holds": self.claim.holds}
-        return {**texts, "decision": self.decision, "reason": self.reason, "gaps": gaps}
+        known = {"claim": self.claim.claim, "holds": self.claim.holds, "published": self.claim.published}
+        return {**known, "decision": self.decision, "reason": self.reason, "gaps": gaps}
 
 
 def decide(claim: Claim, values: Values) -> Found:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
 
 from postrain.formatting import console_table, figure
+from postrain.jsonl import read_json
 from postrain.report import blocks
 from postrain.report.evaluations import Number, as_number
+from postrain.report.page import PAGE, link
+from postrain.report.sweep_cells import JobResult
 from postrain.report.values import finite, mapping, records_of, text_of
 
 STYLES = {"reproduced": "done", "not here": "failed", "undecided": "unknown"}
 """The badge of each decision."""
+COLUMNS, WORDS = ("verdict", "published gap", "gap", "reason"), ("verdict", "reason")
 ABOUT = (
     "Each claim is an inequality of the metrics below. The gap is its left side minus its right side, paired by seed: "
     "mean with Student's t 95 % interval. Reproduced: the whole interval is on the claimed side. Not here: it is on "
@@ -31,6 +36,8 @@ class ClaimResult:
     claim: str
     holds: str
     """The inequality."""
+    published: float | None
+    """The gap in the paper."""
     decision: str
     reason: str
     """Why it is not reproduced."""
@@ -41,6 +48,11 @@ class ClaimResult:
     def gap_text(self) -> str:
         """The gaps with their intervals."""
         return "; ".join(_around(gap) for _, gap in self.gaps)
+
+    @property
+    def published_text(self) -> str:
+        """The published gap."""
+        return "" if self.published is None else figure(self.published)
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ def read_claims(result: Mapping[str, Any]) -> Claims | None:
         ClaimResult(
             text_of(one.get("claim")),
             text_of(one.get("holds")),
+            finite(one.get("published")),
             decision if (decision := text_of(one.get("decision"))) in STYLES else "undecided",
             text_of(one.get("reason")),
             tuple(
@@ -129,11 +142,11 @@ def counts(claims: Sequence[ClaimResult]) -> str:
 
 def print_claims(found: Claims, console: Console) -> None:
     """Prints decisions, reasons and numbers."""
-    rows = [[one.decision, one.claim, one.gap_text] for one in found.claims]
+    rows = [[one.decision, one.claim, one.published_text, one.gap_text] for one in found.claims]
     best = [index for index, one in enumerate(found.claims) if one.decision == "reproduced"]
     console.print()
     console.print(f"{counts(found.claims)} over seeds {', '.join(found.seeds)}", style="bold")
-    console.print(console_table(("verdict", "claim", "gap [95 % interval]"), rows, best=best))
+    console.print(console_table(("verdict", "claim", "published", "gap [95 % interval]"), rows, best=best))
     for one in found.claims:
         if one.reason:
             console.print(f"{one.decision}: {one.claim}: {one.reason}", soft_wrap=True, markup=False)
@@ -145,19 +158,56 @@ def print_claims(found: Claims, console: Console) -> None:
 
 
 def claims_table(found: Claims) -> blocks.Table:
-    """A row for each claim: decision, gap, and why it is not reproduced."""
-    rows = [
-        (
-            one.claim,
-            [
-                blocks.Cell(decision_badge(one.decision), css="state"),
-                blocks.Cell(one.gap_text or "–", one.holds),
-                blocks.Cell(one.reason, css="words"),
-            ],
-        )
-        for one in found.claims
+    """A row for each claim: decision, published gap, gap, and why it is not reproduced."""
+    rows = [(one.claim, _cells(one)) for one in found.claims]
+    return blocks.Table(("claim", *COLUMNS), rows, about=ABOUT, words=WORDS)
+
+
+def verdicts_table(found: Sequence[tuple[JobResult, Claims]], folder: Path) -> blocks.Table:
+    """The claims of all pipelines of a sweep, with links to their reports; `folder` is that of the page."""
+    rows = []
+    for job, known in found:
+        report = job.folder / PAGE
+        name = blocks.anchor(job.label, link(report, folder)) if report.is_file() else job.label
+        for one in known.claims:
+            first = one is known.claims[0]
+            title = known.reference.get("title", "") if first else ""
+            rows.append((name if first else "", [blocks.Cell(one.claim, title, css="words"), *_cells(one)]))
+    return blocks.Table(("pipeline", "claim", *COLUMNS), rows, about=ABOUT, words=("claim", *WORDS))
+
+
+def _cells(one: ClaimResult) -> list[blocks.Cell]:
+    return [
+        blocks.Cell(decision_badge(one.decision), css="state"),
+        blocks.Cell(one.published_text),
+        blocks.Cell(one.gap_text or "–", one.holds),
+        blocks.Cell(one.reason, css="words"),
     ]
-    return blocks.Table(("claim", "verdict", "gap", "reason"), rows, about=ABOUT, words=("verdict", "reason"))
+
+
+def verdict_rows(found: Sequence[tuple[JobResult, Claims]]) -> tuple[list[str], list[tuple[bool, list[str]]]]:
+    """The same as texts; the first value of a row is whether the claim is reproduced."""
+    rows = [
+        (one.decision == "reproduced", [job.label, one.decision, one.claim, one.published_text, one.gap_text])
+        for job, known in found
+        for one in known.claims
+    ]
+    return ["pipeline", "verdict", "claim", "published", "gap [95 % interval]"], rows
+
+
+def claims_of_jobs(jobs: Sequence[JobResult]) -> list[tuple[JobResult, Claims]]:
+    """The claims of the finished pipelines of a sweep."""
+    known = ((job, read_claims(read_json(job.folder / "result.json"))) for job in jobs if job.state == "done")
+    return [(job, found) for job, found in known if found]
+
+
+def verdict_sentences(found: Sequence[tuple[JobResult, Claims]]) -> list[str]:
+    """The counts of all claims, then of each pipeline with the reasons of claims that are not reproduced."""
+    lines = [f"{counts([one for _, known in found for one in known.claims])}, in {len(found)} pipelines."]
+    for job, known in found:
+        reasons = [f"{one.claim}: {one.decision}, {one.reason}." for one in known.claims if one.reason]
+        lines.append(" ".join([f"{job.label}: {counts(known.claims)}.", *reasons]))
+    return lines
 
 
 def numbers_table(found: Claims) -> blocks.Table:

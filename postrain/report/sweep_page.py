@@ -18,6 +18,7 @@ from postrain.formatting import duration, short
 from postrain.jsonl import number
 from postrain.report import blocks
 from postrain.report.charts import DataPoint, Line, bars, curves, points, spans_decades
+from postrain.report.claims import claims_of_jobs, verdicts_table
 from postrain.report.folders import curves as curves_of
 from postrain.report.folders import read_metrics, state_of
 from postrain.report.page import PAGE, RELOAD, RESPONSES, Page, link, resumption, section, write_page
@@ -42,10 +43,11 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
     They go into its folder or into `output`. Raises ConfigError if they cannot be written, or if `path` is not a sweep.
     """
     folder, study = output or path, read_sweep(path)
-    drawn, groups = frontier(study), ends(study)
+    claims = claims_of_jobs(study.jobs)
+    drawn, groups = None if claims else frontier(study), ends(study)
     direction = "higher" if study.direction == "max" else "lower"
     decides = f" The deciding metric is {short(study.metric)}, {direction} is better." if study.metric else ""
-    found = blocks.Table(*table(study), about=ABOUT + decides)
+    found = verdicts_table(claims, folder) if claims else blocks.Table(*table(study), about=ABOUT + decides)
     sections = (
         section(
             "The answer",

@@ -1,4 +1,5 @@
-"""The answer of a sweep: a table of its settings for the console and Markdown, and sentences.
+"""The answer of a sweep: a table of its settings for the console and Markdown, and sentences. Of a sweep of pipelines
+with claims, a table of verdicts.
 
 The sentences compare the best setting with the next one and with the untrained model, over shared seeds and in every
 metric of the question, and name the settings that collapsed. Differences are paired by seed: equal seeds share data
@@ -18,6 +19,7 @@ from postrain.evaluation.estimate import Interval, mean_interval
 from postrain.formatting import console_table, duration, figure, markdown_table, short
 from postrain.jsonl import number
 from postrain.metrics import bounds
+from postrain.report.claims import claims_of_jobs, verdict_rows, verdict_sentences
 from postrain.report.sweep_cells import Cell, JobResult, before
 from postrain.report.sweep_results import SweepResult, numeric_key
 
@@ -55,6 +57,8 @@ def note(cell: Cell) -> str:
 
 def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     """Column names; for each row whether it is the best, and its cells."""
+    if claims := claims_of_jobs(study.jobs):
+        return verdict_rows(claims)
     names, best = study.measured_columns(), study.best
     keys = [key.rpartition(".")[2] for key in study.settings]
     keys = keys if len(set(keys)) == len(keys) else [*study.settings]
@@ -86,7 +90,7 @@ def markdown(study: SweepResult) -> str:
     body = [[f"**{text}**" if best and text else text for text in line] for best, line in lines]
     text = f"# {study.name}\n\n{study.question}\n\n" if study.question else f"# {study.name}\n\n"
     text += markdown_table(columns, body)
-    if study.cells:
+    if study.cells and not claims_of_jobs(study.jobs):
         text += f"\n{ABOUT}\n"
     text += "".join(f"\n{line}\n" for line in sentences(study))
     listed = [job for job in study.jobs if job.state != "done" or job.reason]
@@ -101,6 +105,8 @@ def sentences(study: SweepResult) -> list[str]:
     """The answer in lines of one or two sentences; empty while no job has finished."""
     if not any(cell.n for cell in study.cells):
         return []
+    if claims := claims_of_jobs(study.jobs):
+        return verdict_sentences(claims)
     return [*_compared(study), *_range(study), *_against_untrained(study), *_collapsed(study)]
 
 

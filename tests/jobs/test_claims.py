@@ -70,10 +70,23 @@ def test_unreadable_inequality_is_one_line(holds):
     assert "expected an inequality such as" in line
 
 
-def test_claims_have_known_keys():
-    for wrong in ({}, {"claim": "x"}, {"claim": "x", "holds": "a/x > 1", "othrwise": "y"}, {"claim": 1, "holds": "a"}):
-        with pytest.raises(ConfigError, match=r"expect\[0\]: expected the texts claim and holds"):
-            claims_of([wrong])
+@pytest.mark.parametrize(
+    ("node", "line"),
+    [
+        ({}, "expect[0]: expected {claim: sentence, holds: inequality}"),
+        ({"claim": "x"}, "expect[0]: expected {claim: sentence, holds: inequality}"),
+        (
+            {"claim": "x", "holds": "a/x > 1", "othrwise": "y"},
+            "expect[0].othrwise: unknown key; did you mean otherwise?",
+        ),
+        ({"claim": 1, "holds": "a/x > 1"}, "expect[0].claim: expected text, got 1"),
+    ],
+)
+def test_wrong_claim_is_one_line(node, line):
+    with pytest.raises(ConfigError) as caught:
+        claims_of([node])
+    (found,) = str(caught.value).splitlines()
+    assert found.startswith(f"pipeline.{line}")
 
 
 def test_interval_over_seeds_decides():

@@ -13,6 +13,7 @@ from postrain.report import write_report
 from postrain.report.blocks import Cell
 from postrain.report.sweep_page import command, ends, frontier, lines, mean_curve, table, write_sweep
 from postrain.report.sweep_results import numeric_key, read_sweep
+from postrain.report.sweep_summary import rows, sentences
 from tests.report.sweeps import make_sweep
 from tests.report.test_report import checked
 
@@ -120,3 +121,31 @@ def test_samples_are_of_the_best_and_the_worst_setting(tmp_path: Path) -> None:
 def test_command_of_value_lists_without_a_file_has_m() -> None:
     assert command(["sweep=kl"], "resume=a b") == "python train.py sweep=kl 'resume=a b'"
     assert command(["method=ppo,dpo"]) == "python train.py -m method=ppo,dpo"
+
+
+def test_sweep_of_pipelines_with_claims_is_a_page_of_verdicts(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "literature", "experiment", ("one", "two"), seeds=(0,))
+    for number, decision in enumerate(("reproduced", "not here")):
+        folder = path / "jobs" / f"{number:02}-abcd"
+        gap = {"comparison": "a/x > b/x", "value": 0.3, "low": 0.1, "high": 0.5}
+        claim = {
+            "claim": f"Claim {number}",
+            "holds": "a/x > b/x",
+            "decision": decision,
+            "published": 0.2,
+            "gaps": [gap],
+        }
+        claims = {"claims": [{**claim, "reason": "too small"}], "reference": {"title": "A paper"}, "seeds": [0, 1]}
+        (folder / "result.json").write_text(json.dumps({"metric": "x", "objective": 1.0, "claims": claims}))
+    found = read_sweep(path)
+    assert sentences(found)[0] == "1 of 2 claims reproduced, 1 not here, in 2 pipelines."
+    assert sentences(found)[2] == (
+        "experiment=two seed=0: 0 of 1 claim reproduced, 1 not here. Claim 1: not here, too small."
+    )
+    columns, lines = rows(found)
+    assert columns == ["pipeline", "verdict", "claim", "published", "gap [95 % interval]"]
+    assert lines[0] == (True, ["experiment=one seed=0", "reproduced", "Claim 0", "0.20", "0.30 [0.10, 0.50]"])
+    page = page_of(path)
+    for shown in ('badge done">reproduced', 'badge failed">not here', "Claim 1", "A paper", "jobs/00-abcd/report.html"):
+        assert shown in page
+    assert not (path / "frontier.png").exists()
