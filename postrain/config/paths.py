@@ -17,6 +17,7 @@ MODULES = {
     "evaluate": "postrain.evaluate",
     "generate": "postrain.generate",
     "stress": "postrain.stress",
+    "explain": "postrain.cli.explain",
     "chat": "postrain.cli.chat",
     "merge": "postrain.cli.merge",
     "export": "postrain.cli.export",
