@@ -1,5 +1,6 @@
 """Settings of all tests (passive OpenMP threads, no network, a temporary cache) and their distribution over workers."""
 
+import gc
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
+# On again after the collection of tests, whose passes then skip the 800,000 objects of imported modules.
+gc.disable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +37,12 @@ def _restored_signal_handlers() -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def pytest_collection_finish() -> None:
+    """Turns the garbage collector on again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
