@@ -154,7 +154,7 @@ def test_resume_with_other_settings_lists_the_changes(tmp_path, capsys):
 
 
 def test_killed_process_resumes_from_its_last_checkpoint(tmp_path):
-    words = [*SMALL, "method=sft", "method.updates=40", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
+    words = [*SMALL, "method=sft", "method.updates=24", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path
     )
@@ -167,9 +167,9 @@ def test_killed_process_resumes_from_its_last_checkpoint(tmp_path):
     folder = only_folder(tmp_path)
     assert folder.status.read()["status"] == "running"
     last = int(sorted(folder.checkpoints.glob("*.ckpt"))[-1].stem.partition("=")[2])
-    assert last < 40
+    assert last < 24
     resumed(folder)
-    whole = small_run(tmp_path / "whole", "method=sft", "method.updates=40", "trainer.checkpoint_every=40")
+    whole = small_run(tmp_path / "whole", "method=sft", "method.updates=24", "trainer.checkpoint_every=24")
     assert records(folder) == records(whole)
     assert same(final_state(folder)["state_dict"], final_state(whole)["state_dict"])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from postrain.runs.folder import RunFolder
-from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEQUAL, UNEVEN
+from tests.rank import LOOPBACK, SHARDED, TWO_UPDATES, UNEVEN, hybrid, sharded
 from tests.training_runs import METHODS, final_state, one_layer, records, resumed, same, shallow, small_run, teacher
 
 ONE_RANK = ("trainer.strategy=single", "trainer.devices=1")
@@ -24,12 +24,12 @@ def ranks(tmp_path_factory):
     """Run folders of every method, trained by two processes, of one that one process began (`unsharded`), and of one by
     four processes with two copies of a model that is sharded over two (`hybrid`)."""
     output = tmp_path_factory.mktemp("ranks")
-    small_run(output, *TWO_UPDATES, *SHARDED["sharded"], "name=unsharded")
+    small_run(output, *TWO_UPDATES, *sharded("sharded"), "name=unsharded")
     # The ranks use the models of this process.
     teacher()
     one_layer()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.rank", str(output)],
+        [sys.executable, "-c", "import gc; gc.disable(); from tests.rank import main; main()", str(output)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -43,7 +43,7 @@ def ranks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Three updates of the sharded run by one process."""
-    return small_run(tmp_path_factory.mktemp("whole"), *SHARDED["sharded"], *THREE_UPDATES)
+    return small_run(tmp_path_factory.mktemp("whole"), *sharded("sharded"), *THREE_UPDATES)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -56,7 +56,7 @@ def test_ranks_listen_on_loopback_only(ranks):
 @pytest.mark.parametrize("name", [*METHODS, *SHARDED])
 def test_two_ranks_equal_one(name, ranks, tmp_path):
     (path,) = ranks.glob(f"{name}/*/*")
-    overrides = SHARDED.get(name) or shallow(name)
+    overrides = sharded(name) if name in SHARDED else shallow(name)
     two, one = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *overrides)
     assert [record.keys() for record in records(two)] == [record.keys() for record in records(one)]
     for mine, theirs in zip(records(two), records(one), strict=True):
@@ -103,14 +103,14 @@ def held_out(folder: RunFolder) -> dict[str, list[float]]:
 
 def test_two_copies_of_two_shards_equal_one_process(ranks, tmp_path):
     (path,) = ranks.glob("hybrid/*/*")
-    hybrid, whole = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *UNEQUAL, *THREE_UPDATES)
-    shards = hybrid.checkpoints / "update=000002.shards"
+    two_by_two, whole = RunFolder(path), small_run(tmp_path, *TWO_UPDATES, *hybrid(), *THREE_UPDATES)
+    shards = two_by_two.checkpoints / "update=000002.shards"
     assert {len(entry["shards"]) for entry in json.loads((shards / "index.json").read_text()).values()} == {2}
-    resumed(hybrid, *ONE_RANK, "trainer.shard_size=null", *THREE_UPDATES, "allow_change=true")
-    for mine, theirs in zip(records(hybrid), records(whole), strict=True):
+    resumed(two_by_two, *ONE_RANK, "trainer.shard_size=null", *THREE_UPDATES, "allow_change=true")
+    for mine, theirs in zip(records(two_by_two), records(whole), strict=True):
         # Its second update was the last, which is evaluated.
         assert {name: mine[name] for name in theirs} == pytest.approx(theirs, rel=2e-3, abs=2e-4)
-    mine, theirs = (momentum(final_state(each)) for each in (hybrid, whole))
+    mine, theirs = (momentum(final_state(each)) for each in (two_by_two, whole))
     assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
 
 
