@@ -96,8 +96,8 @@ def test_composed_config_equals_that_of_hydra(words):
 
 def test_every_yaml_is_an_option_a_program_or_shared():
     shared = {path for path in CONF.rglob("*.yaml") if path.parent.name in ("base", "task", "launcher")}
-    # Those of dialects: tests/methods/test_dialects.py.
-    shared |= {*(CONF / "dialect").glob("*/*.yaml")}
+    # Those of dialects: tests/methods/test_dialects.py; those of papers: the jobs of sweep/literature.yaml.
+    shared |= {*(CONF / "dialect").glob("*/*.yaml"), *(CONF / "experiment" / "paper").glob("*.yaml")}
     recipes = {CONF / "experiment" / f"{name}.yaml" for name in RECIPES}
     assert {path for path in CONF.rglob("*.yaml") if path.parent.parent == CONF} | shared | recipes == {
         path for path in CONF.rglob("*.yaml") if path not in [CONF / f"{name}.yaml" for name in PROGRAMS]

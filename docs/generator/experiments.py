@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docs.generator.tables import comment_lines
 from postrain.config.paths import CONF
+from postrain.config.yaml_file import load_yaml
 
 ROOT = CONF.parent
 PARTS = re.compile(r"^(Question|Command|Rows|Result|Lesson)  ")
@@ -19,10 +20,28 @@ def experiments(_: str) -> str:
     return "\n\n".join(map(experiment, sorted((CONF / "experiment").glob("*.yaml"))))
 
 
+def papers(_: str) -> str:
+    """All experiments on the claims of papers: question, command, claims, result."""
+    return "\n\n".join(map(paper, sorted((CONF / "experiment" / "paper").glob("*.yaml"))))
+
+
+def paper(file: Path) -> str:
+    """One of them, with its source and its claims."""
+    node = load_yaml(file)["pipeline"]
+    reference, claims = node["reference"], node["expect"]
+    number = reference.get("arxiv")
+    link = f"[arXiv {number}](https://arxiv.org/abs/{number})" if number else ""
+    source = ", ".join(filter(None, (f"*{reference['title']}*", link, reference.get("where"), reference.get("model"))))
+    rows = [f"| {claim['claim']} | `{claim['holds']}` | {claim.get('published', '')} |" for claim in claims]
+    table = "\n".join(["| claim | holds if | published gap |", "|---|---|---|", *rows])
+    return f"{experiment(file)}\n\n**Source.** {source}\n\n{table}"
+
+
 def experiment(file: Path) -> str:
     """One experiment from the comment of its YAML."""
     first, *rest = comment_lines(file)
-    parts = [f"## {file.stem}", f"*{first}.*", f"```bash\npython train.py experiment={file.stem}\n```"]
+    name = file.relative_to(CONF / "experiment").with_name(file.stem)
+    parts = [f"## {name}", f"*{first}.*", f"```bash\npython train.py experiment={name}\n```"]
     for name, lines in sections(rest).items():
         if name == "Command":
             took = re.search(r"\((.*)\)", " ".join(lines))

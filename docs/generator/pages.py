@@ -37,6 +37,7 @@ def directives(logged: Logged) -> Mapping[str, Callable[[str], str]]:
         "losses": code.losses,
         "rules": code.rules,
         "experiments": experiments.experiments,
+        "papers": experiments.papers,
         "recipes": experiments.recipes,
         "sweeps": experiments.sweeps,
         "file": experiments.file,

@@ -21,7 +21,7 @@ from postrain.report.values import finite, mapping, records_of, text_of
 
 STYLES = {"reproduced": "done", "not here": "failed", "undecided": "unknown"}
 """The badge of each decision."""
-COLUMNS, WORDS = ("verdict", "published gap", "gap", "reason"), ("verdict", "reason")
+COLUMNS, WORDS = ("verdict", "published gap", "gap", "reason"), ("verdict", "gap", "reason")
 ABOUT = (
     "Each claim is an inequality of the metrics below. The gap is its left side minus its right side, paired by seed: "
     "mean with Student's t 95 % interval. Reproduced: the whole interval is on the claimed side. Not here: it is on "
@@ -151,8 +151,7 @@ def print_claims(found: Claims, console: Console) -> None:
         if one.reason:
             console.print(f"{one.decision}: {one.claim}: {one.reason}", soft_wrap=True, markup=False)
     console.print()
-    seeds = [f"seed {seed}" for seed in found.seeds]
-    console.print(console_table(("metric", "published", *seeds, "mean [95 % interval]"), _numbers(found)))
+    console.print(console_table(*_numbers(found)))
     for line in filter(None, (found.source, found.differences)):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -180,7 +179,7 @@ def _cells(one: ClaimResult) -> list[blocks.Cell]:
     return [
         blocks.Cell(decision_badge(one.decision), css="state"),
         blocks.Cell(one.published_text),
-        blocks.Cell(one.gap_text or "–", one.holds),
+        blocks.Cell(one.gap_text or "–", one.holds, css="words"),
         blocks.Cell(one.reason, css="words"),
     ]
 
@@ -212,9 +211,8 @@ def verdict_sentences(found: Sequence[tuple[JobResult, Claims]]) -> list[str]:
 
 def numbers_table(found: Claims) -> blocks.Table:
     """A row for each metric: published, by seed, and the mean with its interval."""
-    seeds = [f"seed {seed}" for seed in found.seeds]
-    rows = [(name, [*map(blocks.Cell, cells)]) for name, *cells in _numbers(found)]
-    return blocks.Table(("metric", "published", *seeds, "mean [95 % interval]"), rows)
+    columns, lines = _numbers(found)
+    return blocks.Table(columns, [(name, [*map(blocks.Cell, cells)]) for name, *cells in lines])
 
 
 def source_line(found: Claims) -> Markup:
@@ -229,16 +227,20 @@ def decision_badge(decision: str) -> Markup:
     return blocks.span(decision, f"badge {STYLES[decision]}")
 
 
-def _numbers(found: Claims) -> list[list[str]]:
-    return [
+def _numbers(found: Claims) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the metrics; without a column of published values if there are none."""
+    published = any(one.published is not None for one in found.quantities)
+    seeds = [f"seed {seed}" for seed in found.seeds]
+    rows = [
         [
             one.name,
-            "" if one.published is None else figure(one.published),
+            *([] if not published else ["" if one.published is None else figure(one.published)]),
             *(figure(one.seeds[seed]) if seed in one.seeds else "–" for seed in found.seeds),
             "–" if one.mean is None else _around(one.mean),
         ]
         for one in found.quantities
     ]
+    return ["metric", *(["published"] if published else []), *seeds, "mean [95 % interval]"], rows
 
 
 def _around(found: Number) -> str:

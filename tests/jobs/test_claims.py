@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Interval
 from postrain.jobs.claims import Claim, claims_of, decide, record
@@ -18,6 +19,7 @@ from postrain.jobs.quantities import claim_problems, setup
 from postrain.jobs.stages import check_seeds, over_seeds, split, stages_of
 from postrain.report.claims import read_claims
 from tests.cli.test_main import run
+from tests.training_runs import CONF
 
 HELD = """\
 # Two seeds of a shared stage and one that refers to it; all are calls of `measure`
@@ -307,3 +309,22 @@ def test_seed_of_a_pipeline_with_seeds_is_not_overridden():
         with pytest.raises(ConfigError, match=r"seed=3: the pipeline sets the seed .* write pipeline.seeds=\[0,1,2\]"):
             check_seeds(split([override], stages), {"seeds": [0]})
         check_seeds(split([override], stages), {})
+
+
+PAPERS = sorted((CONF / "experiment" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_claims_of_a_paper_are_readable_and_about_its_stages(path):
+    """Without composing the stages, which takes seconds."""
+    node = load_yaml(path)["pipeline"]
+    stages = {job.name for job in stages_of(node)}
+    stages |= {f"{name}.start" for name in stages}
+    assert node["reference"]["title"]
+    for one in claims_of(node["expect"]):
+        assert {name.partition("/")[0] for name in one.quantities} <= stages
+
+
+def test_every_paper_is_a_job_of_the_sweep_literature():
+    jobs = load_yaml(CONF.parent / "sweep" / "literature.yaml")["jobs"]
+    assert {f"experiment=paper/{path.stem}" for path in PAPERS} <= {word for words in jobs.values() for word in words}
