@@ -22,6 +22,7 @@ from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from postrain import __version__
 from postrain.config.foreign_keys import suggest_key
@@ -152,6 +153,9 @@ def to_config_error(error: Exception) -> ConfigError:
     """An error of Hydra or OmegaConf as one line that begins with the override or key."""
     if isinstance(error, RecursionError):
         return ConfigError("a reference ${...} leads back to itself, or a value is nested too deeply")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}; correct the YAML")
     lines = [line for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
     first, *rest = lines or [type(error).__name__]
     if first.startswith("Error merging override"):

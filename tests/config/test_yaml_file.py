@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
 from postrain.cli.user_conf import UserGroups
 from postrain.config import yaml_file
+from postrain.config.arguments import composition_errors
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.report.values import read_yaml
@@ -52,3 +54,11 @@ def test_aliases_and_their_number_are_counted_as_copies(tmp_path, monkeypatch):
     monkeypatch.setattr(yaml_file, "MAX_NODES", 28)
     with pytest.raises(yaml_file.yaml.YAMLError, match="more than 28 values"):
         load_yaml(file)
+
+
+def test_invalid_yaml_of_a_config_group_names_file_and_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("stages:\n  a: [method=sft, model.path=${stages.x.folder}]\n")
+    with pytest.raises(ConfigError) as caught, composition_errors():
+        OmegaConf.load(file)
+    assert str(caught.value) == f"{file}, line 2: expected ',' or ']', but got '{{'; correct the YAML"
