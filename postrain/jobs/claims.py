@@ -9,8 +9,10 @@
 `STAGE/METRIC` is a number of a stage, `STAGE.start/METRIC` that before training. Sums, differences and multiples are
 allowed on both sides, `A > B > C` is an order, and `A = B within 0.02` is an equivalence.
 
-For each seed the gap is the left side minus the right one. Student's t interval of the gaps decides: a claim is
-`reproduced` if the whole interval is on the claimed side, `not here` if it is on the other side, else `undecided`.
+For each seed the gap is the side that is claimed to be larger minus the other one; of an equivalence, left minus right.
+Student's t interval of the gaps decides: a claim is `reproduced` if the whole interval is on the claimed side, `not
+here` if it is on the other side, else `undecided`.
+
 An order is reproduced if all its neighbours are, and not here if one of its k neighbours is, with an interval of level
 1 − 0.05/k: without an effect, a claim is decided in at most 5 % of the cases.
 """

@@ -23,9 +23,9 @@ STYLES = {"reproduced": "done", "not here": "failed", "undecided": "unknown"}
 """The badge of each decision."""
 COLUMNS, WORDS = ("verdict", "published gap", "gap", "reason"), ("verdict", "gap", "reason")
 ABOUT = (
-    "Each claim is an inequality of the metrics below. The gap is its left side minus its right side, paired by seed: "
-    "mean with Student's t 95 % interval. Reproduced: the whole interval is on the claimed side. Not here: it is on "
-    "the other side. Undecided: it is on both."
+    "Each claim is an inequality of the metrics of stages. The gap is the side that is claimed to be larger minus the "
+    "other one, paired by seed: mean with Student's t 95 % interval. Reproduced: the whole interval is above 0, or "
+    "inside the tolerance. Not here: it is below 0, or outside. Undecided: it is on both sides."
 )
 
 
