@@ -11,12 +11,12 @@ from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.generation.critic import PRINCIPLES, CriticPath, read_principles
 from postrain.generation.prompts import PromptMaker
-from postrain.generation.selection import AIPreferences, PreferencePairs, Selection, TopK
+from postrain.generation.selection import AIPreferences, PreferencePairs, RevisionPairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward, scores_completions
 from postrain.rollout.engine import Engine
-from postrain.rollout.environment import SINGLE_TURN, Environment
+from postrain.rollout.environment import SINGLE_TURN, Environment, SingleTurn
 from postrain.rollout.local import LocalEngine
 from postrain.types import Count, Seed, Size
 
@@ -69,7 +69,8 @@ class GenerateConfig(Section):
     resume: str | None = None
     """Resume the generation in this folder: resume=runs/generate/nano/..."""
     allow_change: bool = False
-    """Allow changed settings when resuming; another selection= selects other rows of the same completions."""
+    """Allow changed settings when resuming. Completions, revisions and comparisons in the folder are kept; another
+    selection= selects other rows of them."""
     debug: bool = False
     """Show tracebacks."""
     paths: Paths = field(default_factory=Paths)
@@ -77,6 +78,7 @@ class GenerateConfig(Section):
 
     def __post_init__(self) -> None:
         assert self.constitution
+        self._refuse_without_effect()
         compares = isinstance(self.selection, AIPreferences)
         if compares and self.samples < 2:
             raise ConfigError("samples: expected at least 2, since selection=ai_preferences compares completions")
@@ -92,6 +94,25 @@ class GenerateConfig(Section):
             raise ConfigError(
                 f"reward: {target.__name__} compares two completions, but selection needs a score of each; choose "
                 "another reward, or selection=ai_preferences"
+            )
+
+    def _refuse_without_effect(self) -> None:
+        """Raises ConfigError for settings that this generation would not use."""
+        if self.prompts is not None:
+            unused = {
+                "critic": self.critic is not None,
+                "environment": not isinstance(self.environment, SingleTurn),
+                "greedy": self.greedy,
+                "samples": self.samples != type(self).samples,
+            }
+            if names := [name for name, given in unused.items() if given]:
+                raise ConfigError(
+                    f"{', '.join(names)}: no effect with prompts=, which samples prompts only; leave them out"
+                )
+        elif self.critic is not None and not isinstance(self.selection, RevisionPairs | AIPreferences):
+            raise ConfigError(
+                "critic: this selection uses none; choose selection=revisions, revised or ai_preferences, or leave it "
+                "out"
             )
 
     def check(self) -> None:
