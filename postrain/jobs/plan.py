@@ -229,9 +229,9 @@ class SweepPlanner:
         self.program = PROGRAMS[self.kind]
         self.numbers = count()
 
-    def __call__(self, settings: Sequence[Setting]) -> list[Job]:
-        """A job for each setting and seed. Raises one ConfigError with all problems."""
-        points = [*product(settings, self.study.seeds or (None,))]
+    def __call__(self, settings: Sequence[Setting], seeds: Sequence[int] | None = None) -> list[Job]:
+        """A job for each setting and seed, by default those of the study. Raises one ConfigError with all problems."""
+        points = [*product(settings, seeds or self.study.seeds or (None,))]
         found: list[Job] = []
         problems = Problems()
         for setting, seed in points:

@@ -5,7 +5,7 @@
     grid: {method.kl_coef: [0.0, 0.1, 0.4]}              all combinations; or
     jobs: {short: [method.updates=30], long: [...]}      settings by name; or
     search: {method.learning_rate: {low: 1e-5, high: 1e-3, log: true}}
-    seeds: [0, 1, 2]
+    seeds: [0, 1, 2]                                     sequential: {max_seeds: 12} adds seeds until decided
     metric: gold/total                                   direction: max or min, if the metric has no default
     plot: {x: eval/kl/exact, y: eval/reward/total}
 
@@ -35,12 +35,14 @@ from postrain.config.schema import Section
 from postrain.config.trust import plain_value
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
-from postrain.types import Count
+from postrain.report.sequential import Sequential
+from postrain.types import Count, Fraction
 
 # The key that holds the name of a setting of `jobs`.
 NAMED = "setting"
 BARE = re.compile(r"[A-Za-z0-9_./+-]+")
 Direction = Literal["max", "min"]
+UPDATES = "method.updates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,18 @@ class Plot(Section):
 
     x: str | None = None
     y: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving(Section):
+    """Trains all settings for a few updates, and only the best of them for more."""
+
+    updates: tuple[Count, ...] = ()
+    """Updates at which settings are compared, increasing; the last is that of a whole run. Empty trains all settings as
+    their configs say. Learning rates that follow a schedule follow that of each part: method.schedule=constant makes
+    the parts one run."""
+    keep: Fraction = 0.5
+    """Share of the settings that continue, rounded up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +82,10 @@ class Study:
     """Number of settings that a search tries."""
     seeds: tuple[int, ...] | None = None
     """Seeds; each setting runs once with each. null keeps the seed of the jobs' configs."""
+    sequential: Sequential = field(default_factory=Sequential)
+    """Adds further seeds after these until the settings are told apart."""
+    halving: Halving = field(default_factory=Halving)
+    """Trains only the best settings for all updates."""
     metric: str | None = None
     """Metric that compares the settings; null selects the metric of each job's method."""
     direction: Direction | None = None
@@ -145,7 +163,12 @@ def read(
     lists = {key: tuple(node[key]) for key in ("base", "seeds", "columns") if node.get(key) is not None}
     node["grid"] = {**node.get("grid", {}), **grid}
     _refuse_empty(node)
-    study = Study(**{**node, **lists, "plot": Plot(**node.get("plot", {}))})
+    sections = {"plot": Plot(**node.get("plot", {})), "sequential": Sequential(**node.get("sequential", {}))}
+    rungs = node.get("halving", {})
+    sections["halving"] = Halving(**{**rungs, "updates": tuple(rungs.get("updates", ()))})
+    study = Study(**{**node, **lists, **sections})
+    _check_sequential(study)
+    _check_halving(study)
     return name, study, [each for each in shared if each.lstrip("+").partition("=")[0] not in varied]
 
 
@@ -154,6 +177,34 @@ def _refuse_empty(node: Mapping[str, Any]) -> None:
     empty += ["sweep.seeds"] if node.get("seeds") is not None and not node["seeds"] else []
     if empty:
         raise ConfigError(f"{empty[0]}: expected at least one value; an empty list makes no job")
+
+
+def _check_sequential(study: Study) -> None:
+    """Raises ConfigError if seeds cannot be added to this study."""
+    most = study.sequential.max_seeds
+    if most is None:
+        if study.sequential != Sequential():
+            raise ConfigError("sweep.sequential.max_seeds: required; the most seeds per setting, such as 12")
+        return
+    if study.search:
+        raise ConfigError("sweep.sequential: a search tries each setting once; use a grid or jobs")
+    if not study.seeds:
+        raise ConfigError("sweep.seeds: sequential adds to them; give the first, as in seeds: [0, 1, 2]")
+    if len([*settings(study)]) < 2:
+        raise ConfigError("sweep.sequential: compares settings; give at least two")
+
+
+def _check_halving(study: Study) -> None:
+    """Raises ConfigError if settings cannot be left out of this study."""
+    rungs = study.halving.updates
+    if not rungs:
+        return
+    if study.search or study.sequential.max_seeds:
+        raise ConfigError("sweep.halving: not with search or sequential; leave one out")
+    if len(rungs) < 2 or any(later <= earlier for earlier, later in itertools.pairwise(rungs)):
+        raise ConfigError(f"sweep.halving.updates: expected increasing numbers, such as [10, 30, 90], got {[*rungs]}")
+    if UPDATES in study.grid:
+        raise ConfigError(f"sweep.halving: sets {UPDATES} itself; leave it out of the grid")
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

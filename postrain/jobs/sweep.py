@@ -25,9 +25,11 @@ from postrain.errors import ConfigError
 from postrain.formatting import duration, figure
 from postrain.hardware.environment import refuse_ranks
 from postrain.jobs.graph import Job, is_done
+from postrain.jobs.halving import first_rung, run_halving
 from postrain.jobs.launchers import Launcher, launcher_of
 from postrain.jobs.plan import Composer, SweepPlanner, flags, in_earlier_folder
 from postrain.jobs.search import check_search, search
+from postrain.jobs.sequential import run_until_decided
 from postrain.jobs.study import Study, read, settings
 from postrain.jsonl import atomic_write_text, plain
 from postrain.report import write_report
@@ -130,7 +132,8 @@ def execute(
     )
     if study.search:
         check_search(study)
-    jobs = [] if study.search else distinct(planner([*settings(study)]))
+    points = first_rung(study) if study.halving.updates else [*settings(study)]
+    jobs = [] if study.search else distinct(planner(points))
     name = config.name or name
     folder = earlier or _new(config, name, study, shared)
     sweep = Sweep(name, study, folder, launcher, config.get("report", True))
@@ -147,6 +150,10 @@ def _run(sweep: Sweep, jobs: Sequence[Job], planner: SweepPlanner) -> int:
         try:
             if sweep.study.search:
                 jobs = search(sweep, planner)
+            elif sweep.study.halving.updates:
+                jobs = run_halving(sweep, planner, jobs)
+            elif sweep.study.sequential.max_seeds:
+                jobs = run_until_decided(sweep, planner, jobs)
             else:
                 jobs = [in_earlier_folder(job, sweep.folder) for job in jobs]
                 sweep.write([*earlier_jobs(sweep.folder, jobs), *jobs])

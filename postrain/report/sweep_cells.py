@@ -120,6 +120,11 @@ def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
         yield Cell({}, label, (), _means(known), sum(name == metric for name, _ in known))
 
 
+def values_of(cell: Cell, metric: str) -> dict[int | None, float]:
+    """A metric by seed."""
+    return {job.seed: job.values[metric] for job in cell.jobs if metric in job.values}
+
+
 def before(cell: Cell) -> dict[tuple[str, int | None], float]:
     """The metrics of a setting's finished jobs at update 0, by metric and seed."""
     return {(name, job.seed): both[0] for job in cell.jobs for name, both in job.changes.items()}

@@ -17,6 +17,7 @@ from postrain.config import renamed
 from postrain.errors import ConfigError
 from postrain.jsonl import number, read_json
 from postrain.metrics import Direction, comparison_metric, direction_of
+from postrain.report.sequential import Sequential, rule_of
 from postrain.report.sweep_cells import Cell, JobResult, cells_of, untrained
 from postrain.report.values import LARGEST, finite, mapping, read_records, read_yaml
 from postrain.runs.status import Status
@@ -48,6 +49,8 @@ class SweepResult:
     cells: tuple[Cell, ...]
     untrained: tuple[Cell, ...] = field(default=())
     """Update 0 of the same jobs: one row, or several where the settings start from different models."""
+    sequential: Sequential | None = None
+    """The rule by which seeds were added; None for fixed seeds."""
     missing: tuple[str, ...] = field(default=())
     """A line for each file or metric that could not be read."""
 
@@ -117,6 +120,7 @@ def read_sweep(path: Path) -> SweepResult:
         settings=settings,
         cells=cells,
         untrained=tuple(untrained(cells, metric)) if metric else (),
+        sequential=rule_of(node),
         missing=(*missing, *_unmeasured(jobs, wanted, metric), *_diverged(cells)),
     )
 

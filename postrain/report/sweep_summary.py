@@ -4,13 +4,14 @@ with claims, a table of verdicts.
 The sentences compare the best setting with the next one and with the untrained model, over shared seeds and in every
 metric of the question, and name the settings that collapsed. Differences are paired by seed: equal seeds share data
 order and samples, so the interval of the differences is narrower than that of two separate means. A difference is
-decided when its 95 % interval (Student's t) excludes 0; with fewer than two shared seeds it never is.
+decided when its 95 % interval (Student's t; anytime-valid if seeds were added until it was) excludes 0; with fewer than
+two shared seeds it never is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf
+from math import comb, inf
 from statistics import fmean
 
 from rich.table import Table
@@ -20,7 +21,8 @@ from postrain.formatting import console_table, duration, figure, markdown_table,
 from postrain.jsonl import number
 from postrain.metrics import bounds
 from postrain.report.claims import claims_of_jobs, verdict_rows, verdict_sentences
-from postrain.report.sweep_cells import Cell, JobResult, before
+from postrain.report.sequential import decide, paired_interval
+from postrain.report.sweep_cells import Cell, JobResult, before, values_of
 from postrain.report.sweep_results import SweepResult, numeric_key
 
 ABOUT = (
@@ -107,7 +109,7 @@ def sentences(study: SweepResult) -> list[str]:
         return []
     if claims := claims_of_jobs(study.jobs):
         return verdict_sentences(claims)
-    return [*_compared(study), *_range(study), *_against_untrained(study), *_collapsed(study)]
+    return [*_compared(study), *_decided(study), *_range(study), *_against_untrained(study), *_collapsed(study)]
 
 
 def paired(one: Mapping[int | None, float], other: Mapping[int | None, float], metric: str) -> tuple[Interval, int]:
@@ -120,11 +122,6 @@ def paired(one: Mapping[int | None, float], other: Mapping[int | None, float], m
         return Interval(float("nan"), -inf, inf), 0
     low, high = bounds(metric)
     return mean_interval(gaps, low - high, high - low) if high < inf else mean_interval(gaps), len(gaps)
-
-
-def values_of(cell: Cell, metric: str) -> dict[int | None, float]:
-    """A metric by seed."""
-    return {job.seed: job.values[metric] for job in cell.jobs if metric in job.values}
 
 
 def with_interval(value: Interval) -> str:
@@ -148,20 +145,22 @@ def _compared(study: SweepResult) -> Iterable[str]:
         name = f"the {'highest' if study.direction == 'max' else 'lowest'} {short(metric)}"
         means = [f"{with_interval(cell.values[metric])} (n={cell.n})" for cell in (best, following)]
         yield f"{best.label} has {name}, {means[0]}; next is {following.label} with {means[1]}."
-        yield f"{_difference(best, following, metric, study.direction)}"
+        yield f"{_difference(study, best, following, metric, study.direction)}"
         for other in study.quantities[1:]:
             if other in best.values and other in following.values:
                 both = f"{with_interval(best.values[other])} against {with_interval(following.values[other])}"
-                yield f"{short(other).capitalize()}: {both}. {_difference(best, following, other)}"
+                yield f"{short(other).capitalize()}: {both}. {_difference(study, best, following, other)}"
 
 
 def _has(cell: Cell, metric: str) -> str:
     return f"{cell.label} has {short(metric)} {with_interval(cell.values[metric])} (n={cell.n})"
 
 
-def _difference(one: Cell, other: Cell, metric: str, direction: str | None = None) -> str:
+def _difference(study: SweepResult, one: Cell, other: Cell, metric: str, direction: str | None = None) -> str:
     """The paired difference and its decision: better where a direction is given, else more or less."""
     gap, n = paired(values_of(one, metric), values_of(other, metric), metric)
+    if study.sequential and n:
+        gap = paired_interval(one, other, metric, study.sequential, comb(len(study.cells), 2))
     if n == 0:
         return f"{one.label} and {other.label} have no finished seed in common: undecided."
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
@@ -172,6 +171,24 @@ def _difference(one: Cell, other: Cell, metric: str, direction: str | None = Non
         return f"{found}: undecided, it may be chance."
     word = "is better" if direction else f"has {'more' if gap.value > 0 else 'less'}"
     return f"{found}: {one.label} {word}."
+
+
+def _decided(study: SweepResult) -> Iterable[str]:
+    """What a sweep with added seeds has decided, and after how many of its jobs."""
+    rule, metric = study.sequential, study.metric
+    if rule is None or metric is None or len(study.cells) < 2:
+        return
+    found = decide(study.cells, metric, study.direction, rule)
+    state = "Decided" if found.has_answer(study.cells) else "Undecided"
+    done, most = sum(cell.n for cell in study.cells), len(study.cells) * (rule.max_seeds or 0)
+    facts = [f"{other} is beaten by {one}" for other, one in found.beaten.items()]
+    facts += [f"{one} and {other} are open" for one, other in found.undecided]
+    equal = [cell.label for cell in study.cells if cell.label not in found.beaten]
+    if len(equal) > 1 and not found.undecided:
+        facts.append(f"{' and '.join(equal)} differ by less than {figure(rule.equal_within or 0)}")
+    yield f"{state} after {done} of at most {most} jobs, wrong with a probability of at most {rule.error:.0%}: " + (
+        f"{'; '.join(facts)}."
+    )
 
 
 def _range(study: SweepResult) -> Iterable[str]:

@@ -1,0 +1,79 @@
+"""Sweeps with successive halving: all settings for a few updates, the best for more, continued by forks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from postrain.jobs.graph import Job
+from postrain.jobs.launchers import Ended
+from postrain.jobs.session import TRAIN, execute
+from postrain.report.sweep_results import read_sweep
+from postrain.runs.folder import RunFolder
+from tests.jobs.sweeps import Program, sweep
+from tests.training_runs import SMALL, composed, records, shallow
+
+
+class TrainsInProcess:
+    """A launcher that trains in this process."""
+
+    jobs = 1
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        for job in jobs:
+            if not (folder / job.folder / "result.json").exists():
+                self.ran.append(job.name)
+                execute(TRAIN, composed(job.overrides), overrides=job.overrides, directory=folder / job.folder)
+                ended(job)
+
+
+def test_the_better_half_continues_where_its_last_run_ended(tmp_path, monkeypatch, capsys) -> None:
+    launcher = TrainsInProcess()
+    monkeypatch.setattr("postrain.jobs.sweep.launcher_of", lambda *_: launcher)
+    rates = "method.learning_rate=1e-6,1e-4,1e-5,2e-3"
+    words = [*SMALL, *shallow("sft"), rates, "method.schedule=constant", "method.warmup=0", "evaluation.completions=0"]
+    words += [f"paths.sweeps={tmp_path}", "sweep.halving.updates=[1,2,4]", "sweep.metric=eval/loss"]
+    assert (
+        sweep(Program(), "-m", *(word for word in words if not word.startswith("method.updates")), launcher="local")
+        == 0
+    )
+    names = [f"learning_rate={rate} updates={updates}" for updates, rates in RUNGS.items() for rate in rates]
+    assert launcher.ran == names
+    said = capsys.readouterr().out
+    assert "after 1 updates 2 of 4 settings continue; left out: learning_rate=1e-06, learning_rate=1e-05" in said
+    (path,) = tmp_path.glob("multirun/*")
+    found = read_sweep(path)
+    assert [(cell.settings["method.updates"], cell.n) for cell in found.cells] == [(1, 1), (2, 1), (1, 1), (4, 1)]
+    assert found.best is found.cells[3]
+    # The last run of the best setting has all its updates, each made once.
+    best = RunFolder(path / json.loads((path / "jobs.json").read_text())[3]["folder"])
+    assert [record["update"] for record in records(best)] == [0, 1, 2, 3, 4]
+    assert json.loads(best.fork.read_text())["update"] == 2
+    launcher.ran.clear()
+    assert sweep(Program(), f"resume={path}", "report=false", launcher="local") == 0
+    assert launcher.ran == []
+
+
+RUNGS = {1: ["1e-06", "0.0001", "1e-05", "0.002"], 2: ["0.002", "0.0001"], 4: ["0.002"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep.halving.updates=[9]"], "sweep.halving.updates: expected increasing numbers, such as [10, 30, 90]"),
+        (["sweep.halving.updates=[9,3]"], "sweep.halving.updates: expected increasing numbers"),
+        (["sweep.halving.updates=[3,9]", "method.updates=3,4"], "sweep.halving: sets method.updates itself"),
+        (["sweep.halving.updates=[3,9]", "seed=0,1", "sweep.sequential.max_seeds=4"], "sweep.halving: not with search"),
+    ],
+)
+def test_a_study_that_cannot_be_halved_is_one_line(words, message, tmp_path, capsys) -> None:
+    given = ["-m", "method=ppo", "method.kl_coef=0.1,0.4", f"paths.sweeps={tmp_path}", *words]
+    assert sweep(Program(), *given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
