@@ -10,13 +10,16 @@ from typing import Any
 
 from postrain.config.check import problems_of
 from postrain.config.schema import Section
+from postrain.data.repetition import collapsed
+from postrain.formatting import figure
 from postrain.generation.generate import SUMMARY
 from postrain.jobs.claims import QUANTITY, claims_of, names_of, record
 from postrain.jobs.graph import START, Job
 from postrain.jsonl import number, read_json
 from postrain.metrics import declared
-from postrain.report.sweep_results import measured
+from postrain.report.sweep_results import KL, measured
 from postrain.runs.folder import RunFolder
+from postrain.training.diagnostic_checks import LARGE_KL
 
 GENERATED = ("greedy", "sampled", "solved")
 """Metrics of a generation: accuracy greedy and sampled, and pass@n."""
@@ -88,7 +91,26 @@ def decided(node: Mapping[str, Any], jobs: Sequence[Job], root: Path) -> dict[st
     if "expect" not in node:
         return {}
     claims, reference = claims_of(node["expect"]), node.get("reference", {})
-    return record(claims, values(names_of(claims, reference), jobs, root), reference, setup(jobs))
+    found = record(claims, values(names_of(claims, reference), jobs, root), reference, setup(jobs))
+    for claim, one in zip(claims, found["claims"], strict=True):
+        if one["decision"] != "reproduced":
+            one["reason"] = "; ".join(filter(None, [one["reason"], *warning_signs(claim.quantities, jobs, root)]))
+    return found
+
+
+def warning_signs(names: Sequence[str], jobs: Sequence[Job], root: Path) -> Iterator[str]:
+    """What the runs of these quantities suggest as a reason: collapsed completions, a policy far from its reference."""
+    stages = dict.fromkeys(name.partition("/")[0].removesuffix(f".{START}") for name in names)
+    for stage in stages:
+        runs = [job for job in jobs if job.name == stage and job.kind == "train"]
+        changes = [read_json(RunFolder(root / job.folder).result).get("changes") or {} for job in runs]
+        ends = [[{name: both[end] for name, both in one.items()} for end in (0, -1)] for one in changes]
+        collapses = [found for before, after in ends if (found := collapsed(before, after))]
+        far = [after[KL] for _, after in ends if (number(after.get(KL)) or 0.0) > LARGE_KL]
+        if collapses:
+            yield f"the completions of {stage} collapsed in {len(collapses)} of {len(runs)} seeds: {collapses[0]}"
+        if far:
+            yield f"KL(policy‖reference) of {stage} is up to {figure(max(far))} nats/token"
 
 
 def values(names: Sequence[str], jobs: Sequence[Job], root: Path) -> dict[int, dict[str, float]]:

@@ -15,7 +15,7 @@ from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Interval
 from postrain.jobs.claims import Claim, claims_of, decide, record
 from postrain.jobs.graph import Job, references
-from postrain.jobs.quantities import claim_problems, setup
+from postrain.jobs.quantities import claim_problems, setup, warning_signs
 from postrain.jobs.stages import check_seeds, over_seeds, split, stages_of
 from postrain.report.claims import read_claims
 from tests.cli.test_main import run
@@ -188,6 +188,18 @@ def test_quantity_that_no_stage_measures_is_refused(quantity, problem):
     found = [*claim_problems(node, stages())]
     assert len(found) == bool(problem)
     assert all(line.startswith("pipeline.expect[0].holds: ") and problem in line for line in found)
+
+
+def test_reason_names_collapsed_and_distant_policies(tmp_path):
+    jobs = [Job(name="rl", folder=f"{seed}", seed=seed) for seed in (0, 1)]
+    for seed, (distinct, kl) in enumerate(((0.02, 0.7), (0.9, 0.1))):
+        (tmp_path / str(seed)).mkdir()
+        changes = {"eval/completion/distinct": [0.8, distinct], "eval/kl/exact": [0.0, kl]}
+        (tmp_path / str(seed) / "result.json").write_text(json.dumps({"changes": changes}))
+    assert [*warning_signs(["rl/gold/total", "rl.start/gold/total", "test/x"], jobs, tmp_path)] == [
+        "the completions of rl collapsed in 1 of 2 seeds: 2% of the completions are different (80% before training)",
+        "KL(policy‖reference) of rl is up to 0.70 nats/token",
+    ]
 
 
 def test_reference_is_checked():
