@@ -51,7 +51,8 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
     sections = (
         section(
             "The answer",
-            *map(blocks.Text, sentences(study)),
+            # The table of claims has the reasons.
+            *map(blocks.Text, sentences(study)[: 1 if claims else None]),
             blocks.note(_unfinished(study), tone="warn"),
             found,
             blocks.Pictures([drawn] if drawn else [], large=True),
