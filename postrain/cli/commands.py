@@ -21,6 +21,7 @@ COMMANDS = {
     "merge": "merge a run's adapter into its base model, with a check of the logits: postrain merge RUN",
     "export": "write a GGUF file and a Modelfile for llama.cpp and Ollama: postrain export RUN --gguf q8_0",
     "report": "write the report of a run or sweep, or an index of a folder: postrain report runs --open",
+    "verify": "re-execute random updates of a run and compare them bit for bit: postrain verify RUN",
     "help": "describe a key, a group or an option: postrain help method.kl_coef",
     "world": "print rows of the bundled world: postrain world --kind preferences",
 }

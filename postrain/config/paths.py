@@ -22,6 +22,7 @@ MODULES = {
     "merge": "postrain.cli.merge",
     "export": "postrain.cli.export",
     "report": "postrain.report",
+    "verify": "postrain.cli.verify",
     "world": "postrain.world",
 }
 """The modules of sub-commands other than train and help."""

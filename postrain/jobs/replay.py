@@ -13,13 +13,16 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
 from postrain.config.schema import TARGET
 from postrain.config.tree import SESSION, parse
+from postrain.config.trust import UntrustedFolder, override_items
 from postrain.errors import ConfigError, Interrupted
 from postrain.hardware.environment import refuse_ranks
 from postrain.jobs.lifecycle import run_session, silence_library_warnings
+from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
 from postrain.runs.forks import ForkPoint, checkpoint_of, update_of_checkpoint
 from postrain.runs.interrupt import Interrupt
@@ -48,7 +51,7 @@ def replay(
     ForkPoint(run, first).copy_past(run, folder, checked_config(run))
     interrupt = Interrupt(stop_after=last)
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), threads_of(run):
             run_session(train, config, folder, interrupt, command=("replay",), callbacks=callbacks)
     except Interrupted:
         if interrupt.received:
@@ -64,6 +67,28 @@ def replay_config(run: RunFolder, **session: Any) -> Mapping[str, Any]:
     trainer = {**saved["trainer"], "checkpoints_kept": ALL}
     logger = {TARGET: f"{NoTracker.__module__}.{NoTracker.__qualname__}"}
     return {**saved, **SESSION, "fork": None, "trainer": trainer, "logger": logger, "report": False, **session}
+
+
+def trusted_run(path: str, confirmed: Sequence[str], key: str) -> RunFolder:
+    """The training run in a folder. Raises ConfigError if it sets values that are not `confirmed` as KEY=VALUE."""
+    run = RunFolder.open(path, key)
+    saved = checked_config(run)
+    if "method" not in saved or "selection" in saved:
+        raise ConfigError(f"{key}: {run.path} is not a training run; give the folder of one")
+    UntrustedFolder(run.path, override_items(confirmed)).check(saved, TrainConfig)
+    return run
+
+
+@contextmanager
+def threads_of(run: RunFolder) -> Iterator[None]:
+    """Uses as many threads as the run: a sum that is divided among threads has other rounding errors."""
+    before, recorded = torch.get_num_threads(), read_json(run.manifest).get("hardware")
+    threads = recorded.get("threads") if isinstance(recorded, dict) else None
+    torch.set_num_threads(threads if isinstance(threads, int) and 0 < threads <= 1024 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def needs_replay(point: ForkPoint) -> bool:

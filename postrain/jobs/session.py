@@ -30,7 +30,7 @@ from postrain.jobs.lifecycle import C, Config, run_session, silence_library_warn
 from postrain.jobs.replay import needs_replay, shared_past
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, config_hash
-from postrain.runs.forks import FORK, ForkPoint
+from postrain.runs.forks import FORK, ForkPoint, record_changes
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.resume import check_model, checked_config, resumed_config, saved_config
 from postrain.training.config import TrainConfig
@@ -88,6 +88,8 @@ def execute(
     point = ForkPoint.parse(ready.fork) if isinstance(ready, TrainConfig) and ready.fork and not earlier else None
     if began := earlier or (point and point.run):
         check_model(began, resolved)
+    if earlier and isinstance(ready, TrainConfig) and is_first_rank():
+        record_changes(earlier, settings(ready))
     with shared_past(point) if point and is_first_rank() else nullcontext() as past:
         folder = earlier or (new_folder(ready, directory) if is_first_rank() else None)
         is_new = earlier is None and directory is None

@@ -98,6 +98,11 @@ class RunFolder:
         return self.path / "fork.json"
 
     @property
+    def changes(self) -> JsonLines:
+        """Of a run that was resumed with other settings: the update, and what was changed."""
+        return JsonLines(self.path / "changes.jsonl")
+
+    @property
     def result(self) -> Path:
         return self.path / "result.json"
 

@@ -20,7 +20,7 @@ from postrain.config.tree import SESSION
 from postrain.errors import ConfigError
 from postrain.jsonl import atomic_write_text, read_json, update_of
 from postrain.runs.folder import RunFolder, writing
-from postrain.runs.resume import changed_config, checked_config, differing
+from postrain.runs.resume import changed_config, checked_config, differing, saved_config
 from postrain.runs.status import SHARDS, checkpoints
 
 FORK = "fork"
@@ -97,6 +97,15 @@ class ForkPoint:
                 record["fingerprint"] = data.get("fingerprint") if isinstance(data, dict) else None
             text = json.dumps(record, indent=1, ensure_ascii=False, default=str)
             atomic_write_text(folder.fork, text + "\n")
+
+
+def record_changes(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    """Appends the settings of training that a resumed run changes to changes.jsonl, with its newest checkpoint."""
+    changes = [line for line in differing(saved_config(folder), config) if not _concerns(line, NOT_LISTED)]
+    if changes:
+        newest = checkpoints(folder.path)[-1:]
+        with writing(folder.path):
+            folder.changes.append({"update": max(map(update_of_checkpoint, newest), default=0), "changes": changes})
 
 
 def copy_state(source: RunFolder, update: int, folder: RunFolder) -> None:
