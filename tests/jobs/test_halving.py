@@ -33,12 +33,12 @@ class TrainsInProcess:
                 ended(job)
 
 
-def test_the_better_half_continues_where_its_last_run_ended(tmp_path, monkeypatch, capsys) -> None:
+def test_the_best_setting_continues_where_its_last_run_ended(tmp_path, monkeypatch, capsys) -> None:
     launcher = TrainsInProcess()
     monkeypatch.setattr("postrain.jobs.sweep.launcher_of", lambda *_: launcher)
-    rates = "method.learning_rate=1e-6,1e-4,1e-5,2e-3"
+    rates = "method.learning_rate=1e-6,2e-3,1e-5"
     words = [*SMALL, *shallow("sft"), rates, "method.schedule=constant", "method.warmup=0", "evaluation.completions=0"]
-    words += [f"paths.sweeps={tmp_path}", "sweep.halving.updates=[1,2,4]", "sweep.metric=eval/loss"]
+    words += [f"paths.sweeps={tmp_path}", "sweep.halving={updates:[1,3],keep:0.3}", "sweep.metric=eval/loss"]
     assert (
         sweep(Program(), "-m", *(word for word in words if not word.startswith("method.updates")), launcher="local")
         == 0
@@ -46,21 +46,21 @@ def test_the_better_half_continues_where_its_last_run_ended(tmp_path, monkeypatc
     names = [f"learning_rate={rate} updates={updates}" for updates, rates in RUNGS.items() for rate in rates]
     assert launcher.ran == names
     said = capsys.readouterr().out
-    assert "after 1 updates 2 of 4 settings continue; left out: learning_rate=1e-06, learning_rate=1e-05" in said
+    assert "after 1 updates 1 of 3 settings continue; left out: learning_rate=1e-06, learning_rate=1e-05" in said
     (path,) = tmp_path.glob("multirun/*")
     found = read_sweep(path)
-    assert [(cell.settings["method.updates"], cell.n) for cell in found.cells] == [(1, 1), (2, 1), (1, 1), (4, 1)]
-    assert found.best is found.cells[3]
+    assert [(cell.settings["method.updates"], cell.n) for cell in found.cells] == [(1, 1), (3, 1), (1, 1)]
+    assert found.best is found.cells[1]
     # The last run of the best setting has all its updates, each made once.
-    best = RunFolder(path / json.loads((path / "jobs.json").read_text())[3]["folder"])
-    assert [record["update"] for record in records(best)] == [0, 1, 2, 3, 4]
-    assert json.loads(best.fork.read_text())["update"] == 2
+    best = RunFolder(path / json.loads((path / "jobs.json").read_text())[1]["folder"])
+    assert [record["update"] for record in records(best)] == [0, 1, 2, 3]
+    assert json.loads(best.fork.read_text())["update"] == 1
     launcher.ran.clear()
     assert sweep(Program(), f"resume={path}", "report=false", launcher="local") == 0
     assert launcher.ran == []
 
 
-RUNGS = {1: ["1e-06", "0.0001", "1e-05", "0.002"], 2: ["0.002", "0.0001"], 4: ["0.002"]}
+RUNGS = {1: ["1e-06", "0.002", "1e-05"], 3: ["0.002"]}
 
 
 @pytest.mark.parametrize(
