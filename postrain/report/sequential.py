@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import inf
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
 
 from postrain.config.schema import Section
 from postrain.evaluation.anytime import anytime_interval
 from postrain.evaluation.estimate import Interval
 from postrain.metrics import Direction
 from postrain.report.sweep_cells import Cell, values_of
-from postrain.types import Count, Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,11 @@ class Sequential(Section):
     """When a sweep stops adding seeds. All settings with equal seeds share data order and sampling noise, so their
     differences are paired; the intervals are anytime-valid, so looking after every seed costs no confidence."""
 
-    max_seeds: Count | None = None
+    max_seeds: Annotated[int, Ge(2)] | None = None
     """Seeds per setting at which an undecided sweep ends; null adds none to those of the study."""
-    error: Fraction = 0.05
+    error: Annotated[float, Gt(0), Lt(1)] = 0.05
     """Probability of any wrong decision in the sweep, at most. It is divided among the pairs of settings."""
-    equal_within: Positive | None = None
+    equal_within: Annotated[float, Gt(0)] | None = None
     """Settings whose difference is certainly smaller are equal, in the unit of the metric; null decides only whether a
     difference is 0."""
 
