@@ -33,6 +33,10 @@ class Sequential(Section):
     """Settings whose difference is certainly smaller are equal, in the unit of the metric; null decides only whether a
     difference is 0."""
 
+    def equal(self, gap: Interval) -> bool:
+        """Whether a difference is certainly smaller than `equal_within`."""
+        return self.equal_within is not None and -self.equal_within < gap.low <= gap.high < self.equal_within
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -59,7 +63,7 @@ def decide(cells: Sequence[Cell], metric: str, direction: Direction, rule: Seque
         if gap.low > 0 or gap.high < 0:
             better, worse = (one, other) if sign * gap.value > 0 else (other, one)
             beaten.setdefault(worse.label, better.label)
-        elif rule.equal_within is not None and -rule.equal_within < gap.low <= gap.high < rule.equal_within:
+        elif rule.equal(gap):
             same.add((one.label, other.label))
     names = ((one.label, other.label) for one, other in pairs)
     return Decisions(beaten, tuple(pair for pair in names if pair not in same and not {*pair} & {*beaten}))

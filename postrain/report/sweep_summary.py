@@ -165,6 +165,8 @@ def _difference(study: SweepResult, one: Cell, other: Cell, metric: str, directi
         return f"{one.label} and {other.label} have no finished seed in common: undecided."
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
     found = f"Paired difference over {seeds}: {with_interval(gap)}"
+    if study.sequential and metric == study.metric and study.sequential.equal(gap):
+        return f"{found}: equal within {figure(study.sequential.equal_within or 0)}."
     if n == 1:
         return f"{found}. One seed cannot separate it from chance: undecided."
     if gap.low <= 0 <= gap.high:

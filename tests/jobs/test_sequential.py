@@ -123,6 +123,8 @@ def test_equal_settings_end_a_sweep(tmp_path) -> None:
     words = ["-m", "method=ppo", "method.batch_size=4,8", "seed=0,1,2", f"paths.sweeps={tmp_path}", "report=false"]
     assert sweep(program, *words, "sweep.sequential={max_seeds:9,equal_within:0.01}") == 0
     assert len(program.ran) == 6
+    (folder,) = tmp_path.glob("multirun/*")
+    assert "Paired difference over 3 shared seeds: 0: equal within 0.01." in sentences(read_sweep(folder))
 
 
 @pytest.mark.parametrize(
