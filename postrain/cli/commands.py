@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "sample, score and select completions: postrain generate model=run model.path=RUN",
     "stress": "attack a reward before training against it: postrain stress reward=learned reward.path=RUN",
     "explain": "what makes two runs differ, by the effect of each key: postrain explain RUN_A RUN_B",
+    "probe": "bias and signal-to-noise ratio of the gradient, per estimator: postrain probe RUN",
     "chat": "chat with a model: postrain chat RUN",
     "merge": "merge a run's adapter into its base model, with a check of the logits: postrain merge RUN",
     "export": "write a GGUF file and a Modelfile for llama.cpp and Ollama: postrain export RUN --gguf q8_0",

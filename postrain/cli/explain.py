@@ -105,7 +105,7 @@ class Explanation:
         every = list(differences(a.config, b.config))
         inside = [one for one in every if not one.is_around]
         checkpoint, done = checkpoint_before(a.folder, update)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("updates", total=len(inside) + 3)
 
             def trace(config: Mapping[str, Any]) -> UpdateTrace:

@@ -18,6 +18,7 @@ MODULES = {
     "generate": "postrain.generate",
     "stress": "postrain.stress",
     "explain": "postrain.cli.explain",
+    "probe": "postrain.cli.probe",
     "chat": "postrain.cli.chat",
     "merge": "postrain.cli.merge",
     "export": "postrain.cli.export",

@@ -1,0 +1,48 @@
+"""Scale, bias and signal-to-noise ratio of gradients against worked numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from postrain.evaluation.gradient_noise import between_updates, gradient_quality
+
+UNBIASED = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])
+"""Products of different updates: 1, 1 and 1 − 1 = 0, on average 2/3. Squared lengths: 1, 2 and 2, on average 5/3."""
+
+
+def test_products_of_an_update_with_itself_do_not_count():
+    assert between_updates(UNBIASED @ UNBIASED.T) == pytest.approx(2 / 3)
+
+
+def test_a_multiple_of_the_unbiased_gradient_has_a_scale_and_no_bias():
+    found = gradient_quality(2 * UNBIASED, UNBIASED)
+    # SNR: 4 · 2/3 / (4 · 5/3 − 4 · 2/3) = 2/3, as without the factor.
+    assert (found.scale, found.bias.value, found.cosine.value, found.snr.value) == pytest.approx((2, 0, 1, 2 / 3))
+    assert found.bias.high == pytest.approx(0, abs=1e-6)
+    assert found.snr.n == 3
+
+
+def test_a_constant_error_is_a_bias():
+    found = gradient_quality(UNBIASED + torch.tensor([0.0, 0.0, 0.5]), UNBIASED)
+    # |error|² / |E r|² = 0.25 / (2/3)
+    assert found.scale == pytest.approx(1)
+    assert found.bias.value == pytest.approx(math.sqrt(0.375))
+    assert found.cosine.value == pytest.approx(1 / math.sqrt(1.375))
+
+
+def test_noise_of_an_estimator_lowers_its_snr_and_is_no_bias():
+    # Orthogonal noise in every update: its products with other updates are 0.
+    noise = torch.cat([torch.zeros(3, 3), torch.eye(3)], 1)
+    unbiased = torch.cat([UNBIASED, torch.zeros(3, 3)], 1)
+    found = gradient_quality(unbiased + noise, unbiased)
+    assert found.bias.value == pytest.approx(0, abs=1e-6)
+    # (2/3) / (5/3 + 1 − 2/3)
+    assert found.snr.value == pytest.approx(1 / 3)
+
+
+def test_fewer_than_three_updates_are_refused():
+    with pytest.raises(ValueError, match="at least three updates"):
+        gradient_quality(UNBIASED[:2], UNBIASED[:2])
