@@ -166,7 +166,7 @@ def _difference(study: SweepResult, one: Cell, other: Cell, metric: str, directi
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
     found = f"Paired difference over {seeds}: {with_interval(gap)}"
     if study.sequential and metric == study.metric and study.sequential.equal(gap):
-        return f"{found}: equal within {figure(study.sequential.equal_within or 0)}."
+        return f"{found}: equal within {study.sequential.equal_within:g}."
     if n == 1:
         return f"{found}. One seed cannot separate it from chance: undecided."
     if gap.low <= 0 <= gap.high:
@@ -187,7 +187,7 @@ def _decided(study: SweepResult) -> Iterable[str]:
     facts += [f"{one} and {other} are open" for one, other in found.undecided]
     equal = [cell.label for cell in study.cells if cell.label not in found.beaten]
     if len(equal) > 1 and not found.undecided:
-        facts.append(f"{' and '.join(equal)} differ by less than {figure(rule.equal_within or 0)}")
+        facts.append(f"{' and '.join(equal)} differ by less than {rule.equal_within:g}")
     yield f"{state} after {done} of at most {most} jobs, wrong with a probability of at most {rule.error:.0%}: " + (
         f"{'; '.join(facts)}."
     )
