@@ -40,6 +40,7 @@ Values = Mapping[int, Mapping[str, float]]
 QUANTITY = re.compile(r"[A-Za-z]\w*(\.\w+){0,2}/\S+")
 RELATION = re.compile(r"\s([<>=])\s")
 ERROR = 0.05
+EQUAL = "the gap is the same in all seeds, so the spread between seeds is unknown"
 MOST_SEEDS = 100
 """A larger number of seeds is not suggested."""
 FORM = "expected an inequality such as test.rl/accuracy/greedy > test.base/accuracy/greedy + 0.05"
@@ -60,6 +61,13 @@ class Comparison:
     def gap(self, values: Mapping[str, float]) -> float:
         """The value of the combination."""
         return self.constant + sum(weight * values[name] for name, weight in self.weights.items())
+
+    def interval(self, gaps: Sequence[float], level: float = 1 - ERROR) -> Interval:
+        """The interval of the gaps of at least two seeds; infinite for equal gaps, as of shares of few items, which
+        show no spread."""
+        found = mean_interval(gaps, level=level)
+        equal = found.low == found.high and self.tolerance is None
+        return Interval(found.value, -inf, inf) if equal else found
 
     def decide(self, gap: Interval) -> Decision:
         """The decision by an interval of the gap."""
@@ -187,8 +195,8 @@ def decide(claim: Claim, values: Values) -> Found:
         return Found(claim, "undecided", (), _unmeasured(claim, values) or "fewer than two seeds have measured it")
     parts = claim.comparisons
     gaps = [[part.gap(values[seed]) for seed in seeds] for part in parts]
-    intervals = [mean_interval(each) for each in gaps]
-    corrected = [mean_interval(each, level=1 - ERROR / len(parts)) for each in gaps]
+    intervals = [part.interval(each) for part, each in zip(parts, gaps, strict=True)]
+    corrected = [part.interval(each, 1 - ERROR / len(parts)) for part, each in zip(parts, gaps, strict=True)]
     found = [part.decide(gap) for part, gap in zip(parts, intervals, strict=True)]
     against = [part.decide(gap) == "not here" for part, gap in zip(parts, corrected, strict=True)]
     known = tuple((part.text, gap) for part, gap in zip(parts, intervals, strict=True))
@@ -196,6 +204,8 @@ def decide(claim: Claim, values: Values) -> Found:
         return Found(claim, "not here", known, claim.otherwise)
     if set(found) == {"reproduced"}:
         return Found(claim, "reproduced", known, "")
+    if any(gap.high == inf for gap in intervals):
+        return Found(claim, "undecided", known, EQUAL)
     needed = [
         seeds_needed(part.distance(gap.value), each)
         for part, gap, each, one in zip(parts, intervals, gaps, found, strict=True)

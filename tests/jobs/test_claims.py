@@ -116,6 +116,15 @@ def test_equivalence_needs_the_interval_inside_the_tolerance():
     assert within.decide(Interval(0.2, 0.11, 0.3)) == "not here"
 
 
+def test_equal_gaps_decide_no_inequality():
+    # One item of 32 more in each seed.
+    values = seeds(a=[0.96875, 0.96875, 0.9375], b=[1.0, 1.0, 0.96875])
+    found = decide(claim("b/x > a/x"), values)
+    assert found.decision == "undecided"
+    assert found.reason == "the gap is the same in all seeds, so the spread between seeds is unknown"
+    assert decide(claim("a/x = b/x within 0.05"), values).decision == "reproduced"
+
+
 def test_order_needs_all_neighbours_and_corrects_for_their_number():
     values = seeds(a=[0.9, 0.9, 0.9], b=[0.5, 0.6, 0.7], c=[0.4, 0.5, 0.61])
     # b − c is 0.1, 0.1, 0.09: half width 4.30265 · 0.00577 / √3 = 0.0143.
