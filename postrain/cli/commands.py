@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "write a GGUF file and a Modelfile for llama.cpp and Ollama: postrain export RUN --gguf q8_0",
     "report": "write the report of a run or sweep, or an index of a folder: postrain report runs --open",
     "verify": "re-execute random updates of a run and compare them bit for bit: postrain verify RUN",
+    "why": "rank the rows of an update by their effect on a held-out number: postrain why RUN --update 37",
     "help": "describe a key, a group or an option: postrain help method.kl_coef",
     "world": "print rows of the bundled world: postrain world --kind preferences",
 }

@@ -24,6 +24,7 @@ MODULES = {
     "export": "postrain.cli.export",
     "report": "postrain.report",
     "verify": "postrain.cli.verify",
+    "why": "postrain.cli.why",
     "world": "postrain.world",
 }
 """The modules of sub-commands other than train and help."""
