@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from postrain.evaluation.estimate import Estimate
     from postrain.training.gradient_probe import Measurement
 
-COLUMNS = ("estimator", "prompts × completions", "scale", "bias", "cosine", "SNR", "noise scale")
+ROUNDING = 1e-4
+"""Biases below this are due to the order of summation in float32."""
+COLUMNS = ("estimator", "samples", "scale", "bias", "cosine", "SNR", "noise scale")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,6 +93,8 @@ def show(found: Sequence[Measurement], title: str, skipped: dict[str, str]) -> N
     from postrain.formatting import console_table, figure  # noqa: PLC0415 - start-up time
 
     def around(one: Estimate) -> str:
+        if one.high < ROUNDING:
+            return "0"
         return f"{figure(one.value)} [{figure(one.low)}, {figure(one.high)}]"
 
     rows = [
@@ -99,14 +103,17 @@ def show(found: Sequence[Measurement], title: str, skipped: dict[str, str]) -> N
             f"{one.prompts} × {one.group_size}",
             figure(one.quality.scale),
             around(one.quality.bias),
-            around(one.quality.cosine),
+            f"{one.quality.cosine.value:.3f}",
             around(one.quality.snr),
             figure(one.noise_scale),
         ]
         for one in found
     ]
     console = Console(highlight=False)
-    console.print(console_table(COLUMNS, rows, title))
+    table = console_table(COLUMNS, rows, title)
+    for column in (0, 1, -1):
+        table.columns[column].no_wrap = True
+    console.print(table)
     for name, reason in skipped.items():
         console.print(f"{name}: not measured: {reason}", soft_wrap=True, markup=False)
 
