@@ -50,6 +50,9 @@ def gradient_quality(gradients: Tensor, unbiased: Tensor) -> GradientQuality:
     squared, snr = (
         Estimate.jackknife(value, each) for value, each in zip(values, zip(*without, strict=True), strict=True)
     )
+    if not all(math.isfinite(one) for one in (squared.value, squared.low, squared.high)):
+        # The reference gradient does not stand out from the noise, with all updates or without one of them.
+        squared = Estimate(value=squared.value, low=0.0, high=math.inf, n=squared.n)
     bias = _mapped(squared, lambda value: math.sqrt(max(0.0, value)))
     cosine = _mapped(bias, lambda value: 1 / math.sqrt(1 + value**2))
     return GradientQuality(scale, bias, cosine, _mapped(snr, lambda value: max(0.0, value)))
