@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +49,7 @@ class Findings:
 
     def tensors(self, kind: str, where: str, recorded: Any, repeated: Any) -> None:
         """Compares nested containers of tensors and values, such as the content of a checkpoint."""
-        ours, theirs = dict(_leaves("", recorded)), dict(_leaves("", repeated))
+        ours, theirs = dict(leaves("", recorded)), dict(leaves("", repeated))
         self.compared[kind] += sum(one.numel() if isinstance(one, Tensor) else 1 for one in ours.values())
         different = [name for name in {**ours, **theirs} if not self._close(ours.get(name), theirs.get(name))]
         if different:
@@ -70,17 +69,6 @@ class Findings:
 
 def _bits(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _leaves(path: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _leaves(f"{path}.{name}" if path else str(name), item)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{path}[{index}]", item)
-    else:
-        yield path, value
 
 
 def _short(value: Any) -> str:
