@@ -4,7 +4,7 @@
       - claim: RL raises the accuracy by at least 0.1
         holds: grpo/eval/accuracy/greedy > grpo.start/eval/accuracy/greedy + 0.1
         published: 0.3                                                  the gap in the paper, shown beside the run's
-      otherwise: the model is too small to sample a right answer      shown if the claim does not hold
+        otherwise: the model is too small to sample a right answer    shown if the claim does not hold
 
 `STAGE/METRIC` is a number of a stage, `STAGE.start/METRIC` that before training. Sums, differences and multiples are
 allowed on both sides, `A > B > C` is an order, and `A = B within 0.02` is an equivalence.
