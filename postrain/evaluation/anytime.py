@@ -7,7 +7,7 @@ it excludes 0 finds differences where there are none: in a fifth of all A/A comp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, sqrt
+from math import inf, isclose, sqrt
 from statistics import fmean, stdev
 
 from postrain.evaluation.estimate import Interval
@@ -35,5 +35,7 @@ def anytime_interval(values: Sequence[float], error: float = 0.05, effect: float
     k = (sqrt(limit) / error) ** (2 / n)
     if n < 2 or k >= limit:
         return Interval(mean, -inf, inf)
-    half = stdev(values) * sqrt((n - 1) / n * (k - 1) / (1 - k / limit))
+    # Differences in the last digits are rounding, not spread.
+    spread = 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
+    half = spread * sqrt((n - 1) / n * (k - 1) / (1 - k / limit))
     return Interval(mean, mean - half, mean + half)

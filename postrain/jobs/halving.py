@@ -6,14 +6,14 @@ their last run, so no update is made twice. The table has the last run of each s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.plan import SweepPlanner, in_earlier_folder
-from postrain.jobs.study import UPDATES, Setting, Study, format_override, format_overrides, settings
+from postrain.jobs.study import UPDATES, Setting, Study, format_override, format_overrides, label_of, settings
 from postrain.report.sweep_results import read_sweep
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run_halving(sweep: Sweep, planner: SweepPlanner, first: Sequence[Job]) -> li
     last: dict[tuple[str, int | None], Job] = {}
     kept = [*settings(sweep.study)]
     for updates, following in pairwise([*rungs, 0]):
-        last |= {(_label(job), job.seed): job for job in planned}
+        last |= {(label_of(without_updates(job.settings)), job.seed): job for job in planned}
         sweep.write([*last.values()])
         sweep.run(planned)
         kept = best_of(sweep, kept, updates)
@@ -69,7 +69,6 @@ def best_of(sweep: Sweep, tried: Sequence[Setting], updates: int) -> list[Settin
     return kept
 
 
-def _label(job: Job) -> str:
-    """The label of the setting of a job."""
-    values = {key: value for key, value in job.settings.items() if key != UPDATES}
-    return Setting(values=values, overrides=()).label
+def without_updates(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The varied values of a setting, of those of its rung."""
+    return {key: value for key, value in values.items() if key != UPDATES}

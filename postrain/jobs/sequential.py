@@ -6,12 +6,11 @@ A resumed sweep makes the same decisions, from the results in its folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 from typing import TYPE_CHECKING
 
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.plan import SweepPlanner, in_earlier_folder
-from postrain.jobs.study import settings
+from postrain.jobs.study import label_of, settings
 from postrain.report.sequential import Decisions, Sequential, decide
 from postrain.report.sweep_results import read_sweep
 
@@ -26,18 +25,17 @@ def run_until_decided(sweep: Sweep, planner: SweepPlanner, first: Sequence[Job])
     """
     jobs, open_settings = [in_earlier_folder(job, sweep.folder) for job in first], [*settings(sweep.study)]
     seeds, rule = list(sweep.study.seeds or ()), sweep.study.sequential
-    for following in count(max(seeds) + 1):
+    while True:
         sweep.write(jobs)
         sweep.run(jobs)
         found = decisions(sweep, rule)
-        done = {job.name.removesuffix(f" seed={job.seed}") for job in jobs if is_done(sweep.folder / job.folder)}
+        done = {label_of(job.settings) for job in jobs if is_done(sweep.folder / job.folder)}
         open_settings = [each for each in open_settings if each.label in done - {*found.beaten}]
         if not found.undecided or len(open_settings) < 2 or len(seeds) >= (rule.max_seeds or 0):
             return jobs
-        seeds.append(following)
-        sweep.print(f"undecided after {len(seeds) - 1} seeds: seed {following} for {len(open_settings)} settings")
-        jobs += [in_earlier_folder(job, sweep.folder) for job in planner(open_settings, [following])]
-    raise AssertionError("unreachable: seeds are limited")
+        seeds.append(max(seeds) + 1)
+        sweep.print(f"undecided after {len(seeds) - 1} seeds: seed {seeds[-1]} for {len(open_settings)} settings")
+        jobs += [in_earlier_folder(job, sweep.folder) for job in planner(open_settings, seeds[-1:])]
 
 
 def decisions(sweep: Sweep, rule: Sequential) -> Decisions:

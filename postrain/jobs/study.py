@@ -104,9 +104,14 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """kl_coef=0.1 batch_size=8; keys are shortened, a name in `jobs` has no key."""
-        pairs = zip(short(self.values), self.values.values(), strict=True)
-        return " ".join(str(value) if key == NAMED else format_override(key, value) for key, value in pairs)
+        """See `label_of`."""
+        return label_of(self.values)
+
+
+def label_of(values: Mapping[str, Any]) -> str:
+    """kl_coef=0.1 batch_size=8; keys are shortened, a name in `jobs` has no key."""
+    pairs = zip(short(values), values.values(), strict=True)
+    return " ".join(str(value) if key == NAMED else format_override(key, value) for key, value in pairs)
 
 
 def settings(study: Study) -> Iterator[Setting]:

@@ -46,8 +46,12 @@ class Program:
             float(next((v for k, v in given.items() if k.endswith("kl_coef")), 0)),
             int(given.get("seed", 0)),
         )
-        finish(folder, reward=1 - kl_coef + 0.01 * seed, kl=0.5 / (1 + kl_coef))
+        finish(folder, reward=self.reward(kl_coef, int(seed)), kl=0.5 / (1 + kl_coef))
         return None
+
+    def reward(self, kl_coef: float, seed: int) -> float:
+        """The reward after training."""
+        return 1 - kl_coef + 0.01 * seed
 
 
 def finish(folder: RunFolder, *, reward: float, kl: float, stopped: str | None = None) -> None:
