@@ -154,7 +154,8 @@ def _repeat_evaluation(found: Findings, run: RunFolder, config: TrainConfig, met
 @torch.no_grad()
 def _repeat_batch(found: Findings, run: RunFolder, method: Method, last: int, choose: random.Random) -> None:
     """Repeats the metrics of one random batch of held-out rows, of a method that has such metrics."""
-    found.notes.append(f"completions of update {last} were scored, but not sampled again: --evaluation does that")
+    if any(update_of(sample) == last for sample in run.samples.read()):
+        found.notes.append(f"completions of update {last} were scored, but not sampled again: --evaluation does that")
     batches, known = [batch for _, batch in method.datamodule.eval_batches()], run.held_out.read()
     if method.datamodule.held_out or not batches:
         return
