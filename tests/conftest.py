@@ -4,8 +4,8 @@ import gc
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
-from functools import cache
 
 # Before torch is imported: OpenMP threads that spin make two processes on two cores ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,13 +15,17 @@ os.environ.setdefault("COLUMNS", "120")
 
 import pytest
 import torch
-from omegaconf import grammar_parser
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from tests import fast_compose
 
 torch.set_num_threads(1)
 # On again after the collection of tests, whose passes then skip the 800,000 objects of imported modules.
 gc.disable()
+# Many processes compile the same modules, and pytest rewrites those of the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,12 +38,10 @@ def _temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _interpolations_parsed_once() -> Iterator[None]:
-    """Composing a config parses the same hundred interpolations anew, a quarter of its time."""
+def _fast_compose() -> Iterator[None]:
+    """Every seventh second of the tests composes a config."""
     with pytest.MonkeyPatch.context() as patched:
-        parse = cache(grammar_parser.parse)
-        for name in ("omegaconf.base", "omegaconf._utils"):
-            patched.setattr(f"{name}.parse", parse)
+        fast_compose.apply(patched)
         yield
 
 

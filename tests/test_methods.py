@@ -53,7 +53,7 @@ UPDATES_DIVISOR = {
     "rloo": 6,
     "reinforce": 5,
     "simpo": 2,
-    "distill": 6,
+    "distill": 9,
 }
 # Divisors of the default batch size, for methods that need no more; group-relative methods halve it in any case.
 BATCH_DIVISOR = {

@@ -30,8 +30,8 @@ from postrain.jobs.session import TRAIN, execute
 from postrain.runs.folder import RunFolder
 from postrain.training import train as run_module
 from postrain.training.config import TrainConfig
+from tests.fast_compose import CONF
 
-CONF = Path(__file__).parent.parent / "conf"
 TEACHER = "POSTRAIN_TEST_TEACHER"
 ONE_LAYER = "POSTRAIN_TEST_ONE_LAYER"
 """Environment variables with the folders of models that a process makes for itself and its children."""
