@@ -90,12 +90,12 @@ def writing(out: Path) -> Iterator[None]:
 
 def manifest(program: str, argv: Sequence[str], resolved: Any, **results: Mapping[str, Any] | str) -> str:
     """The manifest of the folder: command, model, package versions and the results of checks."""
-    from postrain.runs.manifest import git_state, versions  # noqa: PLC0415 - start-up time
+    from postrain.runs.manifest import code_state, versions  # noqa: PLC0415 - start-up time
 
     content = {
         "reproduce": shlex.join(["postrain", program, *argv]),
         "model": {"name": resolved.name, "source": resolved.source, "fingerprint": resolved.fingerprint},
-        "git": git_state(Path(__file__).parent),
+        "git": code_state(),
         "versions": versions(),
         **results,
     }

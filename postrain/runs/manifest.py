@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def write_manifest(
         "reproduce": reproduce(overrides, program),
         "stand_in_for": stand_in_for,
         **({"fork": fork} if (fork := read_json(folder.fork)) else {}),
-        "git": git_state(Path(__file__).parent),
+        "git": code_state(),
         "seeds": dict(seeds),
         "data": masked(plain(data)),
         "model": masked(dict(model)),
@@ -69,8 +70,14 @@ def reproduce(overrides: Sequence[str], program: Sequence[str] = TRAIN) -> str:
     return shlex.join([*program, *map(masked_text, overrides)])
 
 
-def git_state(directory: Path) -> dict[str, Any] | None:
-    """Commit of the code and whether it has uncommitted changes; None outside a git checkout."""
+@cache
+def code_state() -> Mapping[str, Any] | None:
+    """`git_state` of this package; read once, since a process runs the code that it has imported."""
+    return git_state(Path(__file__).parent)
+
+
+def git_state(directory: Path) -> Mapping[str, Any] | None:
+    """Commit of a directory and whether it has uncommitted changes; None outside a git checkout."""
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -86,7 +93,8 @@ def _git(directory: Path, *arguments: str) -> str | None:
     return result.stdout.strip()
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Versions of Python, of this package and of the packages that affect results."""
     found = {"python": platform.python_version(), "postrain": __version__}
     for package in PACKAGES:
