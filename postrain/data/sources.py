@@ -56,7 +56,8 @@ class World(Source):
     kind: Kind
     """The format of the rows."""
     task: Task
-    """Task of the rows, such as stories or instructions."""
+    """Task of the rows, such as stories or instructions. For a skill trained on sums, long_sums (more numbers than any
+    sum in training) and word_problems (sums asked for in words) test how far it carries over."""
     count: Size = 2000
     """Number of training rows."""
     seed: Seed = 0

@@ -21,10 +21,10 @@ from postrain.world.items import Item, Split, generator, split_of
 from postrain.world.lexicon import INSULTS
 
 Kind = Literal["text", "demonstrations", "preferences", "unpaired_preferences", "prompts", "steps"]
-Task = Literal["stories", "sums", "instructions", "facts", "mixed", "pages", "recipes"]
+Task = Literal["stories", "sums", "long_sums", "word_problems", "instructions", "facts", "mixed", "pages", "recipes"]
 Row = dict[str, Any]
 
-CONTINUATIONS: tuple[Task, ...] = ("stories", "sums")
+CONTINUATIONS: tuple[Task, ...] = ("stories", "sums", "long_sums", "word_problems")
 NOISE = 0.1
 """Annotator temperature: P(a over b) = sigmoid((gold(a) - gold(b)) / noise)."""
 DESIRABLE_THRESHOLD = 0.7
@@ -39,13 +39,18 @@ MAKERS: dict[Task, Callable[[random.Random], Item]] = {
 }
 MIX: dict[Task | Literal["code"], float] = {"stories": 0.35, "sums": 0.45, "facts": 0.15, "code": 0.05}
 """Shares of documents in mixed text."""
-PROMPT_MAKERS: dict[Task, Callable[[random.Random], Item]] = {**MAKERS, "sums": sums.make_prompt}
+PROMPT_MAKERS: dict[Task, Callable[[random.Random], Item]] = {
+    **MAKERS,
+    "sums": sums.make_prompt,
+    "long_sums": sums.make_long_prompt,
+    "word_problems": sums.make_word_problem,
+}
 """The item makers of all kinds except text."""
 DOCUMENTS_PER_PAGE = (*[1] * 40, 2, 4, 12)
 """Documents per page, drawn uniformly. Mostly one: with one story per page, the context has only the right name, which
 makes copying easy to learn. Long pages train the late positions of the context."""
 END_OF_TEXT = "<|endoftext|>"
-PROMPT_TASKS: tuple[Task, ...] = ("stories", "sums", "instructions", "facts")
+PROMPT_TASKS: tuple[Task, ...] = (*CONTINUATIONS, "instructions", "facts")
 TASKS_BY_KIND: dict[Kind, tuple[Task, ...]] = {
     "text": ("stories", "sums", "facts", "mixed", "pages", "recipes"),
     "demonstrations": PROMPT_TASKS,

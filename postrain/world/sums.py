@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from itertools import accumulate
 from operator import and_
 
@@ -20,6 +21,8 @@ TEXT_TERM_COUNTS = (2, 3, 3, 4)
 """Numbers in a sum of running text, drawn uniformly."""
 PROMPT_TERM_COUNTS = (3, 4, 4, 5, 5)
 """The same for prompts; sampled accuracy of the bundled base model is between a third and two thirds."""
+LONG_TERM_COUNTS = (6, 7)
+"""The same for sums that are longer than all prompts, to see how far a skill carries over."""
 ANSWER_ONLY_SHARE = 0.4
 """Share of running text with the answer only, without steps."""
 WORD_PROBLEM_SHARE = 0.15
@@ -46,6 +49,17 @@ def gold_spec(answer: int, steps: int) -> GoldSpec:
 def make_prompt(rng: random.Random) -> Item:
     """A sum as in prompts."""
     return make(rng, PROMPT_TERM_COUNTS)
+
+
+def make_long_prompt(rng: random.Random) -> Item:
+    """A sum of six or seven numbers, more than those of prompts."""
+    return make(rng, LONG_TERM_COUNTS)
+
+
+def make_word_problem(rng: random.Random) -> Item:
+    """A sum as in prompts, asked for in words."""
+    item = make_prompt(rng)
+    return replace(item, prompt=word_problem(rng, terms_of(item.content)))
 
 
 def make(rng: random.Random, counts: tuple[int, ...] = TEXT_TERM_COUNTS) -> Item:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ from collections import Counter
 import pytest
 
 from postrain.errors import ConfigError
-from postrain.world import rows, score
+from postrain.world import rows, score, sums
 from postrain.world.items import EVAL_SHARE, generator, split_of
 from postrain.world.rows import END_OF_TEXT, MAKERS, TASKS_BY_KIND, Kind, Task
 
@@ -63,6 +64,18 @@ def test_eval_sums_are_absent_from_train_text_and_instructions() -> None:
     prompts = {row["prompt"] for row in rows("prompts", task="instructions", count=1500, seed=0, split="train")}
     assert not held_out & train
     assert not {f"What is {sum_}?" for sum_ in held_out} & prompts
+
+
+def test_long_sums_and_word_problems_have_the_answers_of_sums() -> None:
+    longest = max(row["prompt"].count(" ") for row in rows("prompts", task="sums", count=300, seed=0, split="train"))
+    for row in rows("prompts", task="long_sums", count=50, seed=0, split="train"):
+        terms = sums.terms_of(row["prompt"])
+        assert (len(terms), sum(terms)) == (row["gold"]["steps"]["count"] + 1, int(row["answer"]))
+        assert row["prompt"].count(" ") > longest
+    for row in rows("prompts", task="word_problems", count=50, seed=0, split="train"):
+        has, *changes = re.findall(r"(has|finds|loses) (\d+)", row["prompt"])
+        signs = {"finds": 1, "loses": -1}
+        assert int(row["answer"]) == int(has[1]) + sum(signs[verb] * int(number) for verb, number in changes)
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
@@ -132,7 +145,10 @@ def test_step_labels_are_true_up_to_the_first_slip() -> None:
     ("change", "message"),
     [
         ({"kind": "steps", "task": "stories"}, "sums"),
-        ({"kind": "demonstrations", "task": "mixed"}, "stories, sums, instructions, facts"),
+        (
+            {"kind": "demonstrations", "task": "mixed"},
+            "stories, sums, long_sums, word_problems, instructions, facts",
+        ),
         ({"kind": "chat"}, "text, demonstrations"),
         ({"split": "test"}, "train or eval"),
         ({"count": -1}, "0 or more"),
