@@ -166,6 +166,19 @@ def test_group_advantages_of_each_scale():
     assert group_advantages(reward_PG, scale="none")[0].tolist() == [-1, 0, 1]
 
 
+def test_correction_of_known_errors_of_a_verifier_changes_no_advantage():
+    # E[r] = ρ0 + (1 − ρ0 − ρ1) · clean reward, so (r − ρ0) / (1 − ρ0 − ρ1) is unbiased; it is a line in r.
+    reward_PG, false_positive, false_negative = torch.tensor([[1.0, 0, 0, 1], [1, 1, 1, 0]]), 0.25, 0.25
+    factor = 1 - false_positive - false_negative
+    corrected_PG = (reward_PG - false_positive) / factor
+    assert corrected_PG.tolist() == [[1.5, -0.5, -0.5, 1.5], [1.5, 1.5, 1.5, -0.5]]
+    centred = group_advantages(reward_PG, scale="none")
+    assert group_advantages(corrected_PG, scale="none").tolist() == (centred / factor).tolist()
+    assert torch.allclose(leave_one_out(corrected_PG), leave_one_out(reward_PG) / factor)
+    # Up to the 1e-4 that is added to the standard deviation of 0.58 or 0.5.
+    assert torch.allclose(group_advantages(corrected_PG), group_advantages(reward_PG), rtol=2e-4)
+
+
 def test_normalize_then_sum_separates_rewards_that_their_sum_confuses():
     rewards_KPG = torch.tensor([[[1.0, 0], [0, 0]], [[1, 0], [3, 1]]])
     weights_K = torch.tensor([1.0, 0.5])
