@@ -23,6 +23,7 @@ REQUIRED = {
     ("data", "environment"): ["environment=guess_number"],
     ("evaluation", "lm_eval"): ["evaluation.tasks.lm_eval.tasks=[mine]"],
     ("environment", "gymnasium"): ["environment.id=mine"],
+    ("environment", "openenv"): ["environment.url=http://127.0.0.1:8000"],
     ("environment", "verifiers"): ["environment.id=mine"],
     ("evaluation", "win_rate"): ["evaluation.tasks.win_rate.against=somewhere"],
     ("model", "local"): ["model.path=somewhere"],

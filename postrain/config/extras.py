@@ -24,6 +24,7 @@ INSTALL = {
     "verifiers": "postrain[verifiers]",
     "vllm": "postrain[vllm]",
     "wandb": "wandb",
+    "websockets": "postrain[openenv]",
 }
 # Packages that need other versions than those in constraints.txt.
 CONSTRAINTS = {"vllm": " -c constraints-vllm.txt"}
@@ -36,6 +37,7 @@ INSTEAD = {
 NAMES = {
     "postrain.data.tasks.ReasoningGym": "reasoning_gym",
     "postrain.environments.gymnasium.GymnasiumEnvironment": "gymnasium",
+    "postrain.environments.openenv.OpenEnvEnvironment": "websockets",
     "postrain.environments.verifiers.VerifiersEnvironment": "verifiers",
     "postrain.evaluation.harness.Harness": "lm_eval",
     "postrain.methods.adamw_8bit.AdamW8bit": "bitsandbytes",
