@@ -16,7 +16,7 @@ from torch import nn
 from postrain.data.module import DataModule
 from postrain.methods.components import MethodComponents, RewardLike, components_of
 from postrain.methods.learning_rate_search import settle_learning_rate
-from postrain.methods.learning_rates import LearningRates
+from postrain.methods.learning_rates import LearningRates, Multiple, resolve
 from postrain.methods.optim import set_hyperparameters
 from postrain.methods.update_loop import UpdateLoop
 from postrain.models.gradient_checkpointing import checkpoints
@@ -78,11 +78,11 @@ class Method(UpdateLoop):
     """Length of the run in updates, one global batch each."""
     batch_size: Size = 16
     """Rows, pairs or prompts in a global batch, over all ranks."""
-    learning_rate: Positive | Literal["auto"] | None = None
+    learning_rate: Positive | Literal["auto"] | Multiple | None = None
     """Peak learning rate. null is the method's rate for this model: its rate at 1B parameters, such as 2e-5 for SFT and
-    1e-6 for DPO, times √(1B / parameters), times 10 with LoRA. The bundled model has rates of its own. auto:
-    the largest rate whose first updates, undone afterwards, keep the KL to the initial policy small and lower the
-    loss."""
+    1e-6 for DPO, times √(1B / parameters), times 10 with an adapter. The bundled model has rates of its own. 0.5x is
+    half of this default. auto: the largest rate whose first updates, undone afterwards, keep the KL to the initial
+    policy small and lower the loss."""
     check_learning_rate: bool = True
     """Try a rate above 3 × the default in a few updates, undone afterwards, and refuse one that destroys the policy."""
     schedule: LRSchedule = "linear"
@@ -152,8 +152,7 @@ class Method(UpdateLoop):
         adapted, size = hasattr(self.policy, "peft_config"), parameter_count(self.policy)
         if not hasattr(self, "default_learning_rate"):
             self.default_learning_rate = self.learning_rates().for_model(size, adapter=adapted)
-        if self.learning_rate is None:
-            self.learning_rate = self.default_learning_rate
+        self.learning_rate = resolve(self.learning_rate, self.default_learning_rate)
         # A plain object, not a module: the reference must stay out of state_dict, optimizer and device moves.
         self.components = components
         self.gradient_checkpointing = checkpoints(self.policy, requested=self.gradient_checkpointing)

@@ -13,10 +13,20 @@ Without Regret"). Models below ten million parameters, such as the bundled one, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import doc
+from pydantic import StringConstraints
 
 ADAPTER_FACTOR = 10.0
 SMALL = 10_000_000
 """Models with fewer parameters use the rates of the bundled model."""
+
+
+Multiple = Annotated[
+    str, StringConstraints(pattern=r"^([1-9]\d*|\d+\.\d*[1-9])x$"), doc("a multiple of the default such as 0.5x")
+]
+"""A learning rate as a multiple of the default, which depends on the model: 0.5x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,13 @@ class LearningRates:
             base = self.from_scratch if from_scratch and self.from_scratch else self.base
             rate = base * (1e9 / parameters) ** 0.5 * (ADAPTER_FACTOR if adapter else 1.0)
         return float(f"{rate:.1e}")
+
+
+def resolve(rate: float | str | None, default: float) -> float | str:
+    """A rate as a number: null is the default, 0.5x half of it; auto stays."""
+    if rate is None:
+        return default
+    return float(f"{float(rate[:-1]) * default:.6g}") if isinstance(rate, str) and rate.endswith("x") else rate
 
 
 def describe(rate: float | str, *, parameters: int, adapter: bool, default: float) -> str:

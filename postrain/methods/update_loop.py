@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows
 class UpdateLoop(LightningHooks):
     """What a method defines, and the loop that uses it. The settings are those of Method."""
 
-    learning_rate: float | Literal["auto"] | None
+    learning_rate: float | str | None
     most_micro_batch_tokens: ClassVar[int]
     default_learning_rate: float
     """The method's rate for this model and adapter; of a config if there is one, else computed by `attach`."""

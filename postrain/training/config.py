@@ -21,7 +21,7 @@ from postrain.evaluation.evaluator import Evaluation
 from postrain.hardware.memory import total_memory
 from postrain.hardware.trainer import Hardware
 from postrain.methods.base import Method
-from postrain.methods.learning_rates import describe
+from postrain.methods.learning_rates import describe, resolve
 from postrain.methods.teacher import is_url
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.loading import model_config
@@ -142,9 +142,9 @@ class TrainConfig(Section):
                 "language model, reference=null and evaluation.completions above 0; leave it out for the default, "
                 f"{self.default_learning_rate:g}, or give a rate"
             )
-        if self.method.learning_rate is None:
-            self.method.learning_rate = self.default_learning_rate
-            record(self, "method", "learning_rate", self.default_learning_rate)
+        if (rate := resolve(self.method.learning_rate, self.default_learning_rate)) != self.method.learning_rate:
+            self.method.learning_rate = rate
+            record(self, "method", "learning_rate", rate)
         if self.method.micro_batch_tokens is None:
             self.method.micro_batch_tokens = self.micro_batch_tokens
             record(self, "method", "micro_batch_tokens", self.micro_batch_tokens)

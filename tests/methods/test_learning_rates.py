@@ -16,7 +16,7 @@ from postrain.errors import ConfigError
 from postrain.methods.dpo import DPO
 from postrain.methods.grpo import GRPO
 from postrain.methods.learning_rate_search import Trial, next_factor
-from postrain.methods.learning_rates import count, describe
+from postrain.methods.learning_rates import count, describe, resolve
 from postrain.methods.pretrain import Pretrain
 from postrain.methods.sft import SFT
 from postrain.models.adapters import NoAdapter
@@ -120,6 +120,23 @@ def test_default_micro_batch_on_a_gpu_is_an_upper_bound_of_the_traced_one(precis
 )
 def test_default_rate_scales_with_the_square_root_of_size_and_tenfold_with_an_adapter(rates, parameters, options, rate):
     assert rates.for_model(parameters, **options) == rate
+
+
+@pytest.mark.parametrize(
+    ("rate", "resolved"), [(None, 2.7e-6), ("0.15x", 4.05e-7), ("2x", 5.4e-6), (1e-4, 1e-4), ("auto", "auto")]
+)
+def test_a_multiple_is_one_of_the_default_rate(rate, resolved):
+    assert resolve(rate, 2.7e-6) == resolved
+
+
+def test_multiples_hold_in_configs_and_in_python():
+    model, tokenizer = pt.load_model("nano")
+    assert DPO(model, tokenizer, learning_rate="0.8x").peak_learning_rate == 8e-5
+    config = train_config(["method=dpo", "method.learning_rate=0.8x"])
+    config.check()
+    assert config.method.learning_rate == 8e-5
+    with pytest.raises(ConfigError, match=r"or a multiple of the default such as 0.5x or null, got '0x'"):
+        train_config(["method=dpo", "method.learning_rate=0x"])
 
 
 def test_console_line_names_the_default_where_another_rate_is_set():
