@@ -22,11 +22,13 @@ from postrain.config.trust import UntrustedFolder, override_items
 from postrain.errors import ConfigError, Interrupted
 from postrain.hardware.environment import refuse_ranks
 from postrain.jobs.lifecycle import run_session, silence_library_warnings
-from postrain.jsonl import read_json
+from postrain.jsonl import number, read_json
 from postrain.runs.folder import RunFolder
-from postrain.runs.forks import ForkPoint, checkpoint_of, update_of_checkpoint
+from postrain.runs.forks import ForkPoint, checkpoint_of, settings_since, update_of_checkpoint
 from postrain.runs.interrupt import Interrupt
-from postrain.runs.resume import check_model, checked_config
+from postrain.runs.resume import check_model, checked_config, training_config
+from postrain.runs.status import checkpoints
+from postrain.training.checkpoints import is_whole
 from postrain.training.config import TrainConfig
 from postrain.training.loggers import NoTracker
 from postrain.training.train import train
@@ -72,9 +74,7 @@ def replay_config(run: RunFolder, **session: Any) -> Mapping[str, Any]:
 def trusted_run(path: str, confirmed: Sequence[str], key: str) -> RunFolder:
     """The training run in a folder. Raises ConfigError if it sets values that are not `confirmed` as KEY=VALUE."""
     run = RunFolder.open(path, key)
-    saved = checked_config(run)
-    if "method" not in saved or "selection" in saved:
-        raise ConfigError(f"{key}: {run.path} is not a training run; give the folder of one")
+    saved = training_config(run, key)
     UntrustedFolder(run.path, override_items(confirmed)).check(saved, TrainConfig)
     return run
 
@@ -92,19 +92,42 @@ def threads_of(run: RunFolder) -> Iterator[None]:
 
 
 def needs_replay(point: ForkPoint) -> bool:
-    """Whether updates have to be repeated, because the update has no checkpoint."""
-    return point.update > 0 and not checkpoint_of(point.run, point.update).is_file()
+    """Whether updates have to be repeated, because the update has no whole checkpoint."""
+    return point.update > 0 and not is_whole(checkpoint_of(point.run, point.update))
+
+
+def starts(run: RunFolder) -> list[int]:
+    """The updates from which the present settings can be re-executed: 0 and those with a whole checkpoint."""
+    known = [0, *(update_of_checkpoint(path) for path in checkpoints(run.path) if is_whole(path))]
+    return [update for update in known if update >= settings_since(run)]
 
 
 @contextmanager
 def shared_past(point: ForkPoint) -> Iterator[RunFolder]:
-    """A folder with a checkpoint of the update: that of the run, or a temporary one in which the run is repeated."""
+    """A folder with a checkpoint of the update: that of the run, or a temporary one in which the run is repeated.
+
+    Raises ConfigError if the updates before it were made with other settings than the run has now.
+    """
     if not needs_replay(point):
         yield point.run
         return
     refuse_ranks(f"fork: update {point.update} of {point.run.path} has no checkpoint, so updates are repeated, which")
-    start = point.checkpoint()
-    first = update_of_checkpoint(start) if start else 0
+    known = starts(point.run)
+    first = max((update for update in known if update <= point.update), default=None)
+    if first is None:
+        raise ConfigError(_other_settings(point, known))
     print(f"fork: update {point.update} has no checkpoint; repeating updates {first + 1} to {point.update}", flush=True)
     with tempfile.TemporaryDirectory(prefix="postrain-fork-") as folder:
         yield replay(point.run, first, point.update, Path(folder, "replay"))
+
+
+def _other_settings(point: ForkPoint, known: Sequence[int]) -> str:
+    """Why an update cannot be repeated, and which one can be forked."""
+    run, parent = point.run, read_json(point.run.fork)
+    remedies = [f"{run.path}@{known[0]}"] if known else []
+    if parent.get("run") and point.update <= (number(parent.get("update")) or 0):
+        remedies.append(f"{parent['run']}@{point.update}")
+    return (
+        f"fork: update {point.update} of {run.path} has no checkpoint and cannot be repeated: settings were changed "
+        f"after update {settings_since(run)}; give {' or '.join(remedies) or 'another run'}"
+    )

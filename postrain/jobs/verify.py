@@ -22,12 +22,12 @@ from postrain.errors import ConfigError
 from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.jobs.findings import TOLERANCE, Findings
 from postrain.jobs.lifecycle import silence_library_warnings
-from postrain.jobs.replay import replay, replay_config
+from postrain.jobs.replay import replay, replay_config, starts
 from postrain.jobs.verify_records import check_consistency, compare_records
 from postrain.jobs.verify_state import FinalState, check_inputs
-from postrain.jsonl import Record, number, read_json, update_of
+from postrain.jsonl import Record, number, read_json
 from postrain.runs.folder import RunFolder
-from postrain.runs.forks import checkpoint_of, update_of_checkpoint
+from postrain.runs.forks import checkpoint_of
 from postrain.runs.manifest import hardware, versions
 from postrain.runs.status import checkpoints
 from postrain.training.checkpoints import is_whole
@@ -60,7 +60,7 @@ def verify(
     silence_library_warnings()
     if run.status.current().get("status") == "running":
         raise ConfigError(f"verify: {run.path} is still running; wait for its end")
-    last = int(max(map(update_of, run.metrics.read()), default=0))
+    last = run.last_update
     if not last:
         raise ConfigError(f"verify: {run.path} has recorded no update; there is nothing to verify")
     began, choose, manifest = time.time(), random.Random(seed), read_json(run.manifest)
@@ -95,15 +95,6 @@ def differences(manifest: Record) -> list[str]:
     if trainer.get("accelerator") == "gpu" and not trainer.get("deterministic"):
         found.append("GPU kernels add in varying order without trainer.deterministic=true")
     return found
-
-
-def starts(run: RunFolder) -> list[int]:
-    """The updates from which the present settings can be re-executed: 0 and those with a whole checkpoint."""
-    fork = read_json(run.fork)
-    changed = [int(update_of(record)) for record in run.changes.read()]
-    changed += [int(number(fork.get("update")) or 0)] if fork.get("changes") else []
-    known = [0, *(update_of_checkpoint(path) for path in checkpoints(run.path) if is_whole(path))]
-    return [update for update in known if update >= max(changed, default=0)]
 
 
 def choose_regions(run: RunFolder, last: int, updates: int, regions: int, choose: random.Random) -> list[Region]:

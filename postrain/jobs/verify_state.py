@@ -33,7 +33,7 @@ from postrain.models.export import export
 from postrain.rewards.base import columns_read, is_model_based, nan_to_none
 from postrain.rollout.environment import SingleTurn
 from postrain.runs.folder import RunFolder
-from postrain.runs.forks import checkpoint_of
+from postrain.runs.forks import checkpoint_of, settings_since
 from postrain.runs.resume import saved_config
 from postrain.training.checkpoints import is_whole
 from postrain.training.config import TrainConfig
@@ -180,8 +180,9 @@ def _pairs(found: Findings, kind: str, where: str, ours: Sequence[Record], their
 
 
 def rescore(found: Findings, run: RunFolder, config: TrainConfig, method: Method, choose: random.Random) -> None:
-    """Scores random recorded completions again, by the reward and the gold score."""
-    recorded, data = run.samples.read(), method.datamodule
+    """Scores random recorded completions again, by the reward and the gold score: those of the present settings."""
+    since, data = settings_since(run), method.datamodule
+    recorded = [sample for sample in run.samples.read() if not since or update_of(sample) > since]
     if not recorded or method.head != "causal":
         return
     eval_model = EvalModelFactory(config.resolved, data, config.reward)(method)

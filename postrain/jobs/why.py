@@ -11,10 +11,9 @@ from postrain.errors import ConfigError
 from postrain.formatting import figure
 from postrain.jobs.findings import Findings
 from postrain.jobs.influence import Influence, RowEffect
-from postrain.jobs.replay import replay
-from postrain.jobs.verify import starts
+from postrain.jobs.replay import replay, starts
 from postrain.jobs.verify_records import comparable
-from postrain.jsonl import Record, update_of
+from postrain.jsonl import Record
 from postrain.report import blocks
 from postrain.report.page import Page, Section, section, write_json, write_page
 from postrain.runs.folder import RunFolder
@@ -26,7 +25,7 @@ def why(run: RunFolder, update: int) -> tuple[Record, list[RowEffect]]:
 
     Raises ConfigError for an update that the run did not make or that its checkpoints do not reach.
     """
-    last = int(max(map(update_of, run.metrics.read()), default=0))
+    last = run.last_update
     if not 1 <= update <= last:
         raise ConfigError(f"--update {update}: {run.path} has made the updates 1 to {last}; give one of them")
     if checked_config(run)["trainer"].get("strategy", "single") != "single":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from postrain.errors import ConfigError
-from postrain.jsonl import JsonLines
+from postrain.jsonl import JsonLines, update_of
 from postrain.runs.locks import locked
 from postrain.runs.status import Status, clear_leftovers, writing
 
@@ -113,6 +113,11 @@ class RunFolder:
     @property
     def metrics(self) -> JsonLines:
         return JsonLines(self.path / "metrics.jsonl")
+
+    @property
+    def last_update(self) -> int:
+        """The last update that the run has recorded."""
+        return int(max(map(update_of, self.metrics.read()), default=0))
 
     @property
     def samples(self) -> JsonLines:

@@ -2,7 +2,7 @@
 
 The new folder gets the checkpoint of that update, the records up to it, and the start time, which chat templates with a
 date use. From then on it is a run that resumes with changed settings. fork.json names its parent:
-{"run", "update", "changes", "fingerprint"}. Update 0 shares the initial weights only.
+{"run", "update", "changes", "settings_since", "fingerprint"}. Update 0 shares the initial weights only.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import Any, Self
 from postrain.config.schema import TARGET
 from postrain.config.tree import SESSION
 from postrain.errors import ConfigError
-from postrain.jsonl import atomic_write_text, read_json, update_of
+from postrain.jsonl import atomic_write_text, number, read_json, update_of
 from postrain.runs.folder import RunFolder, writing
-from postrain.runs.resume import changed_config, checked_config, differing, saved_config
+from postrain.runs.resume import changed_config, checked_config, differing, saved_config, training_config
 from postrain.runs.status import SHARDS, checkpoints
 
 FORK = "fork"
-FIXED = ("model", "adapter", f"method.{TARGET}", f"optim.{TARGET}")
-"""Keys that decide which parameters and optimizer states a checkpoint has."""
+FIXED = ("model", "adapter", f"method.{TARGET}", "method.critic")
+"""Keys that decide which parameters a checkpoint has."""
+ADAMW = "torch.optim.AdamW"
+"""The class of the optimizer of a config with `optim: null`."""
 ROWS_DEPEND_ON = (
     *("data", "seed", "environment", "rollout.max_new_tokens"),
     *("method.updates", "method.batch_size", "method.dynamic_sampling"),
@@ -50,26 +52,21 @@ class ForkPoint:
         if not folder or not update.isdecimal():
             raise ConfigError(f"fork: expected RUN@UPDATE, such as runs/grpo/nano/TIME-HASH@120, got {text}")
         found = cls(RunFolder.open(folder, FORK), int(update))
-        last = int(max(map(update_of, found.run.metrics.read()), default=0))
+        last = found.run.last_update
         if found.update > last:
             raise ConfigError(f"fork: {folder} has made {last} updates; give at most {folder}@{last}")
         return found
-
-    def checkpoint(self) -> Path | None:
-        """The newest checkpoint that is not later than the update; None without one."""
-        earlier = [path for path in checkpoints(self.run.path) if update_of_checkpoint(path) <= self.update]
-        return earlier[-1] if earlier else None
 
     def config(self, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         """The config of the fork: the run's own with the values that `composed` has for the overrides.
 
         Raises ConfigError for a change that the checkpoint does not fit.
         """
-        saved = checked_config(self.run)
-        if "method" not in saved or "selection" in saved:
-            raise ConfigError(f"fork: {self.run.path} is not a training run; give the folder of one")
+        saved = training_config(self.run, FORK)
         changed = changed_config(saved, composed, overrides)
-        if fixed := [line for line in differing(saved, changed) if _concerns(line, FIXED)]:
+        fixed = [line for line in differing(saved, changed) if _concerns(line, FIXED)]
+        before, after = map(_optimizer, (saved, changed))
+        if fixed := [*fixed, *([f"optim.{TARGET}: {before} → {after}"] if before != after else [])]:
             raise ConfigError(
                 f"fork: {'; '.join(fixed)}: a checkpoint holds the weights and optimizer states of one model, adapter, "
                 "method and optimizer; leave this out, or start a new run with model=run model.path=RUN"
@@ -92,11 +89,20 @@ class ForkPoint:
             atomic_write_text(folder.status.path, json.dumps(folder.status.read() | {"began": began}) + "\n")
             changes = self.changes(config)
             record = {"run": str(self.run.path.resolve()), "update": self.update, "changes": changes}
+            record["settings_since"] = self.update if changes else min(self.update, settings_since(self.run))
             if not any(_concerns(line, ROWS_DEPEND_ON) for line in changes):
                 data = read_json(self.run.manifest).get("data")
                 record["fingerprint"] = data.get("fingerprint") if isinstance(data, dict) else None
             text = json.dumps(record, indent=1, ensure_ascii=False, default=str)
             atomic_write_text(folder.fork, text + "\n")
+
+
+def settings_since(run: RunFolder) -> int:
+    """The update after which a run has had its present settings: that of its last change, or of its parents'."""
+    fork = read_json(run.fork)
+    # Folders of an earlier version record changes of the fork itself only.
+    of_fork = fork.get("settings_since", fork.get("update") if fork.get("changes") else 0)
+    return int(max([number(of_fork) or 0, *map(update_of, run.changes.read())]))
 
 
 def record_changes(folder: RunFolder, config: Mapping[str, Any]) -> None:
@@ -143,6 +149,11 @@ def update_of_checkpoint(path: Path) -> int:
     """The update of a checkpoint's name; -1 for another name."""
     number = path.stem.partition("=")[2]
     return int(number) if number.isdecimal() else -1
+
+
+def _optimizer(config: Mapping[str, Any]) -> str:
+    """The class of the optimizer of a config."""
+    return str((config.get("optim") or {}).get(TARGET, ADAMW))
 
 
 def _concerns(line: str, keys: Sequence[str]) -> bool:

@@ -73,6 +73,14 @@ def checked_config(folder: RunFolder) -> dict[str, Any]:
     return saved
 
 
+def training_config(folder: RunFolder, key: str) -> dict[str, Any]:
+    """The saved config of the training run in `folder`; messages name `key`."""
+    saved = checked_config(folder)
+    if "method" not in saved or "selection" in saved:
+        raise ConfigError(f"{key}: {folder.path} is not a training run; give the folder of one")
+    return saved
+
+
 def changed_config(saved: Mapping[str, Any], composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A saved config with the values that `composed` has for the keys of the overrides."""
     changed = dict(saved)

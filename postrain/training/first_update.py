@@ -21,7 +21,9 @@ from postrain.errors import ConfigError
 from postrain.methods.base import Method
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.runs.folder import RunFolder
+from postrain.runs.forks import update_of_checkpoint
 from postrain.runs.status import checkpoints
+from postrain.training.checkpoints import is_whole
 from postrain.training.components import build
 from postrain.training.config import TrainConfig
 
@@ -76,9 +78,9 @@ class UpdateTrace:
 
 
 def checkpoint_before(folder: RunFolder | None, update: int) -> tuple[Path | None, int]:
-    """The newest checkpoint of a run before an update, and its number of finished updates; (None, 0) for none."""
-    known = [(path, int(path.stem.partition("=")[2])) for path in (checkpoints(folder.path) if folder else [])]
-    return next(((path, done) for path, done in reversed(known) if done < update), (None, 0))
+    """The newest whole checkpoint of a run before an update, and its number of finished updates; (None, 0) for none."""
+    known = [(path, update_of_checkpoint(path)) for path in (checkpoints(folder.path) if folder else [])]
+    return next(((path, done) for path, done in reversed(known) if 0 <= done < update and is_whole(path)), (None, 0))
 
 
 def trace_update(config: TrainConfig, checkpoint: Path | None = None, done: int = 0) -> UpdateTrace:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from postrain.cli import verify as command
 from postrain.jobs.findings import Findings
-from postrain.jobs.verify import Region, choose_regions, differences, starts, verify
+from postrain.jobs.replay import starts
+from postrain.jobs.verify import Region, choose_regions, differences, verify
 from postrain.jobs.verify_records import check_consistency
 from postrain.runs.folder import RunFolder
 from postrain.runs.manifest import hardware, versions
@@ -134,6 +135,16 @@ def test_updates_before_a_change_of_settings_are_not_re_executed(run):
     assert starts(run) == [0, 1, 2, 3]
     run.changes.append({"update": 2, "changes": ["method.learning_rate: 0.1 → 0.2"]})
     assert starts(run) == [2, 3]
+
+
+def test_completions_before_a_change_of_settings_are_not_scored_again(run):
+    # A row that only the held-out rows of the earlier settings have.
+    change(run.samples.path, 1, lambda record: record.update(row=10**6))
+    assert any(
+        "row 1000000 is not a held-out prompt" in line for line in verified(run, seed=seed_of(run, 2))["mismatches"]
+    )
+    run.changes.append({"update": 2, "changes": ["data.eval_rows: 8 → 4"]})
+    assert verified(run)["mismatches"] == []
 
 
 def test_other_hardware_or_versions_are_compared_within_a_tolerance():
