@@ -7,10 +7,10 @@ it excludes 0 finds differences where there are none: in a fifth of all A/A comp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, isclose, sqrt
-from statistics import fmean, stdev
+from math import inf, sqrt
+from statistics import fmean
 
-from postrain.evaluation.estimate import Interval
+from postrain.evaluation.estimate import Interval, spread
 
 EFFECT = 3.0
 """Standard deviation of the mixture over effects, in standard deviations of a value. Intervals are narrowest where a
@@ -35,7 +35,5 @@ def anytime_interval(values: Sequence[float], error: float = 0.05, effect: float
     k = (sqrt(limit) / error) ** (2 / n)
     if n < 2 or k >= limit:
         return Interval(mean, -inf, inf)
-    # Differences in the last digits are rounding, not spread.
-    spread = 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
-    half = spread * sqrt((n - 1) / n * (k - 1) / (1 - k / limit))
+    half = spread(values) * sqrt((n - 1) / n * (k - 1) / (1 - k / limit))
     return Interval(mean, mean - half, mean + half)

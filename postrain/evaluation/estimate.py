@@ -105,9 +105,12 @@ def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf,
         return Interval(mean, -inf, inf)
     if not enclosed(values, low, high):
         low, high = -inf, inf
-    # Differences in the last digits are rounding, not spread.
-    spread = 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
-    return within(mean, student(degrees, level) * spread / sqrt(len(values)), low, high)
+    return within(mean, student(degrees, level) * spread(values) / sqrt(len(values)), low, high)
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation of at least two values; differences in the last digits are rounding, not spread."""
+    return 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)
 
 
 def paired_shares(differences: Sequence[float]) -> Interval:

@@ -189,7 +189,8 @@ class Found:
 
 
 def decide(claim: Claim, values: Values) -> Found:
-    """The decision on a claim from the values of all seeds; a seed without one of its quantities is left out."""
+    """The decision on a claim from the values of all seeds. It is undecided if a seed has no finite value of one of its
+    quantities: the other seeds are a selection, such as those that did not diverge."""
     seeds = [seed for seed, known in values.items() if all(isfinite(known.get(q, inf)) for q in claim.quantities)]
     if len(seeds) < 2:
         return Found(claim, "undecided", (), _unmeasured(claim, values) or "fewer than two seeds have measured it")
@@ -200,6 +201,8 @@ def decide(claim: Claim, values: Values) -> Found:
     found = [part.decide(gap) for part, gap in zip(parts, intervals, strict=True)]
     against = [part.decide(gap) == "not here" for part, gap in zip(parts, corrected, strict=True)]
     known = tuple((part.text, gap) for part, gap in zip(parts, intervals, strict=True))
+    if missing := _missing(claim, values):
+        return Found(claim, "undecided", known, missing)
     if any(against):
         return Found(claim, "not here", known, claim.otherwise)
     if set(found) == {"reproduced"}:
@@ -225,6 +228,16 @@ def _unmeasured(claim: Claim, values: Values) -> str:
             near = get_close_matches(name, measured, n=1)
             there = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"no job has measured {name}{there}")
+    return "; ".join(lines)
+
+
+def _missing(claim: Claim, values: Values) -> str:
+    """The quantities that are not finite or were not measured in some seeds, which the gaps leave out."""
+    lines = []
+    for name in claim.quantities:
+        seeds = [str(seed) for seed, known in values.items() if not isfinite(known.get(name, inf))]
+        if seeds:
+            lines.append(f"{name} was not measured or is not finite in seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
     return "; ".join(lines)
 
 
@@ -257,7 +270,8 @@ def record(claims: Sequence[Claim], values: Values, reference: Mapping[str, Any]
     quantities = []
     for name in names_of(claims, reference):
         seeds = {seed: known[name] for seed, known in values.items() if name in known}
-        mean = _ends(mean_interval(list(seeds.values()), *bounds(name.partition("/")[2]))) if seeds else {}
+        finite = [value for value in seeds.values() if isfinite(value)]
+        mean = _ends(mean_interval(finite, *bounds(name.partition("/")[2]))) if finite else {}
         quantities.append({"name": name, "seeds": seeds, "published": published.get(name), **mean})
     found = [decide(claim, values).record() for claim in claims]
     return {

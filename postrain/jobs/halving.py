@@ -1,7 +1,8 @@
 """Runs a sweep with `halving`: all settings for a few updates, then the better part of them for more, and so on.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). Kept settings continue by `fork` from the end of
-their last run, so no update is made twice. The table has the last run of each setting.
+their last run, so no update is made twice; a run that stopped early does not continue. The table has the last run of
+each setting.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from postrain.jobs.graph import Job, is_done
 from postrain.jobs.plan import SweepPlanner, in_earlier_folder
 from postrain.jobs.study import UPDATES, Setting, Study, format_override, format_overrides, label_of, settings
 from postrain.report.sweep_results import read_sweep
+from postrain.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from postrain.jobs.sweep import Sweep
@@ -31,16 +33,21 @@ def run_halving(sweep: Sweep, planner: SweepPlanner, first: Sequence[Job]) -> li
         sweep.write([*last.values()])
         sweep.run(planned)
         kept = best_of(sweep, kept, updates)
-        if not kept or not following:
+        if not following:
             break
         planned = []
         for setting, seed in product(kept, sweep.study.seeds or (None,)):
             if (before := last.get((setting.label, seed))) and is_done(sweep.folder / before.folder):
-                folder = (sweep.folder / before.folder).resolve()
-                point = at_rung(setting, following, format_override("fork", f"{folder}@{updates}"))
+                folder = RunFolder((sweep.folder / before.folder).resolve())
+                if folder.last_update < updates:
+                    sweep.print(f"{before.name} stopped after update {folder.last_update} and does not continue")
+                    continue
+                point = at_rung(setting, following, format_override("fork", f"{folder.path}@{updates}"))
                 planned += [
                     in_earlier_folder(job, sweep.folder) for job in planner([point], None if seed is None else [seed])
                 ]
+        if not planned:
+            break
     return [*last.values()]
 
 

@@ -106,7 +106,7 @@ def warning_signs(names: Sequence[str], jobs: Sequence[Job], root: Path) -> Iter
         changes = [read_json(RunFolder(root / job.folder).result).get("changes") or {} for job in runs]
         ends = [[{name: both[end] for name, both in one.items()} for end in (0, -1)] for one in changes]
         collapses = [found for before, after in ends if (found := collapsed(before, after))]
-        far = [after[KL] for _, after in ends if (number(after.get(KL)) or 0.0) > LARGE_KL]
+        far = [kl for _, after in ends if (kl := number(after.get(KL)) or 0.0) > LARGE_KL]
         if collapses:
             yield f"the completions of {stage} collapsed in {len(collapses)} of {len(runs)} seeds: {collapses[0]}"
         if far:

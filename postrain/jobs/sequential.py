@@ -31,7 +31,9 @@ def run_until_decided(sweep: Sweep, planner: SweepPlanner, first: Sequence[Job])
         found = decisions(sweep, rule)
         done = {label_of(job.settings) for job in jobs if is_done(sweep.folder / job.folder)}
         open_settings = [each for each in open_settings if each.label in done - {*found.beaten}]
-        if not found.undecided or len(open_settings) < 2 or len(seeds) >= (rule.max_seeds or 0):
+        labels = {each.label for each in open_settings}
+        undecided = [pair for pair in found.undecided if {*pair} <= labels]
+        if not undecided or len(open_settings) < 2 or len(seeds) >= (rule.max_seeds or 0):
             return jobs
         seeds.append(max(seeds) + 1)
         sweep.print(f"undecided after {len(seeds) - 1} seeds: seed {seeds[-1]} for {len(open_settings)} settings")

@@ -129,10 +129,6 @@ def read_claims(result: Mapping[str, Any]) -> Claims | None:
     return Claims(reference, text_of(found.get("setup")), listed, claims, quantities)
 
 
-def _by_seed(found: Mapping[str, Any]) -> dict[str, float]:
-    return {seed: known for seed, value in found.items() if (known := finite(value)) is not None}
-
-
 def counts(claims: Sequence[ClaimResult]) -> str:
     """17 of 24 claims reproduced, 3 not here, 4 undecided."""
     found = Counter(one.decision for one in claims)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
+from math import isclose, isfinite, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -121,8 +121,8 @@ def untrained(cells: Sequence[Cell], metric: str) -> Iterable[Cell]:
 
 
 def values_of(cell: Cell, metric: str) -> dict[int | None, float]:
-    """A metric by seed."""
-    return {job.seed: job.values[metric] for job in cell.jobs if metric in job.values}
+    """A metric by seed, where it is finite."""
+    return {job.seed: job.values[metric] for job in cell.jobs if isfinite(job.values.get(metric, nan))}
 
 
 def before(cell: Cell) -> dict[tuple[str, int | None], float]:

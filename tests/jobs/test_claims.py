@@ -144,6 +144,24 @@ def test_unmeasured_quantity_is_undecided_and_named():
     assert decide(claim("a/x > b/x"), nan).decision == "undecided"
 
 
+def test_seed_without_a_finite_value_makes_the_claim_undecided_and_is_named():
+    values = seeds(a=[0.5, 0.7, float("nan"), 0.9], b=[0.3, 0.4, 0.5, 0.5])
+    found = decide(claim("a/x > b/x"), values)
+    assert (found.decision, found.reason) == ("undecided", "a/x was not measured or is not finite in seed 2")
+    # The gaps of the others are shown: 0.2, 0.3, 0.4.
+    assert found.gaps[0][1].value == pytest.approx(0.3)
+    values[3].pop("a/x")
+    assert decide(claim("a/x > b/x"), values).reason == "a/x was not measured or is not finite in seeds 2, 3"
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_recorded_without_an_error(odd):
+    found = record([claim("a/x > b/x")], seeds(a=[1.0, 3.0, odd], b=[odd, odd, odd]), {}, "nano")
+    one, other = found["quantities"]
+    assert one["value"] == 2.0
+    assert "value" not in other
+
+
 def decisions(effect: float, holds: str, studies: int = 200) -> Counter[str]:
     """Decisions over studies of three seeds; neighbours differ by `effect` standard deviations of a seed."""
     source = random.Random(19)
@@ -201,13 +219,13 @@ def test_quantity_that_no_stage_measures_is_refused(quantity, problem):
 
 def test_reason_names_collapsed_and_distant_policies(tmp_path):
     jobs = [Job(name="rl", folder=f"{seed}", seed=seed) for seed in (0, 1)]
-    for seed, (distinct, kl) in enumerate(((0.02, 0.7), (0.9, 0.1))):
+    for seed, (distinct, kl) in enumerate(((0.02, "inf"), (0.9, 0.1))):
         (tmp_path / str(seed)).mkdir()
         changes = {"eval/completion/distinct": [0.8, distinct], "eval/kl/exact": [0.0, kl]}
         (tmp_path / str(seed) / "result.json").write_text(json.dumps({"changes": changes}))
     assert [*warning_signs(["rl/gold/total", "rl.start/gold/total", "test/x"], jobs, tmp_path)] == [
         "the completions of rl collapsed in 1 of 2 seeds: 2% of the completions are different (80% before training)",
-        "KL(policy‖reference) of rl is up to 0.70 nats/token",
+        "KL(policy‖reference) of rl is up to inf nats/token",
     ]
 
 

@@ -60,6 +60,29 @@ def test_the_best_setting_continues_where_its_last_run_ended(tmp_path, monkeypat
     assert launcher.ran == []
 
 
+class StopsEarly(TrainsInProcess):
+    """A launcher whose jobs made no update when they ended."""
+
+    def __call__(self, jobs: Sequence[Job], folder: Path, ended: Ended) -> None:
+        super().__call__(jobs, folder, ended)
+        for job in jobs:
+            RunFolder(folder / job.folder).metrics.rewind(0)
+
+
+def test_setting_that_stopped_early_keeps_its_result_and_does_not_continue(tmp_path, monkeypatch, capsys) -> None:
+    launcher = StopsEarly()
+    monkeypatch.setattr("postrain.jobs.sweep.launcher_of", lambda *_: launcher)
+    words = [word for word in (*SMALL, *shallow("sft")) if not word.startswith("method.updates")]
+    words += ["method.learning_rate=1e-6,2e-3", "evaluation.completions=0", f"paths.sweeps={tmp_path}"]
+    assert (
+        sweep(Program(), "-m", *words, "sweep.halving.updates=[1,3]", "sweep.metric=eval/loss", launcher="local") == 0
+    )
+    assert launcher.ran == [f"learning_rate={rate} updates=1" for rate in ("1e-06", "0.002")]
+    assert "learning_rate=0.002 updates=1 stopped after update 0 and does not continue" in capsys.readouterr().out
+    (path,) = tmp_path.glob("multirun/*")
+    assert [cell.n for cell in read_sweep(path).cells] == [1, 1]
+
+
 RUNGS = {1: ["1e-06", "0.002", "1e-05"], 3: ["0.002"]}
 
 

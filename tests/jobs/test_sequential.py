@@ -97,6 +97,20 @@ def test_equal_differences_of_all_seeds_decide_nothing() -> None:
     assert decide([one, other], METRIC, "max", RULE).undecided == (("a", "b"),)
 
 
+def test_values_that_are_not_finite_are_left_out_of_the_differences() -> None:
+    one, other = cell("a", [1.0, 1.1, 1.2, 1.3, inf]), cell("b", [0.0, 0.11, 0.19, 0.3, float("nan")])
+    assert decide([one, other], METRIC, "max", RULE).beaten == {"b": "a"}
+
+
+def test_setting_that_always_fails_adds_no_seeds_to_decided_ones(tmp_path) -> None:
+    program = Program()
+    program.broken = {f"batch_size=2 seed={seed}" for seed in range(3)}
+    words = ["-m", "method=ppo", "method.batch_size=2,4,8", "seed=0,1,2", f"paths.sweeps={tmp_path}", "report=false"]
+    sweep(program, *words, "sweep.sequential={max_seeds:9,equal_within:0.01}")
+    # Intervals at a third of the error are finite from four seeds on.
+    assert {name.partition(" ")[2] for name in program.ran} == {f"seed={seed}" for seed in range(4)}
+
+
 def test_beaten_settings_get_no_further_seeds_and_the_answer_names_them(tmp_path, capsys) -> None:
     program = Noisy()
     # The differences of rewards vary by a hundredth of themselves from seed to seed. Three pairs need four seeds.
