@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 
 from postrain.data.repetition import distinct_ngram_share
 from postrain.errors import ConfigError
@@ -26,6 +27,24 @@ MARKS = re.compile(
     rf"|^####[ \t]*\$?(?P<hash>[-+−]?(?:{DIGITS}))\.?[ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
+
+FRACTION = re.compile(r"(?<![\w.,/])([-+−]?\d{1,30})\s?/\s?(0{0,9}[1-9]\d{0,29})(?![\w/]|[.,]\d)")
+QUANTITY = re.compile(f"{FRACTION.pattern}|{NUMBER.pattern}")
+# LaTeX that does not change the value of a number, and fractions as a/b.
+LATEX = (
+    (re.compile(r"([-+−]?)\\[dt]?frac(?:\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}|(\d)(\d))"), r" \1\2\4/\3\5"),
+    (re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\!|\\left|\\right|\^\{?\\circ\}?"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\([$%€£])"), r"\1"),
+    (re.compile(r"\\[,;: ()\[\]]"), " "),
+    (re.compile(r"([-−])[$€£]"), r"\1"),
+    (re.compile(r"[$€£]"), " "),
+)
+# "x = 5" and "48 + 24 = 72" are 5 and 72; the equation of a curve is not a number.
+LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*=")
+# What makes more of a number than its value with a unit: "2 + x", "x^2", "x-3", "1/\sqrt{2}".
+OPERATORS = re.compile(r"[\\^_√+*=<>≤≥±]|[-−/]\s*\0|\0\s*[-−]")
 
 
 def marked_answer(text: str) -> str | None:
@@ -44,6 +63,37 @@ def last_number(text: str) -> Decimal | None:
     """The last number in a text, with thousands commas and exponents; None if there is none."""
     found = NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
+
+
+def single_number(text: str) -> Fraction | None:
+    """The value of a text that is one number or fraction, with a unit or currency or without; None for any other text,
+    such as a pair, a date or 5√3."""
+    text = LEFT_SIDE.sub("", _without_latex(text), count=1)
+    found = list(QUANTITY.finditer(text))
+    alone = len(found) == 1 and not OPERATORS.search(QUANTITY.sub("\0", text))
+    return _value(found[0]) if alone else None
+
+
+def answer_value(text: str) -> Fraction | None:
+    """The value of a completion's final answer: of the marked answer if that is one number, or of the last number or
+    fraction of a text without marks."""
+    marked = marked_answer(text)
+    if marked is not None:
+        return single_number(marked)
+    found = list(QUANTITY.finditer(_without_latex(text)))
+    return _value(found[-1]) if found else None
+
+
+def _without_latex(text: str) -> str:
+    for pattern, replacement in LATEX:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _value(quantity: re.Match[str]) -> Fraction:
+    above, below, number = quantity.groups()
+    value = Decimal((above or number).replace(",", "").replace("−", "-"))
+    return Fraction(value) / int(below or 1)
 
 
 def exact(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
@@ -66,19 +116,25 @@ def numeric(completions: Sequence[str], answer: Sequence[str | float | None]) ->
 
 
 def answer(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
-    """1 if the final answer equals the row's: by value (`numeric`) if that has a number, else as a text.
+    """1 if the final answer equals the row's: by value if the row's is one number (7 = 7.00 = $7, 3/4 = 0.75), else as
+    a text.
 
-    Texts are compared as by `exact`, without the punctuation around them: "Positive." is positive.
+    Texts are compared as by `exact`, without the punctuation around them: "Positive." is positive. Without a mark, the
+    last number or fraction of a completion is its answer.
     """
     return [
-        numeric([text], [expected])[0]
-        if expected is None or _number(expected) is not None
-        else float(_bare(final_answer(text)) == _bare(final_answer(str(expected))))
+        None if expected is None else float(_equals(text, final_answer(str(expected))))
         for text, expected in zip(completions, answer, strict=True)
     ]
 
 
-def _bare(text: str) -> str:
+def _equals(completion: str, expected: str) -> bool:
+    value = single_number(expected)
+    return bare(final_answer(completion)) == bare(expected) if value is None else answer_value(completion) == value
+
+
+def bare(text: str) -> str:
+    """A text in lower case without the punctuation around it."""
     return text.casefold().strip(string.whitespace + string.punctuation + "“”‘’«»")
 
 

@@ -4,16 +4,16 @@ self-certainty. They reinforce what the policy already believes, right or wrong.
 
 from __future__ import annotations
 
-import string
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import torch
 
 from postrain.rewards.base import none_to_nan
-from postrain.rewards.text import answer, last_number, marked_answer
+from postrain.rewards.text import answer, answer_value, bare, marked_answer
 from postrain.types import RewardBatch
 
 
@@ -49,7 +49,7 @@ class Majority:
                 rewards[index] = agrees
             if 1.0 in voted:
                 expected = columns[members[0]].get("answer")
-                (right,) = answer([answers[members[voted.index(1.0)]] or ""], [expected])
+                (right,) = answer([completions[members[voted.index(1.0)]]], [expected])
                 for index in members:
                     correct[index] = right
         known = {} if all(one is None for one in correct) else {"majority_correct": tuple(correct)}
@@ -69,13 +69,12 @@ def majority(answers: Sequence[str | None]) -> list[float | None]:
 
 
 def canonical_answer(text: str) -> str | None:
-    """The final answer: the last number of the marked answer, else of the text (7 = 7.00), else the marked text; None
-    if there is neither."""
-    marked = marked_answer(text)
-    number = last_number(text if marked is None else marked)
-    if number is not None:
-        return f"{number.normalize():f}"
-    return None if marked is None else marked.casefold().strip(string.whitespace + string.punctuation)
+    """The final answer, the same for equal values (7 = 7.00, 3/4 = 0.75): the marked answer, as a number if it is one,
+    else the last number of the text; None if there is neither."""
+    value, marked = answer_value(text), marked_answer(text)
+    if value is not None:
+        return f"{(Decimal(value.numerator) / Decimal(value.denominator)).normalize():f}"
+    return None if marked is None else bare(marked)
 
 
 def certainty(completions: Sequence[str], self_certainty: Sequence[float]) -> list[float]:

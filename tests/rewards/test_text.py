@@ -32,6 +32,39 @@ def test_answer_compares_numbers_by_value_and_other_answers_as_text() -> None:
     assert answer(["(b)", "C"], ["B", "B"]) == [1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("completion", "expected", "score"),
+    [
+        (r"\boxed{\frac{1}{4}}", r"\frac{3}{4}", 0),
+        (r"\boxed{\dfrac34}", r"\frac{3}{4}", 1),
+        ("It is 0.75.", "3/4", 1),
+        (r"\boxed{\frac{1}{7}}", "7", 0),
+        (r"\boxed{-\frac{3}{4}}", "-0.75", 1),
+        (r"\boxed{(9, 2)}", "(1, 2)", 0),
+        (r"\boxed{(1, 2)}", "(1, 2)", 1),
+        (r"\boxed{(9, 2)}", "2", 0),
+        ("<answer>2024-01-05</answer>", "2023-12-05", 0),
+        (r"\boxed{-2\sqrt{3}}", r"5\sqrt{3}", 0),
+        (r"\boxed{5\sqrt{3}}", r"5\sqrt{3}", 1),
+        (r"\boxed{x + y = 4}", "x^2 + y^2 = 4", 0),
+        (r"\boxed{x = 5}", "5", 1),
+        ("<answer>48 + 24 = 72</answer>", "72", 1),
+        ("So 7.", "1/0", 0),
+    ],
+)
+def test_answer_of_several_numbers_is_not_compared_by_its_last(completion: str, expected: str, score: float) -> None:
+    assert answer([completion], [expected]) == [score]
+
+
+@pytest.mark.parametrize(
+    "expected", ["72", 72, 72.0, "$72", "\\$72.00", "72 apples", "72.", "+72 km/h", "72\\%", "#### 72"]
+)
+def test_answer_of_one_number_is_compared_by_value(expected: str | float) -> None:
+    completions = ["48 + 24 = 72", "\\boxed{72}", "<answer>$72.00</answer>", "#### 72", "\\boxed{72\\text{ km}}", "73"]
+    assert answer(completions, [expected] * 6) == [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    assert answer(["It costs -$1,200.", "#### 1,200", "1{,}200"], ["-1200", "1,200", "1,200 dollars"]) == [1.0] * 3
+
+
 def test_length_falls_linearly_from_the_target() -> None:
     # target of 4 words: 4 → 1, 2 → 1 - 2/4, 8 → 0, 20 → 0
     assert length(["a b c d", "a b", "a " * 8, "a " * 20], words=4) == [1.0, 0.5, 0.0, 0.0]

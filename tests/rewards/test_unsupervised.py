@@ -36,6 +36,9 @@ def test_majority_rewards_the_most_frequent_answer(answers: list[str | None], ex
         ("It is 7.00.", "7"),
         ("<answer>70</answer> and 8", "70"),
         (r"so \boxed{Paris.}", "paris"),
+        (r"\boxed{\frac{3}{4}}", "0.75"),
+        (r"\boxed{5\sqrt{3}}", r"5\sqrt{3"),
+        ("9" * 5000, "1" + 5000 * "0"),  # rounded to 28 digits
         ("no idea", None),
     ],
 )
