@@ -213,6 +213,21 @@ def _content(received: bytes) -> str:
     return content if isinstance(content, str) else ""
 
 
+def json_field(answer: str, names: Sequence[str]) -> Any:
+    """The value of the first of these keys, in lower case, in the last JSON object of an answer that has one; None
+    without such an object. Texts inside the object are not searched."""
+    found, at, decoder = None, 0, json.JSONDecoder()
+    while (at := answer.find("{", at)) >= 0:
+        try:
+            value, end = decoder.raw_decode(answer, at)
+        except (ValueError, RecursionError):
+            value, end = {}, at + 1
+        fields = {key.lower(): field for key, field in value.items()}
+        known = [fields[name] for name in names if fields.get(name) is not None]
+        found, at = (known[0], end) if known else (found, at + 1)
+    return found
+
+
 def strip_thinking(answer: str) -> str:
     """An answer without its <think> parts; an unclosed tag is kept as text."""
     thinking, close, rest = answer.rpartition("</think>")

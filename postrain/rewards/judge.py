@@ -25,7 +25,7 @@ from torch import Tensor
 
 from postrain.errors import ConfigError
 from postrain.rewards.base import Columns, Texts, nan_to_none
-from postrain.rewards.endpoint import Endpoint
+from postrain.rewards.endpoint import Endpoint, json_field
 from postrain.rewards.letters import LocalJudge
 from postrain.types import RewardBatch
 
@@ -38,6 +38,7 @@ LABELLED_CHOICE = re.compile(
     r"|\b(A|B)\b[\"'*_)]* is (?:the )?(?:better|best)\b"
 )
 BARE = re.compile(r"\W*(?:(?:answer|reply|response)\s+)?(A|B|tie)\W*", re.IGNORECASE)
+SCORE_KEYS, CHOICE_KEYS = ("score", "rating", "mark", "grade"), ("better", "best", "verdict", "winner", "answer")
 CHOICE_VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 SCORE_PROMPT = """\
@@ -143,6 +144,10 @@ def delimit(text: str) -> str:
 
 def parse_score(answer: str, low: float, high: float) -> float | None:
     """The score in an answer: JSON, a labelled number, 7/10, or the only number; None outside the scale."""
+    given = json_field(answer, SCORE_KEYS)
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return float(given) if low <= given <= high else None
+    answer = given if isinstance(given, str) else answer
     scale = rf"\b{low:g}\s*(?:to|and|-|–)\s*{high:g}\b|(?:/|\bout of)\s*{high:g}\b"
     text = re.sub(scale, " ", answer)
     numbers = LABELLED.findall(text)[-1:] or list(dict.fromkeys(re.findall(rf"(?<![\w.]){NUMBER}(?![\w])", text)))
@@ -152,6 +157,8 @@ def parse_score(answer: str, low: float, high: float) -> float | None:
 
 def parse_choice(answer: str) -> float | None:
     """1 for the answer A, 0 for B, ½ for a tie: a labelled letter, or a letter alone on the first or last line."""
+    given = json_field(answer, CHOICE_KEYS)
+    answer = given if isinstance(given, str) else answer
     lines = answer.strip().splitlines() or [""]
     alone = [found for line in (lines[-1], lines[0]) if (found := BARE.fullmatch(line))]
     found = ["".join(groups) for groups in LABELLED_CHOICE.findall(answer)][-1:] or [match[1] for match in alone]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from postrain.errors import ConfigError
 from postrain.rewards.base import Columns, nan_to_none, none_to_nan
-from postrain.rewards.endpoint import Endpoint
+from postrain.rewards.endpoint import Endpoint, json_field
 from postrain.rewards.function import is_finite, preview, row_label
 from postrain.rewards.judge import delimit
 from postrain.rewards.letters import LocalJudge
@@ -209,7 +209,11 @@ class Rubric(RubricItems, Endpoint):
 
 
 def parse_verdict(answer: str) -> float | None:
-    """1 for met and 0 for not met: a labelled true, false, yes or no, or one at the beginning; None otherwise."""
+    """1 for met and 0 for not met: JSON, a labelled true, false, yes or no, or one at the beginning; None otherwise."""
+    given = json_field(answer, ("met", "verdict", "answer"))
+    if isinstance(given, bool):
+        return float(given)
+    answer = given if isinstance(given, str) else answer
     labelled = VERDICT.findall(answer)
     bare = BARE.match(answer)
     word = labelled[-1] if labelled else bare[1] if bare else None

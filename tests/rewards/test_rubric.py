@@ -50,6 +50,8 @@ def test_rubric_score_is_normalised_with_pitfalls(verdicts: tuple[float | None, 
     [
         ('{"met": true}', 1.0),
         ('It is long. {"met": false}', 0.0),
+        ('{"met": false, "reason": "the answer is true"}', 0.0),
+        ('{"met": "yes", "reason": "the verdict: no"}', 1.0),
         ("**Verdict:** No", 0.0),
         ("Yes, it does.", 1.0),
         ("True.", 1.0),
