@@ -11,7 +11,7 @@ from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.generation.critic import PRINCIPLES, CriticPath, read_principles
 from postrain.generation.prompts import PromptMaker
-from postrain.generation.selection import AIPreferences, PreferencePairs, RevisionPairs, Selection, TopK
+from postrain.generation.selection import AIPreferences, NoRows, PreferencePairs, RevisionPairs, Selection, TopK
 from postrain.hardware.trainer import Hardware
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward, scores_completions
@@ -36,7 +36,8 @@ class GenerateConfig(Section):
     rollout: Engine = field(default_factory=LocalEngine)
     """The sampling engine and its settings."""
     environment: Environment = SINGLE_TURN
-    """The environment that responds to the model's turns."""
+    """The environment that responds to the model's turns. Its episodes can be measured (selection=none), not
+    written as data."""
     trainer: Hardware = field(default_factory=Hardware)
     """The hardware: processes, devices and precision."""
     selection: Selection
@@ -109,7 +110,12 @@ class GenerateConfig(Section):
                 raise ConfigError(
                     f"{', '.join(names)}: no effect with prompts=, which samples prompts only; leave them out"
                 )
-        elif self.critic is not None and not isinstance(self.selection, RevisionPairs | AIPreferences):
+        if not isinstance(self.environment, SingleTurn) and not isinstance(self.selection, NoRows):
+            raise ConfigError(
+                "environment: rows of data would train on the environment's replies too; choose selection=none, which "
+                "measures only, or environment=none"
+            )
+        if self.critic is not None and not isinstance(self.selection, RevisionPairs | AIPreferences):
             raise ConfigError(
                 "critic: this selection uses none; choose selection=revisions, revised or ai_preferences, or leave it "
                 "out"

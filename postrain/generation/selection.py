@@ -23,6 +23,8 @@ ROUNDING = 1e-6
 # precedence, and `input` is already part of the prompt.
 LAYOUT_COLUMNS = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
 LAYOUT_COLUMNS |= frozenset(LABEL_LIKE_COLUMNS)
+# The layouts leave `tool_calls` beside `tools` and an answer to rewards.
+TOOL_COLUMNS = ("tools", "tool_calls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,7 @@ def _demonstration(answers: PromptCompletions, text: str, **known: Any) -> Row:
 
 
 def _columns_of(answers: PromptCompletions) -> Row:
-    """The prompt's row number and other columns."""
-    others = {name: value for name, value in answers.columns.items() if name not in LAYOUT_COLUMNS}
+    """The prompt's row number and other columns, with its tools and the calls that rewards expect."""
+    kept = TOOL_COLUMNS if answers.columns.get("tools") else ()
+    others = {name: value for name, value in answers.columns.items() if name not in LAYOUT_COLUMNS or name in kept}
     return {"row": answers.row, **others}

@@ -6,13 +6,20 @@ from dataclasses import replace
 
 import pytest
 
+from postrain.config import tree
 from postrain.config.check import check
 from postrain.config.tree import instantiate
+from postrain.data.conversation import tools_of
+from postrain.data.formats import parse
+from postrain.data.kinds.prompt import Prompt
+from postrain.data.records import convert
 from postrain.errors import ConfigError
 from postrain.generation.config import GenerateConfig
-from postrain.generation.selection import NoRows, PreferencePairs, PromptCompletions, RevisionPairs, TopK
+from postrain.generation.selection import NoRows, PreferencePairs, PromptCompletions, RevisionPairs, Selection, TopK
 from postrain.generation.stats import compute_stats
 from postrain.rollout.revise import Revision
+from tests.data.helpers import table
+from tests.data.test_tool_calls import TOOL
 from tests.generation.small_generation import composed
 from tests.training_runs import CONF
 
@@ -138,3 +145,25 @@ def test_unfinished_assistant_turn_is_continued_not_learned():
     turns = [{"role": "user", "content": "1 + 2 = ?"}, {"role": "assistant", "content": "It is"}]
     kept = TopK(count=1, at_least=None, unique=True)(replace(FOUR, columns={"messages": turns}))
     assert kept == [{"prompt": turns, "completion": " 3.", "reward": 1.0, "row": 7}]
+
+
+@pytest.mark.parametrize("selection", [TopK(), PreferencePairs()])
+def test_rows_of_a_prompt_with_tools_declare_them_and_keep_the_expected_calls(selection: Selection):
+    call = {"name": "add", "arguments": {"x": 1}}
+    turns = [{"role": "system", "content": "Short."}, {"role": "user", "content": "1 + 2 = ?"}]
+    columns = {"tools": [TOOL], "tool_calls": [call]}
+    for answers in (replace(FOUR, columns=columns), replace(FOUR, columns={**columns, "messages": turns})):
+        row = selection(answers)[0]
+        assert (row["tools"], row["tool_calls"]) == ([TOOL], [call])
+        (record,) = convert(parse(table([row]), {}).records, "Prompt", source="rows").records
+        assert isinstance(record, Prompt)
+        assert tools_of(record.prompt) == [TOOL]
+        assert record.columns["tool_calls"] == [call]
+    # Without tools the column would be refused.
+    assert "tool_calls" not in selection(replace(FOUR, columns={"tool_calls": [call]}))[0]
+
+
+def test_episodes_of_an_environment_are_refused_as_data():
+    with pytest.raises(ConfigError, match=r"environment: rows of data would train on .* choose selection=none"):
+        tree.parse(composed("environment=guess_number", "selection=all"), GenerateConfig)
+    tree.parse(composed("environment=guess_number", "selection=none"), GenerateConfig)

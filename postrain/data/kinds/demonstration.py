@@ -147,9 +147,11 @@ def demonstration(record: Record, prompt: Messages, answer: Answer) -> tuple[Dem
 
 @conversion(Demonstration, Prompt)
 def as_prompt(record: Demonstration) -> tuple[Prompt, ...]:
-    """With the calls of the answer as a column if the row has tools; [] if the answer calls none."""
+    """With the calls of the answer as a column if the row has tools; [] if the answer calls none. The row's own column
+    of expected calls is kept."""
     *prompt, answer = record.messages
-    expected = {"tool_calls": list(answer.tool_calls)} if tools_of(prompt) or answer.tool_calls else {}
+    called = bool(tools_of(prompt) or answer.tool_calls) and "tool_calls" not in record.columns
+    expected = {"tool_calls": list(answer.tool_calls)} if called else {}
     return (prompt_record(record, tuple(prompt), **expected),)
 
 
