@@ -213,16 +213,21 @@ def score_with_reference(
 
     `reference_rows` are the rows that the reference reads, if other ones: with the same supervised tokens after other
     prompts. `divergence` maps the log-probabilities of model and reference and the probabilities of the model, [N, V]
-    each, to [N].
+    each, to [N]. If one model has more logits than the other, those are cut: they pad the vocabulary.
     """
     mine = supervised_states(model, rows)
     with torch.no_grad(), reference.scoring() as frozen:
         theirs = supervised_states(frozen, reference_rows or rows)
 
     def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
-        logps_NV = (upcast(logits_of(model, states_ND)) / temperature).log_softmax(-1)
+        logits_NV = logits_of(model, states_ND)
         with torch.no_grad(), reference.scoring() as frozen:
-            ref_logps_NV = (upcast(logits_of(frozen, ref_states_ND)) / temperature).log_softmax(-1)
+            ref_logits_NV = logits_of(frozen, ref_states_ND)
+            width = min(logits_NV.shape[-1], ref_logits_NV.shape[-1])
+            ref_logps_NV = (upcast(ref_logits_NV[:, :width]) / temperature).log_softmax(-1)
+        logps_NV = (upcast(logits_NV[:, :width]) / temperature).log_softmax(-1)
+        # A padding token may be sampled; the reference has no number for it.
+        targets_N = targets_N.clamp(max=width - 1)
         probs_NV = logps_NV.exp()
         kl_N = divergence(logps_NV, ref_logps_NV, probs_NV)
         with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "differentiable"):

@@ -226,6 +226,20 @@ def test_penalty_in_the_reward_of_two_tokens_has_the_gradient_of_the_kl():
     assert torch.allclose(flat_gradient(policy, loss), flat_gradient(policy, whole), atol=1e-9)
 
 
+@pytest.mark.parametrize("wider", ["policy", "reference"])
+def test_logits_beyond_the_vocabulary_of_the_other_model_are_cut(wider):
+    """As of two sizes of a model family, whose embeddings are padded differently."""
+    batch, padded, other = pairs(3).chosen, float64_model(), float64_model(1)
+    expected = score_with_reference(padded, Reference.for_policy(padded, other), batch, entropy="constant")
+    other_way = score_with_reference(other, Reference.for_policy(other, padded), batch, entropy="constant")
+    padded.resize_token_embeddings(70, mean_resizing=False)
+    policy, reference = (padded, other) if wider == "policy" else (other, padded)
+    found = score_with_reference(policy, Reference.for_policy(policy, reference), batch, entropy="constant")
+    same = expected if wider == "policy" else other_way
+    for name in ("logps_BT", "ref_logps_BT", "kl_BT", "entropy_BT"):
+        assert torch.allclose(getattr(found, name), getattr(same, name)), name
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_exact_kl_and_its_gradient_are_independent_of_chunks_and_micro_batches(adapter, monkeypatch):
     """The vocabulary does not fit a chunk; with and without an adapter."""
