@@ -158,8 +158,8 @@ class Template:
         return _tensor([self.tokenizer.bos_token_id, *ids] if self._adds_bos else ids)
 
     def encode_continuation(self, text: str) -> Tensor:
-        """Ids of text inside a row (a tool's output), without an end token, [L]."""
-        return _tensor(self.tokenize([(text, False)])[0])
+        """Ids of text inside a row (a tool's output), without an end token, [L]; lone surrogates become `?`."""
+        return _tensor(self.tokenize([(text.encode("utf-8", "replace").decode(), False)])[0])
 
     def encode_replies(self, replies: Messages, *, row: int = 0) -> Tensor:
         """Ids between the end token of an answer and the first token of the next one, [L]: the messages `replies` with

@@ -291,6 +291,15 @@ def test_a_failed_call_is_a_counted_reply(message: str, reply: str) -> None:
     assert answers(message) == ([reply], 1, 1)
 
 
+def test_a_lone_surrogate_in_a_reply_is_replaced(template: Template) -> None:
+    (result,) = (
+        Tools().step(Tools().reset("", {}), r'<tool_call>{"name": "\ud83d", "arguments": {}}</tool_call>').messages
+    )
+    assert "\ud83d" in result.content
+    ids = template.encode_replies(user(f"a{result.content[-1:]}\ud83d\u00e9"))
+    assert f"a{result.content[-1:]}?\u00e9" in template.decode_all(ids.tolist())
+
+
 def test_calls_that_hang_share_one_time_limit() -> None:
     """Both are started before the first is waited for, so both exceed the same limit; the third has its result."""
     slow = "error: act took longer than 0.2 seconds"
