@@ -93,6 +93,9 @@ class Vocabularies:
             [*found, *[b""] * (width - len(found))]
             for found, width in zip(map(token_bytes, (student, teacher)), widths, strict=True)
         )
+        # An end token may be an ordinary token of its vocabulary; it has an outcome of its own.
+        for table, end in zip((mine, theirs), ends, strict=True):
+            table[end] = b""
         # The first id of equal tokens; special tokens have no text.
         ids = [{text: len(table) - 1 - i for i, text in enumerate(reversed(table)) if text} for table in (mine, theirs)]
         pairs = [(ids[0][text], ids[1][text]) for text in ids[0] if text in ids[1]] + [ends]
@@ -133,7 +136,10 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     tokenizers other than byte-level BPE and SentencePiece."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
     kinds = {step["type"] for step in [decoder, *decoder.get("decoders", ())] if "type" in step}
-    vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
+    vocabulary = tokenizer.get_vocab()
+    # Chat tokens may be special without a role in the tokenizer's settings.
+    named = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    special = {*tokenizer.all_special_ids, *named}
     added = tokenizer.get_added_vocab()
     if "ByteLevel" in kinds:
         letters = _byte_of_letter()

@@ -30,7 +30,11 @@ def tokenizer(vocabulary: dict[str, int], decoder: Any) -> Any:
         backend.decoder = decoder
     special = [max(vocabulary.values())]
     return SimpleNamespace(
-        backend_tokenizer=backend, get_vocab=lambda: vocabulary, all_special_ids=special, get_added_vocab=dict
+        backend_tokenizer=backend,
+        get_vocab=lambda: vocabulary,
+        all_special_ids=special,
+        get_added_vocab=dict,
+        added_tokens_decoder={},
     )
 
 
@@ -49,6 +53,22 @@ def test_end_tokens_are_a_span_only_after_the_same_text():
     assert vocabularies.spans([2, 0], [1, 2, 0]).tolist() == [[0, 1, 0, 2], [1, 1, 2, 1]]
     assert vocabularies.spans([0], [0]).tolist() == [[0, 1, 0, 1]]
     assert vocabularies.spans([1, 0], [2, 0]).tolist() == []
+
+
+def test_an_end_token_without_a_role_in_the_tokenizer_is_one_outcome():
+    # Both have the token <|stop|>, and end answers with it or with the token of the letter b.
+    known = tokenizer({"a": 0, "b": 1, "<|stop|>": 2, "<|x|>": 3, "</s>": 4}, decoders.ByteLevel())
+    known.get_added_vocab = lambda: {"<|stop|>": 2, "<|x|>": 3}
+    known.added_tokens_decoder = {2: SimpleNamespace(special=True), 3: SimpleNamespace(special=False)}
+    assert token_bytes(known) == [b"a", b"b", b"", b"<|x|>", b""]
+    for end, text, shared in ((2, "ab", 4), (1, "a", 3)):
+        vocabularies = Vocabularies.of(known, known, (5, 5), (end, end))
+        assert vocabularies.text([0, 1, end]) == text
+        assert vocabularies.shared == shared  # a, <|x|>, the end, and b where it does not end
+        spans = (torch.tensor([0]), torch.tensor([vocabularies.shared]), torch.tensor([0.0]))
+        logits = torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.5]])
+        assert float(vocabularies.student.table(logits, spans).sum()) == pytest.approx(1.0, abs=1e-6)
+        assert vocabularies.spans([0, end], [0, end]).tolist() == [[0, 1, 0, 1], [1, 1, 1, 1]]
 
 
 def test_tokens_of_byte_level_and_sentencepiece_vocabularies_are_the_same_bytes():
