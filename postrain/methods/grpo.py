@@ -194,7 +194,10 @@ class GRPO(GroupRelative):
                 f"method.overlong_buffer={self.overlong_buffer} is more than "
                 f"rollout.max_new_tokens={self.sampling.max_new_tokens}"
             )
-
+        kl, overlong = self.kl_coef * (self.kl_in == "reward"), self.overlong_buffer * self.overlong_penalty
+        penalties = {"missing_eos_penalty": self.missing_eos_penalty, "overlong_buffer": overlong, "kl_coef": kl}
+        if self.advantage == "maxrl" and (key := next(filter(penalties.get, penalties), None)):
+            raise ConfigError(f"method.{key}: makes rewards negative, by whose mean maxrl divides; set method.{key}=0")
         own = self.multi_objective_aggregation == "normalize_then_sum"
         if own and self.advantage != "group":
             raise ConfigError(
@@ -204,7 +207,7 @@ class GRPO(GroupRelative):
             raise ConfigError(
                 f"method.turn_level_advantages: method.advantage={self.advantage} compares whole episodes; use group"
             )
-        if self.turn_level_advantages and self.multi_objective_aggregation == "normalize_then_sum":
+        if self.turn_level_advantages and own:
             raise ConfigError(
                 "method.turn_level_advantages: normalize_then_sum has no reward of a turn; use sum_then_normalize"
             )
@@ -257,8 +260,9 @@ class GRPO(GroupRelative):
         local = sorted(local_indices(self.selected))
         greedy_P = torch.full([len(prompts)], torch.nan, device=self.device)
         if local:
-            # Greedy decoding draws no random numbers.
-            seeds = [0] * len(local)
+            # Not for decoding: a random reward draws by seed.
+            places = [index * collectives.world_size() + collectives.rank() for index in local]
+            seeds = self.completion_seeds("greedy", self.counters.updates, places, 1)
             rollouts = self.sample_and_score(
                 self.policy, prompts.select(local), seeds, engine=greedy(self.components.engine)
             )

@@ -103,6 +103,31 @@ def test_remax_compares_with_a_greedy_completion_of_each_prompt(monkeypatch):
     assert method.accumulated["reward/greedy"].value() == 2
 
 
+def test_greedy_completions_of_remax_have_seeds_of_their_own(monkeypatch):
+    monkeypatch.setattr("postrain.methods.grpo.greedy", lambda engine: engine)
+    method = scripted_method("grpo", [[1, 0]] * 6, {"1": 1.0}, group_size=1, batch_size=2, advantage="remax")
+    sample, seeds = method.sample_and_score, []
+    monkeypatch.setattr(
+        method, "sample_and_score", lambda *given, **named: (seeds.extend(given[2]), sample(*given, **named))[1]
+    )
+    method.prepare(prompts(2))
+    # Two completions and two greedy ones.
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"missing_eos_penalty": 0.5}, "missing_eos_penalty"),
+        ({"overlong_buffer": 2}, "overlong_buffer"),
+        ({"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.1}, "kl_coef"),
+    ],
+)
+def test_maxrl_refuses_penalties_that_make_rewards_negative(settings, key):
+    with pytest.raises(ConfigError, match=rf"^method\.{key}: makes rewards negative"):
+        scripted_method("grpo", [[1, 0]], {"1": 1.0}, advantage="maxrl", **settings)
+
+
 def test_random_numbers_of_tokens_do_not_depend_on_the_ranks():
     mask_BT = torch.tensor([[True, True, False], [True, True, True]])
     both = drawn_tokens(0, 5, [(0, 0), (3, 1)], mask_BT)
