@@ -49,17 +49,30 @@ class ServerTeacher:
     @cached_property
     def model(self) -> str:
         """Name of the first model on the server."""
-        return self.http.request("/v1/models")["data"][0]["id"]
+        return self._field("/v1/models", None, "data", 0, "id")
 
     def check_tokens(self, tokenizer: Any) -> None:
         """Raises ConfigError if the server's tokenizer gives other tokens than the student's."""
         body = {"model": self.model, "prompt": PROBE, "add_special_tokens": False}
-        theirs, ours = self.http.request("/tokenize", body)["tokens"], tokenizer(PROBE, add_special_tokens=False)
-        if list(theirs) != list(ours["input_ids"]):
+        theirs, ours = self._field("/tokenize", body, "tokens"), tokenizer(PROBE, add_special_tokens=False)
+        if theirs != list(ours["input_ids"]):
             raise ConfigError(
                 f"teacher={self.url}: the tokenizer of {self.model} gives other tokens than the student's; serve a "
                 "model of the same family, or give the teacher as a directory with method.cross_tokenizer=true"
             )
+
+    def _field(self, path: str, body: Mapping[str, Any] | None, *keys: str | int) -> Any:
+        """A field of the response. Raises ConfigError if it has none."""
+        found = self.http.request(path, body)
+        try:
+            for key in keys:
+                found = found[key]
+        except (LookupError, TypeError):
+            raise ConfigError(
+                f"teacher={self.url}: {path} gives no {'.'.join(map(str, keys))}; expected vLLM, started with "
+                f"{self.http.start}"
+            ) from None
+        return found
 
     def score(self, rows: Rows) -> TopK:
         """The most likely tokens at each supervised token of each row. Waits for a server that restarts."""

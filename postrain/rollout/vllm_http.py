@@ -57,12 +57,17 @@ class Connection:
             raise ServerLost(
                 f"{self.key}={self.url}: {path} cannot be reached ({error}); start it with {self.start}"
             ) from None
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.key}={self.url}: {path} does not answer with JSON ({error}); expected vLLM, started with "
+                f"{self.start}"
+            ) from None
 
     def is_up(self) -> bool:
         """Whether the server and its engine run."""
         try:
             self._request("/health", None, min(10.0, self.timeout))
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, ValueError):
             return False
         return True
 

@@ -14,7 +14,7 @@ from postrain.methods.server_teacher import PROBE, ServerTeacher
 from postrain.models.top_k import TopK, score_top_k
 from tests.methods.builders import float64_model, rows
 from tests.methods.test_distill import COMPLETIONS, distill, given_rows, mean_loss, prompts
-from tests.rollout.fake_vllm import Calls, fake_server
+from tests.rollout.fake_vllm import Calls, Handler, fake_server
 from tests.tiny import VOCABULARY
 
 
@@ -59,6 +59,15 @@ def test_loss_from_a_server_equals_that_of_the_same_teacher_in_memory():
         assert all(token in row for token, row in zip(completion, ids.tolist(), strict=True))
 
 
+def respond_with_half_an_object(self: Handler) -> None:
+    """Text that is declared as JSON."""
+    self.send_response(200)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", "1")
+    self.end_headers()
+    self.wfile.write(b"{")
+
+
 def test_problems_of_the_server_are_one_line():
     with fake_server(Calls()) as (url, handler):
         teacher = ServerTeacher(url, 3, 5.0)
@@ -80,3 +89,22 @@ def test_problems_of_the_server_are_one_line():
     assert not method.needs_reference()
     with pytest.raises(ConfigError, match="a server sends log-probabilities at temperature 1"):
         method.check()
+
+
+@pytest.mark.parametrize(("body", "kind"), [("<html>", "text/plain"), ({"data": []}, "application/json")])
+def test_an_address_without_models_is_a_one_line_error(body: Any, kind: str):
+    with fake_server(Calls()) as (url, handler):
+        handler.do_GET = lambda self: self.respond(body, kind=kind)
+        with pytest.raises(ConfigError, match=r"^teacher=http.*/v1/models gives no data\.0\.id; expected vLLM"):
+            _ = ServerTeacher(url, 3, 5.0).model
+
+
+def test_answers_other_than_those_of_vllm_are_one_line_errors():
+    with fake_server(Calls()) as (url, handler):
+        teacher = ServerTeacher(url, 3, 5.0)
+        handler.do_POST = lambda self: self.respond({"error": {"message": "no such route"}})
+        with pytest.raises(ConfigError, match=r"^teacher=http.*/tokenize gives no tokens; expected vLLM"):
+            teacher.check_tokens(lambda text, **_: {"input_ids": []})
+        handler.do_POST = respond_with_half_an_object
+        with pytest.raises(ConfigError, match=r"^teacher=http.*/completions does not answer with JSON .*started with"):
+            teacher.score(given_rows())
