@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 TAG = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-REASONING = re.compile(r".*</think>", re.DOTALL)
 OPENING = re.compile(r"[{\[]")
 ARGUMENTS = ("arguments", "parameters")
+MAX_DEPTH = 100
+"""Levels of nested arguments; deeper ones would exceed Python's recursion limit."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Verdict:
 
 def find_calls(text: str) -> FoundCalls:
     """The calls in <tool_call> tags, else all JSON objects with a name and arguments, after the reasoning."""
-    text = REASONING.sub("", text)
+    text = _without_reasoning(text)
     tagged = [tuple(_as_calls(_json(piece))) for piece in TAG.findall(text)]
     calls = [call for found in tagged for call in found] if tagged else list(_untagged(text))
     return FoundCalls(tuple(calls), sum(not found for found in tagged))
@@ -85,6 +86,16 @@ def _score(text: str, expected: Sequence[Mapping[str, Any]]) -> float:
     return (verdict.parsed + verdict.function + verdict.arguments) / 3
 
 
+def _without_reasoning(text: str) -> str:
+    """The text after the last </think> that is not inside a call's tags."""
+    at = len(text)
+    while (at := text.rfind("</think>", 0, at)) >= 0:
+        closing, opening = text.find("</tool_call>", at), text.find("<tool_call>", at)
+        if closing < 0 or 0 <= opening < closing:
+            return text[at + len("</think>") :]
+    return text
+
+
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -119,7 +130,13 @@ def _as_call(value: Any) -> Mapping[str, Any] | None:
         return None
     given = next((function[key] for key in ARGUMENTS if key in function), None)
     arguments = _json(given) if isinstance(given, str) else given
-    return {"name": function["name"], "arguments": arguments} if isinstance(arguments, dict) else None
+    valid = isinstance(arguments, dict) and _is_nested_at_most(arguments, MAX_DEPTH)
+    return {"name": function["name"], "arguments": arguments} if valid else None
+
+
+def _is_nested_at_most(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is None or (levels > 0 and all(_is_nested_at_most(one, levels - 1) for one in inner))
 
 
 def _canonical(call: Mapping[str, Any]) -> str:

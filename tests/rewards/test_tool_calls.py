@@ -29,6 +29,23 @@ def test_calls_are_found_in_the_forms_of_common_templates(text):
     assert (find_calls(text).calls, find_calls(text).parsed) == ((ADD,), True)
 
 
+def test_the_end_of_reasoning_inside_a_call_hides_no_call():
+    call = {"name": "f", "arguments": {"q": "a </think> b"}}
+    tagged = f"<tool_call>{json.dumps(call)}</tool_call>"
+    for text in (tagged, f"<think>{TAGGED}</think>{tagged}", f"<think>write <tool_call> tags</think> {tagged}"):
+        assert find_calls(text).calls == (call,)
+    assert find_calls(tagged + TAGGED).calls == (call, ADD)
+
+
+def test_arguments_nested_too_deeply_are_malformed():
+    def nested(levels: int) -> str:
+        arguments = '{"a": ' * levels + "1" + "}" * levels
+        return f'<tool_call>{{"name": "add", "arguments": {arguments}}}</tool_call>'
+
+    assert tool_calls([nested(600), nested(100)], [[ADD], [ADD]]) == pytest.approx([0, 2 / 3])
+    assert [find_calls(nested(levels)).malformed for levels in (100, 101, 600)] == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "score"),
     [
