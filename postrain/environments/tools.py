@@ -59,7 +59,7 @@ class Toolbox:
     """Functions by name."""
     call_format: CallFormat
     """json: calls as JSON, in <tool_call> tags or alone, and results as tool messages. text: a call is a line
-    `NAME: ARGUMENT` of a tool with one argument, and results are a user message."""
+    `NAME: ARGUMENT` of a tool with one argument, which is JSON unless it is text, and results are a user message."""
     seconds: float
     """Time limit of a call."""
     max_characters: int
@@ -90,17 +90,24 @@ class Toolbox:
             found = find_calls(message)
             return [*found.calls], found.malformed
         lines = [match for match in LINE.finditer(message) if match[1] in self.tools]
-        return [{"name": line[1], "arguments": {self._only_argument(line[1]): line[2]}} for line in lines], 0
+        return [{"name": line[1], "arguments": self._only_argument(line[1], line[2])} for line in lines], 0
 
-    def _only_argument(self, name: str) -> str:
-        """The name of the argument of a tool in the text format. Raises ConfigError if it does not have exactly one."""
+    def _only_argument(self, name: str, text: str) -> dict[str, Any]:
+        """The argument of a tool in the text format, as JSON if its type is not text. Raises ConfigError if the tool
+        does not have exactly one."""
         properties = self.schemas[name]["parameters"]["properties"]
         if len(properties) != 1:
             raise ConfigError(
                 f"environment.call_format=text: {name} has {len(properties)} arguments; a call in text has one, so use "
                 "call_format=json"
             )
-        return next(iter(properties))
+        ((argument, schema),) = properties.items()
+        if schema.get("type") == "string":
+            return {argument: text}
+        try:
+            return {argument: json.loads(text)}
+        except (ValueError, RecursionError):
+            return {argument: text}
 
     def _start(self, call: Mapping[str, Any]) -> tuple[threading.Thread | None, list[Result]]:
         """Starts a call in a thread, which adds its result to the list; a call that does not fit has one already."""

@@ -15,7 +15,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.data.tool_calls import declare
 from postrain.environments.base import MessageEnvironment, Reply
 from postrain.environments.tool_environment import ToolEnvironment
-from postrain.environments.tools import Tool, ToolError
+from postrain.environments.tools import Tool, Toolbox, ToolError
 from postrain.errors import ConfigError
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ModelSource
@@ -310,6 +310,20 @@ def test_calls_that_hang_share_one_time_limit() -> None:
 def test_text_calls_are_lines_with_the_name_of_a_tool() -> None:
     message = "I look.\nact: well done \nother: thing\nact: more"
     assert answers(message, call_format="text") == (["did well done\ndid more"], 2, 0)
+
+
+def test_text_calls_read_arguments_that_are_not_text_as_json() -> None:
+    def double(x: int) -> int:
+        """Doubles.
+
+        Args:
+            x: A number.
+        """
+        return 2 * x
+
+    toolbox = Toolbox({"double": double}, "text", 1.0, 20)
+    refused = "error: double: the argument x has to be integer"
+    assert [one.text for one in toolbox.run("double: 7\ndouble: seven\ndouble: 1.5")] == ["14", refused, refused]
 
 
 def test_text_calls_need_tools_of_one_argument() -> None:
