@@ -13,7 +13,7 @@ from postrain.config.paths import command
 from postrain.errors import ConfigError, Parser
 from postrain.formatting import duration
 from postrain.jsonl import Record, atomic_write_text, plain
-from postrain.runs.folder import RunFolder, writing
+from postrain.runs.folder import RunFolder
 
 FILE = "verify.json"
 
@@ -65,10 +65,19 @@ def verify_run(chosen: Namespace) -> Record:
         tell=lambda line: print(line, flush=True),
         evaluation=chosen.evaluation,
     )
-    with writing(run.path / FILE):
-        atomic_write_text(run.path / FILE, json.dumps(plain(found), indent=1, ensure_ascii=False) + "\n")
     print("\n".join(lines(run, found)))
+    print(written(run, found))
     return found
+
+
+def written(run: RunFolder, found: Record) -> str:
+    """Writes the receipt; returns a line with its path, or with the reason why it could not be written."""
+    path = run.path / FILE
+    try:
+        atomic_write_text(path, json.dumps(plain(found), indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        return f"note: no receipt: cannot write {path}: {error.strerror or error}"
+    return f"receipt {path}"
 
 
 def lines(run: RunFolder, found: Record) -> list[str]:
@@ -86,7 +95,6 @@ def lines(run: RunFolder, found: Record) -> list[str]:
         f"seed {found['seed']} · {took}",
         f"digest {found['digest']}",
         *(f"mismatch: {line}" for line in found["mismatches"]),
-        f"receipt {run.path / FILE}",
     ]
 
 

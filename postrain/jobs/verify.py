@@ -55,7 +55,7 @@ def verify(
 ) -> Record:
     """Verifies a run; returns the receipt. `tell` gets a line before each step; `evaluation` repeats the last one.
 
-    Raises ConfigError for a run that is not recorded well enough, or is still running.
+    Raises ConfigError for a run that is not recorded well enough, is still running, or cannot be re-executed here.
     """
     silence_library_warnings()
     if run.status.current().get("status") == "running":
@@ -112,7 +112,10 @@ def re_execute(found: Findings, run: RunFolder, region: Region, final: Sequence[
         try:
             repeated = replay(run, region.first, region.last, Path(scratch, "replay"), callbacks=final, new_rows=True)
         except ConfigError as error:
-            found.mismatches.append(f"{region}: cannot be re-executed: {error}")
+            # Such as a full disk: it contradicts no record.
+            if not found.mismatches:
+                raise ConfigError(f"verify: {region} of {run.path} cannot be re-executed: {error}") from None
+            found.notes.append(f"{region}: cannot be re-executed: {error}")
             return
         if final:
             check_inputs(found, run, repeated)

@@ -7,13 +7,14 @@ held-out rows, result.json repeats metrics, and checkpoints repeat the counters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from postrain.jobs.findings import Findings
-from postrain.jsonl import JsonLines, Record, number, read_json, update_of
+from postrain.jsonl import JsonLines, Record, number, plain, read_json, update_of
 from postrain.runs.folder import RunFolder
 from postrain.runs.forks import RECORDS, update_of_checkpoint
 from postrain.runs.status import checkpoints
@@ -44,7 +45,7 @@ def compare_records(found: Findings, run: RunFolder, repeated: RunFolder, first:
             where = f"{ours.path.name}, updates {first + 1} to {last}"
             found.mismatches.append(f"{where}: {len(mine)} records, {len(theirs)} when re-executed")
         for one, other in zip(mine, theirs, strict=False):
-            found.records(f"{kind} of re-executed updates", f"{ours.path.name}, update {one['update']}", one, other)
+            found.records(f"{kind} of re-executed updates", f"{ours.path.name}, update {update_of(one):g}", one, other)
 
 
 def check_consistency(found: Findings, run: RunFolder) -> None:
@@ -71,10 +72,27 @@ def check_consistency(found: Findings, run: RunFolder) -> None:
 def _adds_up(found: Findings, update: int, name: str, record: Record, metrics: Mapping[str, Any]) -> None:
     """Checks one metric against its held-out rows."""
     logged = number(metrics.get(name if name.startswith("gold/") else f"eval/{name}"))
-    value = sum(record["totals"]) / (sum(record["counts"]) or 1)
+    totals, counts = _numbers(record.get("totals")), _numbers(record.get("counts"))
+    if totals is None or counts is None:
+        found.mismatches.append(f"held_out.jsonl, update {update}: {name} has no totals and counts")
+        return
+    value = sum(totals) / (sum(counts) or 1)
     found.compared["held-out means"] += 1
-    if logged is None or abs(logged - value) > ROUNDED * max(abs(logged), abs(value), 1e-3):
+    if logged is None or not _agree(logged, value):
         found.mismatches.append(f"held_out.jsonl, update {update}: rows of {name} have mean {value:g}, logged {logged}")
+
+
+def _numbers(values: Any) -> list[float] | None:
+    """A list of numbers, which may be NaN or infinite; None for anything else."""
+    found = [number(value) for value in values] if isinstance(values, list) else [None]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else None
+
+
+def _agree(one: float, other: float) -> bool:
+    """Whether two numbers are equal up to rounding; NaN equals NaN."""
+    near = abs(one - other) <= ROUNDED * max(abs(one), abs(other), 1e-3)
+    return near if isfinite(one) and isfinite(other) else one == other or (isnan(one) and isnan(other))
 
 
 def _check_samples(found: Findings, samples: Sequence[Record], rows: Mapping[tuple[int, str], Record]) -> None:
@@ -86,13 +104,13 @@ def _check_samples(found: Findings, samples: Sequence[Record], rows: Mapping[tup
         scores = {f"reward/{name}": value for name, value in (sample.get("rewards") or {}).items()}
         scores |= {f"gold/{name}": value for name, value in (sample.get("gold") or {}).items()}
         for name, score in scores.items():
-            record, value = rows.get((update, name)), number(score)
-            if record is None or value is None or position >= len(record["totals"]):
+            totals, value = _numbers(rows.get((update, name), {}).get("totals")), number(score)
+            if totals is None or value is None or position >= len(totals):
                 continue
             found.compared["scores of samples"] += 1
-            if abs(record["totals"][position] - value) > ROUNDED * max(abs(value), 1e-3):
+            if not _agree(totals[position], value):
                 where = f"samples.jsonl, update {update}: sample {position}"
-                found.mismatches.append(f"{where} has {name} {value:g}, held_out.jsonl {record['totals'][position]:g}")
+                found.mismatches.append(f"{where} has {name} {value:g}, held_out.jsonl {totals[position]:g}")
 
 
 def _check_result(found: Findings, run: RunFolder, metrics: Sequence[Record]) -> None:
@@ -103,7 +121,7 @@ def _check_result(found: Findings, run: RunFolder, metrics: Sequence[Record]) ->
     changes = {name: list(values) for name, values in before_and_after(metrics).items()}
     objective = changes.get(str(result.get("metric")), [None, None])[1]
     known = {"changes": changes, "objective": objective, "updates": int(max(map(update_of, metrics), default=0))}
-    found.records("result.json", "result.json", {name: result.get(name) for name in known}, known)
+    found.records("result.json", "result.json", {name: result.get(name) for name in known}, plain(known))
 
 
 def _check_counters(found: Findings, path: Path, metrics: Mapping[int, Record]) -> None:

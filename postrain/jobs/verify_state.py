@@ -166,10 +166,17 @@ def _repeat_batch(found: Findings, run: RunFolder, method: Method, last: int, ch
     for record in known:
         name = str(record.get("metric"))
         if update_of(record) == last and name in rows:
-            ours = {part: record[part][first : first + size] for part in ("totals", "counts")}
+            ours = {part: _slice(record.get(part), first, size) for part in ("totals", "counts")}
             total_B, count_B = rows[name]
             theirs = {"totals": rounded(total_B), "counts": rounded(count_B)}
-            found.records("held-out rows of the final model", f"held_out.jsonl, update {last}: {name}", ours, theirs)
+            found.records(
+                "held-out rows of the final model", f"held_out.jsonl, update {last}: {name}", ours, plain(theirs)
+            )
+
+
+def _slice(values: Any, first: int, size: int) -> Any:
+    """A part of a list of a record; a damaged value as it is."""
+    return values[first : first + size] if isinstance(values, list) else values
 
 
 def _pairs(found: Findings, kind: str, where: str, ours: Sequence[Record], theirs: Sequence[Record]) -> None:

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from postrain.cli import verify as command
+from postrain.errors import ConfigError
 from postrain.jobs.findings import Findings
 from postrain.jobs.replay import starts
-from postrain.jobs.verify import Region, choose_regions, differences, verify
+from postrain.jobs.verify import Region, choose_regions, differences, re_execute, verify
 from postrain.jobs.verify_records import check_consistency
 from postrain.runs.folder import RunFolder
 from postrain.runs.manifest import hardware, versions
@@ -119,6 +120,9 @@ def test_changed_data_row_is_found(run, honest):
     ("name", "edit", "message"),
     [
         ("held_out.jsonl", lambda r: r["totals"].__setitem__(0, 9.0), "held_out.jsonl, update 3: rows of .* have mean"),
+        ("held_out.jsonl", lambda r: r.pop("totals"), "held_out.jsonl, update 3: .* has no totals and counts"),
+        ("held_out.jsonl", lambda r: r["counts"].__setitem__(0, "x"), "update 3: .* has no totals and counts"),
+        ("held_out.jsonl", lambda r: r["totals"].__setitem__(0, "inf"), "rows of .* have mean inf, logged"),
         ("metrics.jsonl", lambda r: r.update(tokens=1), r"checkpoints/update=000003.ckpt: tokens is \d+, not 1"),
         ("metrics.jsonl", lambda r: r.update({"eval/loss": 0.5}), "held_out.jsonl, update 3: rows of loss .*0.5"),
         ("metrics.jsonl", lambda r: r.update(update=4), "metrics.jsonl: the record of update 3 is missing"),
@@ -129,6 +133,42 @@ def test_records_that_contradict_each_other_are_found_without_re_execution(run, 
     found = Findings()
     check_consistency(found, run)
     assert any(re.search(message, line) for line in found.mismatches), found.mismatches
+
+
+def test_metric_that_is_nan_in_all_records_is_no_contradiction(run):
+    def nan_row(record: dict[str, Any]) -> None:
+        assert record["metric"] == "loss"
+        record["totals"][0] = "nan"
+
+    change(run.held_out.path, 3, nan_row)
+    change(run.metrics.path, 3, lambda record: record.update({"eval/loss": "nan"}))
+    result = json.loads(run.result.read_text())
+    result["changes"]["eval/loss"][1] = "nan"
+    run.result.write_text(json.dumps(result))
+    found = Findings()
+    check_consistency(found, run)
+    assert found.mismatches == []
+
+
+def test_failed_re_execution_is_an_error_and_contradicts_no_record(run, monkeypatch):
+    def fails(*_: Any, **__: Any) -> RunFolder:
+        raise ConfigError("the disk is full")
+
+    monkeypatch.setattr("postrain.jobs.verify.replay", fails)
+    with pytest.raises(ConfigError, match=r"verify: updates 1 to 2 of .* cannot be re-executed: the disk is full"):
+        re_execute(Findings(), run, Region(0, 2), [])
+    # A contradiction of the records is reported nevertheless.
+    found = Findings(mismatches=["metrics.jsonl: one"])
+    re_execute(found, run, Region(0, 2), [])
+    assert (found.mismatches, found.notes) == (
+        ["metrics.jsonl: one"],
+        ["updates 1 to 2: cannot be re-executed: the disk is full"],
+    )
+
+
+def test_receipt_that_cannot_be_written_is_a_note(run):
+    (run.path / "verify.json").mkdir()
+    assert command.written(run, {}).startswith(f"note: no receipt: cannot write {run.path / 'verify.json'}: ")
 
 
 def test_updates_before_a_change_of_settings_are_not_re_executed(run):
