@@ -74,7 +74,8 @@ def _statistics(products: Sequence[Tensor], kept: Sequence[int]) -> tuple[float,
     index = torch.tensor(kept)
     own, mixed, other = (between_updates(product[index][:, index]) for product in products)
     noise = float(products[0].diagonal()[index].mean()) - own
-    snr = own / noise if noise > 0 else math.inf
+    # Without noise and without a gradient, as of constant rewards, there is no signal.
+    snr = own / noise if noise > 0 else math.inf if own > 0 else 0.0
     if other <= 0 or mixed <= 0:
         return math.nan, math.inf, snr
     scale = mixed / other

@@ -13,6 +13,7 @@ reward of held-out prompts, whose gradient is estimated by REINFORCE with a leav
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -56,6 +57,8 @@ class Influence(Callback):
     def __init__(self, update: int) -> None:
         self.update = update
         self.rows: dict[Any, RowEffect] = {}
+        self.seen: Counter[Any] = Counter()
+        """How often a prompt with the same completion was in the current mini-batch."""
         self.metric = ""
         """The held-out number."""
 
@@ -82,6 +85,7 @@ class Influence(Callback):
         zero(method)
         method.accumulate_gradients(minibatch, torch.tensor(count))
         direction = step_direction(method, held_out)
+        self.seen.clear()
         for index in [index for group in method.micro_batches(minibatch) for index in group]:
             self.add(method, minibatch.select([index]), count, sign, direction)
         zero(method)
@@ -97,7 +101,11 @@ class Influence(Callback):
         inner = sum(float((p.grad * u).sum()) for p, u in direction.items() if p.grad is not None)
         parts = dict(rows_of(row))
         first = next(iter(parts.values()))
-        key = tuple(tuple(part.ids[0].tolist()) for part in parts.values()), first.row_ids[0]
+        key = (*(tuple(part.ids[0].tolist()) for part in parts.values()), first.row_ids[0])
+        if isinstance(method, Online):
+            # Equal samples of a prompt are several rows; a later mini-batch with the same ones adds to them.
+            self.seen[key] += 1
+            key = (*key, self.seen[key])
         if key not in self.rows:
             texts = {name: texts_of(method, part) for name, part in parts.items()}
             self.rows[key] = RowEffect(first.row_ids[0], texts)
@@ -121,7 +129,8 @@ def zero(method: Method) -> None:
 
 def step_direction(method: Method, held_out: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
     """η·c·∇L / (√v̂ + ε) of each parameter, given the gradient of the mini-batch in `grad`."""
-    grads = [p.grad for p in held_out if p.grad is not None]
+    # As in training: also of parameters without a held-out gradient, such as a critic.
+    grads = [p.grad for p in method.trainable_parameters() if p.grad is not None]
     norm = float(torch.stack([g.norm() for g in grads]).norm()) if grads else 0.0
     clip, found = min(1.0, method.max_grad_norm / (norm + 1e-6)), {}
     for group in method.optimizer.param_groups:

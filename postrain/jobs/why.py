@@ -23,7 +23,8 @@ from postrain.runs.resume import checked_config
 def why(run: RunFolder, update: int) -> tuple[Record, list[RowEffect]]:
     """Repeats an update of a run; returns what was measured, and the rows, the most harmful one first.
 
-    Raises ConfigError for an update that the run did not make or that its checkpoints do not reach.
+    Raises ConfigError for an update that the run did not make, that its checkpoints do not reach, or in which no row
+    has a gradient.
     """
     last = run.last_update
     if not 1 <= update <= last:
@@ -36,11 +37,17 @@ def why(run: RunFolder, update: int) -> tuple[Record, list[RowEffect]]:
     influence, found = Influence(update), Findings()
     with tempfile.TemporaryDirectory(prefix="postrain-why-") as scratch:
         repeated = replay(run, max(reachable), update, Path(scratch, "replay"), callbacks=[influence])
-        for one, other in zip(
-            *(comparable(each.metrics.read(), update - 1, update)[-1:] for each in (run, repeated)), strict=True
-        ):
+        ours, theirs = (comparable(each.metrics.read(), update - 1, update)[-1:] for each in (run, repeated))
+        if not ours:
+            found.mismatches.append(f"metrics.jsonl, update {update}: no whole record")
+        for one, other in zip(ours, theirs, strict=False):
             found.records("metrics", f"metrics.jsonl, update {update}", one, other)
     rows = influence.ranked()
+    if not rows:
+        raise ConfigError(
+            f"--update {update}: no row of this update of {run.path} has a gradient, as with equal rewards in each "
+            "group; give another update"
+        )
     about = {
         "update": update,
         "metric": influence.metric,

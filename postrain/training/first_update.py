@@ -36,7 +36,7 @@ class Gap:
     """The difference of two vectors."""
 
     relative: float
-    """|b − a| / |a|"""
+    """|b − a| / |a|; infinite if one of them is not finite"""
     norm_ratio: float
     """|b| / |a|"""
     cosine: float
@@ -48,6 +48,9 @@ class Gap:
             return None
         first, second = (math.sqrt(_dot(each, each)) for each in (a, b))
         apart = math.sqrt(sum(float((b[name] - one).square().sum()) for name, one in a.items()))
+        if not math.isfinite(apart):
+            # NaN or infinite: no difference could be larger.
+            return cls(math.inf, second / first if first else math.inf, math.nan)
         if not first:
             return cls(math.inf if apart else 0.0, math.inf if second else 1.0, 0.0 if second else 1.0)
         cosine = _dot(a, b) / (first * second) if second else 0.0

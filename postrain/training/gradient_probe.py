@@ -23,6 +23,7 @@ from torch import Tensor
 from postrain.config.tree import instantiate, parse
 from postrain.errors import ConfigError
 from postrain.evaluation.gradient_noise import GradientQuality, gradient_quality
+from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.methods.base import Method
 from postrain.methods.group_relative import GroupRelative
 from postrain.training.components import build
@@ -111,7 +112,7 @@ class Probe:
         components = build(config)
         self.method, self.data, self.trainer = components.method, components.data, config.trainer
         if self.checkpoint is not None:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state = FileCheckpointIO().load_checkpoint(self.checkpoint, weights_only=True)
             self.method.load_state_dict(state["state_dict"], strict=False)
         self.method.to(self.trainer.device)
         for model in (self.method.components.reward, self.method.components.preference):

@@ -23,7 +23,7 @@ ROUNDING = 1e-5
 """Relative differences of gradients below this are due to the order of summation in float32."""
 STEP_ROUNDING = 1e-3
 """The same for steps: AdamW divides each gradient by its size, the smallest ones too."""
-LEFT_OUT = ("paths", "name", "dialect", "report", "logger", "debug", "resume", "allow_change")
+LEFT_OUT = ("paths", "name", "dialect", "report", "logger", "debug", "resume", "fork", "allow_change")
 """Keys that name or place a run."""
 AROUND = ("evaluation", "early_stop", "callbacks", "trainer.checkpoint", "trainer.check_memory", "trainer.profiler")
 """Beginnings of keys that are no part of an update."""
@@ -70,6 +70,16 @@ def with_value(config: Plain, key: str, value: Any) -> dict[str, Any]:
     """A copy of the config with another value of a dotted key."""
     first, _, rest = key.partition(".")
     return {**config, first: with_value(config.get(first) or {}, rest, value) if rest else value}
+
+
+def with_key_of(config: Plain, key: str, source: Plain) -> dict[str, Any]:
+    """A copy of the config with the value that another one has for a dotted key; without the key if that has none."""
+    first, _, rest = key.partition(".")
+    if rest:
+        return {**config, first: with_key_of(config[first], rest, source[first])}
+    if first in source:
+        return {**config, first: source[first]}
+    return {name: value for name, value in config.items() if name != first}
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def key_effects(a: Plain, b: Plain, found: Sequence[Difference], trace: Trace, b
     effects = []
     for each in found:
         try:
-            effects.append(effect(each, base, trace(with_value(a, each.key, each.b))))
+            effects.append(effect(each, base, trace(with_key_of(a, each.key, b))))
         except ConfigError as error:
             effects.append(Effect(each, f"only with others: {error}"))
     return sorted(together(a, b, effects, trace), key=lambda one: one.rank)
@@ -142,14 +152,14 @@ def together(a: Plain, b: Plain, effects: Sequence[Effect], trace: Trace) -> lis
         return list(effects)
     united = a
     for one in alone:
-        united = with_value(united, one.difference.key, one.difference.b)
+        united = with_key_of(united, one.difference.key, b)
     try:
         whole = trace(b)
         if same(trace(united), whole):
             return list(effects)
     except ConfigError:
         return list(effects)
-    matters = {each.key for each in idle if not _is_same(with_value(b, each.key, each.a), whole, trace)}
+    matters = {each.key for each in idle if not _is_same(with_key_of(b, each.key, a), whole, trace)}
     return [
         replace(one, acts_on="only together with others") if one.difference.key in matters else one for one in effects
     ]

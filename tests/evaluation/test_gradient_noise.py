@@ -43,6 +43,14 @@ def test_noise_of_an_estimator_lowers_its_snr_and_is_no_bias():
     assert found.snr.value == pytest.approx(11 / 6)
 
 
+def test_a_gradient_of_zero_has_no_signal():
+    # Constant rewards: no gradient and no noise, 0 / 0.
+    found = gradient_quality(torch.zeros(3, 2), torch.zeros(3, 2))
+    assert (found.snr.value, found.snr.low, found.snr.high) == (0, 0, 0)
+    # Without noise the signal of a gradient is infinite.
+    assert gradient_quality(torch.ones(3, 2), torch.ones(3, 2)).snr.value == math.inf
+
+
 def test_fewer_than_three_updates_are_refused():
     with pytest.raises(ValueError, match="at least three updates"):
         gradient_quality(UNBIASED[:2], UNBIASED[:2])

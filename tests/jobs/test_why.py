@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
 from postrain.cli import why as command
-from postrain.jobs.influence import step_direction
-from postrain.jobs.why import extremes
+from postrain.errors import ConfigError
+from postrain.jobs.influence import Influence, RowEffect, step_direction
+from postrain.jobs.why import extremes, why
+from postrain.methods.online import Online
+from postrain.runs.folder import RunFolder
+from postrain.types import LossSum, Rows
 from tests.training_runs import shallow, small_run
 
 POISON = 17
@@ -24,8 +29,11 @@ def test_step_direction_is_the_preconditioned_step_along_the_held_out_gradient()
     weight.grad = torch.tensor([3.0, 4.0])
     optimizer = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.75), eps=0.0)
     optimizer.state[weight] = {"step": torch.tensor(1.0), "exp_avg_sq": torch.tensor([1.0, 0.0])}
-    method: Any = SimpleNamespace(max_grad_norm=1.0, optimizer=optimizer)
-    # ‖g‖ = 5, so c = 1/5 and c·g = (0.6, 0.8). v = 0.75·(1, 0) + 0.25·(0.36, 0.64) = (0.84, 0.16), and
+    # The critic has no held-out gradient, but is clipped with the others: ‖g‖ = √(3² + 4² + 12²) = 13, c = 2.6/13.
+    critic = nn.Parameter(torch.zeros(1))
+    critic.grad = torch.tensor([12.0])
+    method: Any = SimpleNamespace(max_grad_norm=2.6, optimizer=optimizer, trainable_parameters=lambda: [weight, critic])
+    # c·g = (0.6, 0.8). v = 0.75·(1, 0) + 0.25·(0.36, 0.64) = (0.84, 0.16), and
     # v̂ = v / (1 − 0.75²) = v / 0.4375 = (1.92, 0.365714). η·c·h / √v̂ with h = (1, 2): 0.02/1.385641, 0.04/0.604743.
     found = step_direction(method, {weight: torch.tensor([1.0, 2.0])})[weight]
     assert found.tolist() == pytest.approx([0.0144338, 0.0661438], rel=1e-5)
@@ -55,3 +63,51 @@ def test_planted_wrong_row_is_the_most_harmful_one(tmp_path: Path, capsys: pytes
     assert "Most harmful" in capsys.readouterr().out
     assert command.main([str(run.path), "--update", "9"]) == 2
     assert "has made the updates 1 to 3" in capsys.readouterr().err
+
+
+class Samples(Online):
+    """A method with the loss weight · (sum of the tokens)."""
+
+    weight = nn.Parameter(torch.ones(1))
+    components = cast(Any, SimpleNamespace(template=SimpleNamespace(decode_all=str)))
+    last_step_BT = None
+
+    def __init__(self) -> None:
+        """Without a model."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.weight.grad = None
+
+    def loss_sum(self, batch: Rows) -> LossSum:
+        return LossSum(self.weight.sum() * sum(batch.ids[0].tolist()), {})
+
+
+def test_equal_samples_of_a_prompt_are_rows_of_their_own():
+    method, found = Samples(), Influence(1)
+    rows = Rows((torch.tensor([1, 2]),) * 3, (torch.tensor([False, True]),) * 3, (7, 7, 8))
+    for _ in range(2):
+        # Two epochs: each mini-batch begins to count again.
+        found.seen.clear()
+        for index in range(3):
+            found.add(method, rows.select([index]), 1, -1.0, {method.weight: torch.tensor([0.5])})
+    # 0.5 · (1 + 2) in each of two epochs.
+    assert [(row.row, row.effect) for row in found.rows.values()] == [(7, 3.0), (7, 3.0), (8, 3.0)]
+
+
+def test_update_without_gradients_is_an_error_and_a_damaged_record_a_difference(tmp_path, monkeypatch):
+    run, repeated = RunFolder.at(tmp_path / "run"), RunFolder.at(tmp_path / "repeated")
+    run.config.write_text("{model: {}, data: {}, trainer: {}, seed: 0}")
+    run.metrics.append({"update": 2})
+    repeated.metrics.append({"update": 1, "loss": 0.5})
+    rows: dict[str, RowEffect] = {}
+
+    def replayed(*_: Any, callbacks: Sequence[Influence], **__: Any) -> RunFolder:
+        callbacks[0].rows = rows
+        return repeated
+
+    monkeypatch.setattr("postrain.jobs.why.replay", replayed)
+    with pytest.raises(ConfigError, match=r"--update 1: no row of this update of .* has a gradient, as with equal"):
+        why(run, 1)
+    rows["one"] = RowEffect(3, {})
+    about, _ = why(run, 1)
+    assert about["differences"] == ["metrics.jsonl, update 1: no whole record"]

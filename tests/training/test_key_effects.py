@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from postrain.errors import ConfigError
 from postrain.training.first_update import Gap, UpdateTrace, trace_update
-from postrain.training.key_effects import AROUND, NOTHING, Difference, differences, key_effects, with_value
+from postrain.training.key_effects import AROUND, NOTHING, Difference, differences, key_effects, with_key_of, with_value
 from tests.training_runs import SMALL, train_config
 
 A = {
@@ -50,6 +51,28 @@ def test_gap_has_relative_change_norm_ratio_and_cosine():
     assert found is not None
     assert (found.relative, found.norm_ratio, found.cosine) == pytest.approx((2**0.5 / 5, 1.0, 24 / 25))
     assert Gap.between({"w": torch.zeros(2)}, {"w": torch.zeros(3)}) is None
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_gap_to_a_vector_that_is_not_finite_is_infinite_and_has_no_cosine(odd):
+    for a, b in (([3.0, 4.0], [odd, 4.0]), ([odd, 4.0], [3.0, 4.0]), ([0.0, 0.0], [odd, 0.0])):
+        found = Gap.between({"w": torch.tensor(a)}, {"w": torch.tensor(b)})
+        assert found is not None
+        assert found.relative == math.inf
+        assert math.isnan(found.cosine)
+    assert effects(scale=odd)["scale"].acts_on == "the loss"
+
+
+def test_key_that_b_does_not_have_is_deleted_and_not_set_to_null():
+    a = {**A, "method": {**A["method"], "options": {"epsilon": 1.0, "rest": 2}}}
+    b = {**a, "method": {**A["method"], "options": {"rest": 2}}, "fork": "run@2"}
+    (found,) = differences(a, b)
+    assert found.key == "method.options.epsilon"
+    given: list[Mapping[str, Any]] = []
+    key_effects(a, b, [found], lambda config: given.append(config["method"]["options"]) or trace(config), trace(a))
+    assert given[0] == {"rest": 2}
+    # Set back in B, it has the value of A again.
+    assert with_key_of(b, found.key, a)["method"]["options"] == {"rest": 2, "epsilon": 1.0}
 
 
 def test_differences_leave_out_names_and_take_components_as_one_key():
