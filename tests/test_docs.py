@@ -56,6 +56,7 @@ COMPOSED = {
 NOT_RUN = {
     "LORA_RUN": "needs an adapter; tests/models/test_publish.py merges and exports one",
     "make ": "targets are looked up in the Makefile",
+    "source .venv": "changes the shell of the reader",
     "python make_pairs.py": "the script is executed as a Python block",
     "sweeps/my_beta": "reports of sweeps are tested in tests/report",
     "resume=runs/sft": "the same command stands in docs/howto/resume.md with RUN",

@@ -27,7 +27,10 @@ from tests.training_runs import CONF, composed
 GROUPS = ("method", "model", "adapter", "data", "reward", "rollout", "environment", "trainer", "logger", "evaluation")
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 # Required keys of options: their value in the YAML is "???".
-REQUIRED = {"reward.function", "reward.url", "environment.id", "data.source.environment.id"}
+REQUIRED = {
+    *("reward.function", "reward.url", "environment.id", "environment.url"),
+    *("data.source.environment.id", "data.source.environment.url"),
+}
 # Permission to run programs, which options for tools that run programs give.
 GRANTED = {
     "environment.allow_execution",
