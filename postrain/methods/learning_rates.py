@@ -24,7 +24,7 @@ SMALL = 10_000_000
 
 
 Multiple = Annotated[
-    str, StringConstraints(pattern=r"^([1-9]\d*|\d+\.\d*[1-9])x$"), doc("a multiple of the default such as 0.5x")
+    str, StringConstraints(pattern=r"^([1-9]\d*|\d+\.\d*[1-9])x$"), doc("a multiple of the default (0.5x)")
 ]
 """A learning rate as a multiple of the default, which depends on the model: 0.5x."""
 

@@ -135,7 +135,7 @@ def test_multiples_hold_in_configs_and_in_python():
     config = train_config(["method=dpo", "method.learning_rate=0.8x"])
     config.check()
     assert config.method.learning_rate == 8e-5
-    with pytest.raises(ConfigError, match=r"or a multiple of the default such as 0.5x or null, got '0x'"):
+    with pytest.raises(ConfigError, match=r"or a multiple of the default \(0.5x\) or null, got '0x'"):
         train_config(["method=dpo", "method.learning_rate=0x"])
 
 
