@@ -14,13 +14,11 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("COLUMNS", "120")
 
 import pytest
-import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests import fast_compose
 
-torch.set_num_threads(1)
 # On again after the collection of tests, whose passes then skip the 800,000 objects of imported modules.
 gc.disable()
 # Many processes compile the same modules, and pytest rewrites those of the tests.
@@ -54,7 +52,10 @@ def _restored_signal_handlers() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Turns the garbage collector on again."""
+    """In the processes that run tests: one thread each, and the garbage collector on again."""
+    import torch  # noqa: PLC0415 - the process that distributes the tests does without
+
+    torch.set_num_threads(1)
     gc.freeze()
     gc.enable()
 
@@ -62,6 +63,10 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Top-level files, which test whole runs, go first; the short tests at the end let all workers finish together."""
     items.sort(key=lambda item: len(item.path.parts))
+
+
+# Both compose every option, and share the configs that training_runs.py keeps.
+TOGETHER = {"tests/config/test_trust.py": "tests/test_configs.py"}
 
 
 class FileScheduling(LoadScopeScheduling):
@@ -73,7 +78,7 @@ class FileScheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         method = re.search(r"\[(\w+)", test) if file.endswith("test_methods.py") else None
-        return f"{file}[{method[1]}]" if method else file
+        return f"{file}[{method[1]}]" if method else TOGETHER.get(file, file)
 
 
 @pytest.hookimpl(optionalhook=True)
