@@ -37,7 +37,7 @@ def _temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast_compose() -> Iterator[None]:
-    """Every seventh second of the tests composes a config."""
+    """Nearly every test of a run composes its config."""
     with pytest.MonkeyPatch.context() as patched:
         fast_compose.apply(patched)
         yield

@@ -115,7 +115,7 @@ class OpenEnvEnvironment(MessageEnvironment):
             return ExitStack().enter_context(
                 client.connect(address, open_timeout=self.reply_seconds, max_size=None, proxy=proxy)
             )
-        except Exception as error:
+        except (OSError, load("websockets").WebSocketException) as error:
             raise ConfigError(f"environment.url={self.url}: no answer ({' '.join(str(error).split())})") from None
 
     def _opening(self, connection: Any, seed: int) -> str:
