@@ -33,6 +33,7 @@ from postrain.config.reference import (
 )
 from postrain.config.schema import TARGET, schema_of
 from postrain.config.tree import fill_defaults
+from postrain.config.yaml_file import dump_yaml, load_yaml
 from postrain.errors import ConfigError
 from postrain.jobs.launchers import Settings
 
@@ -122,7 +123,7 @@ def _study(name: str) -> str | None:
     """The YAML of a study."""
     files = [folder / f"{name.partition('=')[2]}.yaml" for folder in study_dirs(CONF.parent)]
     file = next((file for file in files if file.is_file()), None)
-    return None if file is None else f"{name}\n" + indent(OmegaConf.to_yaml(OmegaConf.load(file)).rstrip(), "  ")
+    return None if file is None else f"{name}\n" + indent(dump_yaml(load_yaml(file)).rstrip(), "  ")
 
 
 def _experiment(name: str) -> str | None:
@@ -137,7 +138,7 @@ def _launcher(name: str) -> str | None:
     file = CONF / "hydra" / "launcher" / f"{name.partition('=')[2]}.yaml"
     if not file.is_file():
         return None
-    settings: Any = OmegaConf.to_container(OmegaConf.load(file))
+    settings = load_yaml(file)
     del settings[TARGET]
     return f"{name}\n{describe_all(entries(settings, Settings, 'hydra.launcher.'))}"
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.config import renamed
 from postrain.config.paths import CONF, user_conf, user_folder
-from postrain.config.yaml_file import TooManyAliases, check_aliases
+from postrain.config.yaml_file import TooLarge, check_size
 from postrain.errors import ConfigError
 
 REPORTED = "POSTRAIN_SHADOWED"
@@ -97,13 +97,15 @@ class UserGroups(ConfigSource):
 
 
 def check_file(file: Path) -> None:
-    """Raises ConfigError for mistakes of YAML, and for aliases that stand for more values than fit in memory."""
+    """Raises ConfigError for mistakes of YAML, and for more values or levels than can be read."""
     try:
         text = file.read_text(encoding="utf-8")
         yaml.compose(text, Loader=yaml.SafeLoader)
-        check_aliases(text)
-    except TooManyAliases as error:
+        check_size(text)
+    except TooLarge as error:
         raise ConfigError(f"{file}: {error}; write fewer values, or read them from a file") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: it is nested too deep; write fewer levels") from None
     except yaml.MarkedYAMLError as error:
         at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{file}{at}: {error.problem or error.context}; correct the YAML") from None

@@ -12,11 +12,11 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from omegaconf import OmegaConf
 
 from postrain.config import renamed
 from postrain.config.arguments import parse
 from postrain.config.paths import study_dirs, user_conf
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 
 SWEEP = "sweep"
@@ -122,5 +122,4 @@ def groups_in_defaults(conf: Path, root: str) -> frozenset[str]:
 def primary_config(conf: Path, root: str) -> dict[str, Any]:
     """The content of the file of a primary config, not composed."""
     file = conf / f"{root}.yaml"
-    written: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
-    return written
+    return load_yaml(file) if file.is_file() else {}

@@ -22,6 +22,7 @@ from postrain.config.annotations import adapter, describe
 from postrain.config.paths import config_dirs
 from postrain.config.schema import TARGET, Key, SuppliedArguments, is_node, is_section, load_target, schema_of
 from postrain.config.tree import fill_defaults
+from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 
 
@@ -110,8 +111,7 @@ def options(group: str) -> Mapping[str, Path]:
 @cache
 def option(group: str, file: Path) -> Mapping[str, Any]:
     """The settings of an option, merged with its bases: a mapping of groups to settings; files are read once."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(file))
-    content = content if isinstance(content, dict) else {}
+    content = load_yaml(file)
     merged_bases: Any = OmegaConf.create({})
     for base in content.pop("defaults", []):
         name, _, place = base.partition("@") if isinstance(base, str) else ("", "", "")

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from postrain.config.paths import command, config_dirs
+from postrain.config.yaml_file import load_yaml
 from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.errors import ConfigError
 from postrain.types import Count
@@ -70,7 +71,7 @@ def options() -> dict[str, dict[str, Any]]:
 
 def _composed(file: Path) -> dict[str, Any]:
     """An option with the files of the same group in its defaults list, such as base/hub@_here_."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(file))
+    own = load_yaml(file)
     found: dict[str, Any] = {}
     for name in [*own.pop("defaults", []), "_self_"]:
         base = file.parent / f"{str(name).partition('@')[0]}.yaml"

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-
 from postrain.config.tree import settings
+from postrain.config.yaml_file import dump_yaml
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError, Interrupted, RefusedRun
 from postrain.evaluation.config import EvaluateConfig
@@ -80,7 +79,7 @@ def run_lifecycle(folder: RunFolder | None, config: Config) -> Iterator[None]:
     report = not isinstance(config, GenerateConfig) and config.report
     with folder.locked(), StatusRecorder(folder.status), report_on_exit(folder, report, close):
         with writing(folder.config):
-            atomic_write_text(folder.config, OmegaConf.to_yaml(settings(config)), private=True)
+            atomic_write_text(folder.config, dump_yaml(settings(config)), private=True)
         yield
 
 

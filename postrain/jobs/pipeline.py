@@ -24,7 +24,7 @@ from yaml import YAMLError
 from postrain.config import renamed
 from postrain.config.tree import SESSION, instantiate
 from postrain.config.trust import UntrustedFolder, override_items
-from postrain.config.yaml_file import load_yaml
+from postrain.config.yaml_file import dump_yaml, load_yaml
 from postrain.errors import ConfigError
 from postrain.formatting import console_table, markdown_table
 from postrain.hardware.environment import refuse_ranks
@@ -72,7 +72,7 @@ class Pipeline:
 
     def save(self, folder: Path) -> None:
         """Writes pipeline.yaml."""
-        text = OmegaConf.to_yaml(OmegaConf.create(self.record()))
+        text = dump_yaml(self.record())
         with writing(folder):
             atomic_write_text(folder / FILE, f"# {reproduce(self.overrides)}\n{text}", private=True)
 

@@ -199,8 +199,8 @@ def check_untrusted(job: Job, products: Mapping[str, Any], untrusted: UntrustedF
 @cache
 def package_calls() -> frozenset[str]:
     """The functions that this package's own pipelines and experiments call."""
-    nodes: list[Any] = [OmegaConf.to_container(OmegaConf.load(file)) for file in PIPELINES.glob("*.yaml")]
-    nodes += [(load_yaml(file) or {}).get("pipeline") for file in EXPERIMENTS.rglob("*.yaml")]
+    nodes: list[Any] = [load_yaml(file) for file in PIPELINES.glob("*.yaml")]
+    nodes += [load_yaml(file).get("pipeline") for file in EXPERIMENTS.rglob("*.yaml")]
     stages = [stage for node in nodes if isinstance(node, dict) for stage in node.get("stages", {}).values()]
     return frozenset(stage["call"] for stage in stages if isinstance(stage, dict) and "call" in stage)
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from postrain.config.masking import masked
 from postrain.config.overrides import job_overrides
 from postrain.config.trust import UntrustedFolder, override_items
+from postrain.config.yaml_file import dump_yaml, load_yaml
 from postrain.errors import ConfigError
 from postrain.formatting import duration, figure
 from postrain.hardware.environment import refuse_ranks
@@ -85,7 +86,7 @@ class Sweep:
         kept = [each for index, each in enumerate(overrides) if each not in overrides[index + 1 :]]
         about = {"name": self.name, "words": kept, "flags": [*flags], "started_in": str(Path.cwd())}
         with writing(self.folder):
-            atomic_write_text(self.folder / FILE, OmegaConf.to_yaml(masked(about | asdict(self.study))), private=True)
+            atomic_write_text(self.folder / FILE, dump_yaml(masked(about | asdict(self.study))), private=True)
 
     def summarize(self) -> None:
         """Prints the results of all jobs and writes table.md, table.json and the report."""
@@ -206,7 +207,7 @@ def _earlier(folder: Path) -> Path:
         raise ConfigError(f"resume: there is no sweep in {folder}; give its folder, such as sweeps/kl_coef/TIME-HASH")
     check_contained(folder)
     Status(folder / "status.json").check_version()
-    saved: Any = OmegaConf.load(folder / FILE)  # readable: main.py has read it
+    saved: Any = load_yaml(folder / FILE)  # readable: main.py has read it
     started_in = saved.get("started_in")
     if started_in and Path(str(started_in)) != Path.cwd():
         raise ConfigError(

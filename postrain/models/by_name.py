@@ -10,10 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from postrain.config.paths import config_dirs
 from postrain.config.tree import instantiate
+from postrain.config.yaml_file import load_yaml
 from postrain.models.sources import ModelSource, ResolvedModel, resolve_for
 
 
@@ -33,5 +32,5 @@ def source_of(name: str, **changes: Any) -> ModelSource:
 def options() -> dict[str, Any]:
     """The options of the `model` group that do not require a path."""
     files = {file.stem: file for conf in reversed(config_dirs()) for file in sorted((conf / "model").glob("*.yaml"))}
-    nodes = {name: OmegaConf.to_container(OmegaConf.load(file)) for name, file in files.items()}
+    nodes = {name: load_yaml(file) for name, file in files.items()}
     return {name: node for name, node in nodes.items() if isinstance(node, dict) and "???" not in node.values()}

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from postrain.config import renamed
 from postrain.config.masking import masked
-from postrain.config.yaml_file import Dumper
+from postrain.config.yaml_file import dump_yaml
 from postrain.formatting import duration
 from postrain.jsonl import JsonLines, Record, number, read_json
 from postrain.report.held_out import HeldOutRows, read_held_out
@@ -206,7 +204,7 @@ def read_generation(path: Path) -> Generation:
 def masked_config(path: Path) -> str:
     """A config.yaml with secrets masked; "" if it is not YAML."""
     config = read_yaml(path)
-    return yaml.dump(masked(config), Dumper=Dumper, sort_keys=False, allow_unicode=True) if config else ""
+    return dump_yaml(masked(config)) if config else ""
 
 
 def state_of(status: Record) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from postrain.config.yaml_file import Loader, check_aliases
+from postrain.config.yaml_file import Loader, check_size
 from postrain.jsonl import Record, is_bounded, number
 
 Curve = tuple[list[int], list[float]]
@@ -38,7 +38,7 @@ def read_yaml(path: Path) -> Record:
     """The mapping in a YAML file; {} if the file is missing or damaged."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-        check_aliases(text)
+        check_size(text)
         found = yaml.load(text, Loader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
