@@ -33,8 +33,8 @@ ROWS_DEPEND_ON = (
     *("method.updates", "method.batch_size", "method.dynamic_sampling"),
 )
 """Keys that change which rows are encoded, and so the data fingerprint."""
-NOT_LISTED = (FORK, "name", "paths", "report", "logger", "callbacks")
-"""Keys whose changes do not change the training."""
+NOT_LISTED = (FORK, "name", "paths", "report", "logger")
+"""Keys whose changes do not change the training. Callbacks may: Lightning's average weights, or stop a run."""
 RECORDS = ("metrics", "samples", "held_out", "diagnostics")
 
 

@@ -3,6 +3,9 @@
 A reward is flat if it does not exceed that of the first updates; a run that has improved and then plateaus continues.
 Unlike Lightning's EarlyStopping it counts updates instead of validation epochs, and a resumed run reads its state from
 metrics.jsonl. Must precede the Evaluator, which evaluates a stopped run.
+
+A run that ended early, also by a user's callback, makes no further update when it is resumed, unless its settings have
+been changed since.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.config.schema import Section
 from postrain.jsonl import number, update_of
 from postrain.runs.folder import RunFolder
+from postrain.runs.forks import settings_since
 from postrain.runs.method_protocol import method_of
 from postrain.types import Count, Positive
 
@@ -25,6 +29,8 @@ REWARD = "reward/total"
 KL = ("kl/exact", "kl/k3")
 SMOOTHED = 5
 """Updates over which the KL is averaged."""
+STOPPED = "stop_reason"
+"""Key of a checkpoint: why the run ends there; empty otherwise, absent in checkpoints of an earlier version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +62,22 @@ class EarlyStopping(Callback):
         self.rewards: list[float] = []
         self.kl: deque[float] = deque(maxlen=SMOOTHED)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STOPPED] = method_of(pl_module).stop_reason
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if settings_since(self.folder) < method_of(pl_module).counters.updates:
+            method_of(pl_module).stop_reason = checkpoint.get(STOPPED, "")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the metrics of a resumed run."""
+        """Reads the metrics of a resumed run; makes no update if it has ended early."""
+        method = method_of(pl_module)
+        if method.stop_reason:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print("resume: this run ended early; changed settings with allow_change=true continue it", flush=True)
         for record in self.folder.metrics.read():
-            if 0 < update_of(record) <= method_of(pl_module).counters.updates:
+            if 0 < update_of(record) <= method.counters.updates:
                 self._remember(
                     {name: value for name in (REWARD, *KL) if (value := number(record.get(name))) is not None}
                 )

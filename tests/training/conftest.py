@@ -23,6 +23,7 @@ class FakeMethod(LightningModule):
         self.last_metrics: dict[str, float] = {}
         self.headline = ("reward/total", "kl/exact", "completion/length")
         self.updates = updates
+        self.stop_reason = ""
 
     def step(self, **metrics: float) -> None:
         """One update, with these metrics (reward__total stands for reward/total)."""

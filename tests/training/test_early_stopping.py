@@ -8,7 +8,8 @@ import pytest
 
 from postrain.runs.folder import RunFolder
 from postrain.training.early_stopping import EarlyStop, EarlyStopping, flat
-from tests.training_runs import small_run
+from tests.training.conftest import FakeMethod
+from tests.training_runs import records, resumed, small_run
 
 
 def test_flat_compares_the_last_rewards_with_the_first():
@@ -63,3 +64,36 @@ def test_stopped_run_is_evaluated_exported_and_done(stopped):
     assert (stopped.model / "config.json").is_file()
     assert result["objective"] == result["changes"][result["metric"]][1]
     assert result["trainable"] <= result["parameters"]
+
+
+def test_resumed_stopped_run_makes_no_further_update(stopped):
+    stopped.model.rename(stopped.path / "not exported")
+    files = [stopped.result, stopped.held_out.path, stopped.samples.path]
+    before, results = records(stopped), [path.read_bytes() for path in files]
+    resumed(stopped)
+    assert records(stopped) == before
+    assert [path.read_bytes() for path in files] == results
+    assert (stopped.model / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("saved", "changed_at", "stops"),
+    [
+        ({"stop_reason": "flat"}, None, True),
+        ({"stop_reason": "flat"}, 1, True),
+        ({"stop_reason": "flat"}, 2, False),
+        ({"stop_reason": ""}, None, False),
+        ({}, None, False),
+    ],
+)
+def test_a_stop_lasts_until_settings_are_changed(folder, trainer, saved, changed_at, stops):
+    if changed_at is not None:
+        folder.changes.append({"update": changed_at, "changes": ["seed: 0 → 1"]})
+    method = FakeMethod(updates=4, done=2)
+    callback = EarlyStopping(EarlyStop(), folder)
+    callback.on_load_checkpoint(trainer, method, saved)
+    callback.on_train_start(trainer, method)
+    assert trainer.should_stop is stops
+    again: dict[str, str] = {}
+    callback.on_save_checkpoint(trainer, method, again)
+    assert again == {"stop_reason": "flat" if stops else ""}
