@@ -5,6 +5,7 @@ Columns with the same content are used once; columns with different content are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from postrain.data.messages import history, messages, parse_prompt
 from postrain.data.tool_calls import HERMES, check_tool_turns, declaration, without_hermes_tags
 
 PROMPT_REMOVED = "prompt removed from an answer that repeats it"
+INPUT_IN_PROMPT = "input not appended to a prompt that contains it"
+BEFORE_PART, AFTER_PART = r"(?:\A|\n\s*\n|:\s)\s*", r"\s*(?:\Z|\n\s*\n|\n[^\n:]{1,40}:)"
+"""What surrounds a part of a prompt: its beginning or end, blank lines, and labels such as `Input:`."""
 
 
 def read_prompt(fields: Fields) -> Messages:
@@ -38,10 +42,17 @@ def read_prompt(fields: Fields) -> Messages:
             raise Malformed(f"{context[0]} has to be text, which is appended to the prompt, got {context[1]!r:.60}")
     elif plain and context and isinstance(context[1], str):
         fields.find("input")
-        # The prompt may contain the context already.
-        if context[1].strip() not in value:
+        part = context[1].strip()
+        if part and _contains(value, part):
+            fields.repaired.add(INPUT_IN_PROMPT)
+        elif part:
             value = "\n\n".join(part for part in (str(value), str(context[1])) if part)
     return parse_prompt(fields.unused, value, name)
+
+
+def _contains(prompt: str, part: str) -> bool:
+    """True if a paragraph of the prompt, or all text after a label, is `part`; a word of a sentence is not."""
+    return part in prompt and re.search(f"{BEFORE_PART}{re.escape(part)}{AFTER_PART}", prompt) is not None
 
 
 def add_context(fields: Fields, turns: Messages) -> Messages:
