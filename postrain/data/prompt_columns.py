@@ -98,16 +98,37 @@ def merge_prompts(prompt: Messages, shared: Messages, sides: str) -> Messages:
     """Merges the prompt column of a pair with the turns `shared` with which both sides begin."""
     if not shared or not prompt:
         return shared or prompt
-    if messages_repeated(prompt, shared):
-        return shared
+    whole = joined_once(prompt, shared)
+    if whole is not None:
+        return whole
     if shared[0].role == "assistant":
         return prompt + shared
+    if _contents(shared[-len(prompt) :]) == _contents(prompt):  # the prompt column holds the last question only
+        return shared
     raise Malformed(f"prompt and the turns that begin {sides} differ; remove the column prompt or correct the turns")
 
 
-def messages_repeated(some: Sequence[Message], turns: Sequence[Message]) -> bool:
-    """True if each message of `some` occurs in one of the turns."""
-    return all(any(message.content.strip() in turn.content for turn in turns) for message in some)
+def joined_once(prompt: Messages, turns: Messages) -> Messages | None:
+    """The turns, with the tools and system message of the prompt if they lack them; None if they do not begin with it.
+
+    Tools and a system message may be in one of the two only.
+    """
+    (own, asked), (given, rest) = _opening(prompt), _opening(turns)
+    differ = own and given and _contents(own) != _contents(given)
+    if differ or _contents(rest[: len(asked)]) != _contents(asked):
+        return None
+    return (given or own) + rest
+
+
+def _opening(turns: Messages) -> tuple[Messages, Messages]:
+    """The tools and system message at the beginning, and the other turns."""
+    start = next((at for at, turn in enumerate(turns) if turn.role not in (DECLARATION, "system")), len(turns))
+    return turns[:start], turns[start:]
+
+
+def _contents(turns: Messages) -> list[tuple[str, str]]:
+    """What has to be equal in equal turns."""
+    return [(turn.role, turn.text.strip()) for turn in turns]
 
 
 def read_conversation(fields: Fields) -> Messages:

@@ -231,6 +231,34 @@ def test_equal_columns_are_used_once(row):
     assert not found.unused
 
 
+OTHER = [{"role": "assistant", "content": "This is a."}, *USER]
+
+
+def test_prompt_that_later_turns_contain_or_repeat_is_kept():
+    whole = chat("a", "This is a.", "a", "b")
+    assert parse_one({"prompt": "a", "completion": [*OTHER, CHOSEN]}) == Demonstration(row=1, messages=whole)
+    pair = {"prompt": "a", "chosen": [*OTHER, CHOSEN], "rejected": [*OTHER, REJECTED]}
+    assert parse_one(pair) == Preference(row=1, prompt=whole[:-1], chosen="b", rejected="c")
+
+
+@pytest.mark.parametrize("prompt", [[{"role": "system", "content": "s"}, *USER], USER])
+@pytest.mark.parametrize("before", [[{"role": "system", "content": "s "}, *USER], USER])
+def test_prompt_repeated_with_or_without_its_system_message_is_used_once(prompt, before):
+    pair = parse_one({"prompt": prompt, "chosen": [*before, CHOSEN], "rejected": [*before, REJECTED]})
+    one = parse_one({"prompt": prompt, "completion": [*before, CHOSEN]})
+    assert isinstance(pair, Preference)
+    assert isinstance(one, Demonstration)
+    roles = ["user"] if prompt == before == USER else ["system", "user"]
+    assert [turn.role for turn in pair.prompt] == roles
+    assert [turn.role for turn in one.messages] == [*roles, "assistant"]
+
+
+def test_prompt_of_a_pair_may_be_its_last_question():
+    turns = [{"role": "user", "content": "q"}, *OTHER]
+    pair = {"prompt": "a", "chosen": [*turns, CHOSEN], "rejected": [*turns, REJECTED]}
+    assert parse_one(pair) == Preference(row=1, prompt=chat("q", "This is a.", "a"), chosen="b", rejected="c")
+
+
 def test_mapped_column_wins_and_the_other_is_listed_as_unused():
     row = {"prompt": "a", "instruction": "x", "output": "b"}
     found = parse(table([row]), {"prompt": "instruction"})

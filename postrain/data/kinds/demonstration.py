@@ -26,7 +26,7 @@ from postrain.data.layouts import Fields, Malformed, Unusable, empty, row_format
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import (
     add_context,
-    messages_repeated,
+    joined_once,
     read_conversation,
     read_prompt,
     strip_repeated_prompt,
@@ -126,8 +126,8 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
         turns = (*prompt, Message("assistant", completion))
     else:
         found = messages(fields.unused, value, name, or_text="text or ")
-        repeats_prompt = len(found) > len(prompt) > 0 and messages_repeated(prompt, found[: len(prompt)])
-        turns = found if repeats_prompt else prompt + found
+        whole = joined_once(prompt, found)
+        turns = prompt + found if whole is None else whole
         if turns[-1].role != "assistant":
             raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(found)}")
     columns = _reference_columns(name, value) if isinstance(value, str) else {}
