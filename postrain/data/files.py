@@ -1,8 +1,9 @@
 """Reads tables from paths and from the Hugging Face Hub.
 
 `data.path` is a file, a folder of files, a glob, or a directory written by `save_to_disk`. In folders and globs, files
-with test, eval, valid or dev in their name are held out. The Hub is read through `datasets`: from the network if it
-responds within PROBE_SECONDS, else from the cache (without a network `datasets` retries for 23 seconds).
+with eval, valid or dev in their name or subfolder, else those with test, are held out. The Hub is read through
+`datasets`: from the network if it responds within PROBE_SECONDS, else from the cache (without a network `datasets`
+retries for 23 seconds).
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from postrain.data.readers import COMPRESSED, READERS, Table, join_tables, make_
 from postrain.errors import ConfigError
 from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
 
-HELD_OUT = re.compile(r"(?:^|[^a-z])(?:test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
+HELD_OUT = tuple(
+    re.compile(rf"(?:^|[^a-z])(?:{words})(?:[^a-z]|$)")
+    for words in ("eval|evaluation|valid|validation|val|dev", "test")
+)
+"""Names of held-out rows. Beside a validation split, a test split is left out: held-out rows choose checkpoints."""
+GLOB = "*?["
 METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 """Files with the description of a data set, without rows."""
 
@@ -37,9 +43,10 @@ def read_path(path: str) -> tuple[Table, Table | None]:
     if (place / "state.json").is_file():
         return _read_saved(place), None
     if place.is_dir():
-        return _read_files(path, [file for file in sorted(place.rglob("*")) if _holds_rows(file, place)])
-    if not place.exists() and any(letter in path for letter in "*?["):
-        return _read_files(path, [Path(file) for file in sorted(glob(str(place), recursive=True))])
+        return _read_files(path, place, [file for file in sorted(place.rglob("*")) if _holds_rows(file, place)])
+    if not place.exists() and any(letter in path for letter in GLOB):
+        fixed = next(parent for parent in place.parents if not any(letter in str(parent) for letter in GLOB))
+        return _read_files(path, fixed, [Path(file) for file in sorted(glob(str(place), recursive=True))])
     return read_file(path), None
 
 
@@ -48,7 +55,8 @@ def _holds_rows(file: Path, folder: Path) -> bool:
     return file.is_file() and suffix_of(file) in READERS and file.name not in METADATA_FILES and not hidden
 
 
-def _read_files(path: str, files: list[Path]) -> tuple[Table, Table | None]:
+def _read_files(path: str, folder: Path, files: list[Path]) -> tuple[Table, Table | None]:
+    """Training and held-out rows of the files of a path, by their names below `folder`."""
     suffixes = sorted({suffix_of(file) for file in files})
     if not files:
         raise ConfigError(
@@ -60,11 +68,17 @@ def _read_files(path: str, files: list[Path]) -> tuple[Table, Table | None]:
             f"data.path: {path} holds files of several kinds ({', '.join(suffixes)}); name one kind, as in "
             f"data.path='{path.split('*')[0].rstrip('/')}/*{suffixes[0]}'"
         )
-    held_out = [file for file in files if HELD_OUT.search(file.name.lower())]
-    train = [file for file in files if file not in held_out]
+    ranks = {file: _rank(file.relative_to(folder).as_posix()) for file in files}
+    train = [file for file in files if ranks[file] == len(HELD_OUT)]
     if not train:
-        return _joined(path, held_out), None
-    return _joined(path, train), _joined(path, held_out) if held_out else None
+        return _joined(path, files), None
+    held_out = [file for file in files if ranks[file] == min(ranks.values())]
+    return _joined(path, train), _joined(path, held_out) if held_out != train else None
+
+
+def _rank(name: str) -> int:
+    """The index in HELD_OUT of the first pattern in a name; the number of patterns for training rows."""
+    return next((at for at, words in enumerate(HELD_OUT) if words.search(name.lower())), len(HELD_OUT))
 
 
 def _joined(path: str, files: list[Path]) -> Table:
@@ -73,12 +87,12 @@ def _joined(path: str, files: list[Path]) -> Table:
 
 
 def _read_splits(place: Path) -> tuple[Table, Table | None]:
-    """The split `train`, and the first split with a held-out name."""
+    """The split `train`, and the first split with the name of a validation split, else of a test split."""
     splits = sorted(folder.name for folder in place.iterdir() if (folder / "state.json").is_file())
     if "train" not in splits:
         raise ConfigError(f"data.path: {place} has no split train; name one, as in data.path={place}/SPLIT: {splits}")
-    held_out = next((name for name in splits if HELD_OUT.search(name.lower())), None)
-    return _read_saved(place / "train"), _read_saved(place / held_out) if held_out else None
+    held_out = min(splits, key=_rank)
+    return _read_saved(place / "train"), _read_saved(place / held_out) if _rank(held_out) < len(HELD_OUT) else None
 
 
 def _read_saved(place: Path) -> Table:

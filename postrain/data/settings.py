@@ -31,8 +31,9 @@ class DataSettings:
     """Source of the rows; null with `path`."""
     path: str | None = None
     """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also .gz .bz2 .xz .zst), a folder or a glob of such files
-    ('data/*.jsonl'; those with test, eval, valid or dev in their name are held out), or a directory written by the
-    save_to_disk of `datasets`. Replaces the source. Cells may contain lists and messages as JSON text."""
+    ('data/*.jsonl'; those with eval, valid or dev in their name or subfolder, else those with test, are held out), or a
+    directory written by the save_to_disk of `datasets`. Replaces the source. Cells may contain lists and messages as
+    JSON text."""
     eval_path: str | Mapping[str, str] | None = None
     """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts. Several
     paths by name, as {easy: a.jsonl, hard: b.jsonl}, are also evaluated one by one (eval/easy/loss)."""

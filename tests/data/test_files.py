@@ -77,6 +77,26 @@ def test_held_out_files_of_a_folder_are_not_training_data(name, pattern, tmp_pat
     assert values(read_path(str(tmp_path / name))[0]) == ROWS[2:]
 
 
+@pytest.mark.parametrize("pattern", ["", "/*/*.jsonl", "/**/*.jsonl"])
+def test_held_out_subfolders_are_not_training_data(pattern, tmp_path):
+    folder = tmp_path / "dev" / "rows"  # names outside of the given folder do not count
+    for place, rows in {"train": ROWS[:2], "test": ROWS[2:]}.items():
+        (folder / place).mkdir(parents=True)
+        write_lines(folder / place / "0000.jsonl", rows)
+    train, held_out = read_path(f"{folder}{pattern}")
+    assert values(train) == ROWS[:2]
+    assert held_out is not None
+    assert values(held_out) == ROWS[2:]
+
+
+def test_validation_files_are_held_out_and_test_files_beside_them_left_out(tmp_path):
+    for name, row in zip(("test", "train", "validation"), ROWS, strict=True):
+        write_lines(tmp_path / f"{name}.jsonl", [row])
+    train, held_out = read_path(str(tmp_path))
+    assert held_out is not None
+    assert (values(train), values(held_out)) == ([ROWS[1]], [ROWS[2]])
+
+
 def test_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
     write_lines(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "notes.txt").write_text("no rows")
@@ -100,6 +120,7 @@ def saved(tmp_path_factory) -> Path:
     train, test = datasets.Dataset.from_list(ROWS[:2]), datasets.Dataset.from_list(ROWS[2:])
     train.save_to_disk(folder / "one")
     datasets.DatasetDict({"train": train, "test": test}).save_to_disk(folder / "both")
+    datasets.DatasetDict({"test": train, "train": train, "validation": test}).save_to_disk(folder / "three")
     return folder
 
 
@@ -110,6 +131,12 @@ def test_saved_data_sets_are_read(saved):
     assert held_out is not None
     assert (values(train), values(held_out)) == (ROWS[:2], ROWS[2:])
     assert train.where(1).endswith("both/train, row 1")
+
+
+def test_held_out_split_of_a_saved_data_set_is_its_validation_split(saved):
+    train, held_out = read_path(str(saved / "three"))
+    assert held_out is not None
+    assert (values(train), values(held_out)) == (ROWS[:2], ROWS[2:])
 
 
 def test_damaged_data_set_is_a_one_line_error(saved, tmp_path):
