@@ -3,7 +3,8 @@
     pass rate = passed completions / completions of a prompt, where earlier visits count `decay` as much as the last
 
 A prompt is known by the index of its item in the training data. All ranks hold the same table, which the checkpoint
-saves: the prompts of an update depend on the seed, the update and the table only.
+saves: the prompts of an update depend on the seed, the update and the table only. An update changes a copy, which
+replaces the table at its end: an update that fails is repeated with the same prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from postrain.hardware import collectives
 from postrain.methods.policy_gradient import PolicyGradient
 from postrain.rollout.collect import Rollouts
 from postrain.seeds import generator
-from postrain.types import Count, Fraction, Mean, Size
+from postrain.types import Batch, Count, Fraction, Mean, Size
 
 BINS = 5
 
@@ -69,6 +70,10 @@ class PassRates:
     counts: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Passed completions and completions of each item, with decay."""
     positions: dict[int, int] = field(default_factory=dict)
+
+    def copy(self) -> Self:
+        """A table that changes independently."""
+        return type(self)(dict(self.counts), dict(self.positions))
 
     def rate(self, item: int) -> float | None:
         """The pass rate; None for an item without scored completions."""
@@ -168,6 +173,7 @@ class CurriculumPrompts(PolicyGradient):
     def on_model_attached(self) -> None:
         super().on_model_attached()
         self.pass_rates = PassRates()
+        self.next_pass_rates = self.pass_rates.copy()
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -177,12 +183,17 @@ class CurriculumPrompts(PolicyGradient):
         if self.overlap:
             raise ConfigError("method.curriculum: rollout.overlap=1 samples prompts before pass rates are known; use 0")
 
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self.next_pass_rates = self.pass_rates.copy()
+        super().training_step(batch, batch_idx)
+        self.pass_rates = self.next_pass_rates
+
     def curriculum_prompts(self) -> Prompts:
         """This rank's share of the prompts that the curriculum draws for this update."""
         data = self.datamodule.train_dataloader()
         self.drawn_items = draw_prompts(
             self.curriculum,
-            self.pass_rates,
+            self.next_pass_rates,
             items=len(data.items),
             streams=data.streams,
             update=self.counters.updates,
@@ -202,9 +213,9 @@ class CurriculumPrompts(PolicyGradient):
         items = self.drawn_items[collectives.rank() :: collectives.world_size()][: len(passed_P)]
         parts = collectives.gather(list(zip(items, passed_P, scored_P, strict=True)))
         for item, passed, scored in sorted(chain.from_iterable(parts)):
-            self.pass_rates.add(item, passed, scored, self.curriculum.decay)
+            self.next_pass_rates.add(item, passed, scored, self.curriculum.decay)
         if collectives.rank() == 0:
-            self.accumulate(self.pass_rates.histogram())
+            self.accumulate(self.next_pass_rates.histogram())
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), **({"pass_rates": self.pass_rates.state()} if self.curriculum.active else {})}

@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from postrain.hardware.collectives import gather
 from postrain.hardware.optimizer_state import IN_BACKGROUND, ShardedStrategy
 from postrain.hardware.sharded_checkpoint import SHARDED, are_intact
 from postrain.runs.folder import RunFolder
-from postrain.runs.method_protocol import method_of
+from postrain.runs.method_protocol import CountersLike, method_of
 from postrain.runs.status import SHARDS, checkpoints, remove_checkpoint, space_remedy, writing
 from postrain.training.nan_guard import NaNGuard
 
@@ -36,16 +37,15 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: RunFolder, guard: NaNGuard, *, every: int, keep: int) -> None:
         self.folder, self.guard, self.every, self.keep = folder, guard, every, keep
-        self.before_update: tuple[int, int] | None = None
-        """Updates and optimizer steps before the current update."""
+        self.before_update: CountersLike | None = None
+        """Counters before the current update."""
         self.saved: int | None = None
         """The update of the newest checkpoint of this session."""
         self.unpublished: Path | None = None
         """The path of a checkpoint that is written in the background."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        counters = method_of(pl_module).counters
-        self.before_update = (counters.updates, counters.optimizer_steps)
+        self.before_update = copy(method_of(pl_module).counters)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves the state before an update that failed before it changed anything.
@@ -53,8 +53,7 @@ class Checkpoints(Callback):
         Only in single-process runs: with several ranks, the others may not have failed.
         """
         counters = method_of(pl_module).counters
-        untouched = self.before_update == (counters.updates, counters.optimizer_steps)
-        whole = untouched and trainer.world_size == 1 and not self.guard.problems(pl_module)
+        whole = self.before_update == counters and trainer.world_size == 1 and not self.guard.problems(pl_module)
         if isinstance(exception, ConfigError) and whole and counters.updates not in (0, self.saved):
             self.save(trainer, counters.updates)
         if trainer.world_size == 1:

@@ -100,7 +100,9 @@ def test_passes_of_all_ranks_are_counted(monkeypatch):
     monkeypatch.setattr(collectives, "gather", lambda own: [own, [(7, 1, 2)]])
     # At least 0.5: one of two, and one of one, because NaN is not scored.
     method.count_passes(SimpleNamespace(reward_B=torch.tensor([1.0, 0.25, 1.0, torch.nan])))
-    assert method.pass_rates.counts == {5: (1, 2), 6: (1, 1), 7: (1, 2)}
+    assert method.next_pass_rates.counts == {5: (1, 2), 6: (1, 1), 7: (1, 2)}
+    # Until the end of the update.
+    assert method.pass_rates == PassRates()
 
 
 def test_resumed_curriculum_equals_an_uninterrupted_one(tmp_path):

@@ -22,6 +22,7 @@ from tests.training_runs import final_state, records, resumed, same, small_run
 WORDS = (
     "method=grpo",
     "method.dynamic_sampling=0",
+    "method.curriculum.window=[0.0,1.0]",
     "reward=function",
     f"reward.function={__name__}.brittle",
     "trainer.checkpoint_every=100",
