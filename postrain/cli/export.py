@@ -58,7 +58,7 @@ def fill(chosen: Namespace, argv: Sequence[str], resolved: Any, kind: str, path:
     """Writes the GGUF file, Modelfile, card and manifest. Raises ConfigError if f16 changes a logit beyond BOUND."""
     import torch  # noqa: PLC0415 - start-up time
 
-    from postrain.models.export import saved_end_ids  # noqa: PLC0415
+    from postrain.models.directory import saved_end_ids  # noqa: PLC0415
     from postrain.models.loading import load_causal, load_tokenizer  # noqa: PLC0415
     from postrain.models.logit_check import check_rows, compare_logits, logits_on  # noqa: PLC0415
     from postrain.models.to_gguf.modelfile import modelfile  # noqa: PLC0415

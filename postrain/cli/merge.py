@@ -36,7 +36,8 @@ def merge_run(chosen: Namespace, argv: Sequence[str]) -> None:
     # Imported here for a fast start-up: --help and command-line mistakes need no torch.
     from postrain.data.kinds.steps import LAYOUT_FILE  # noqa: PLC0415
     from postrain.models.by_name import resolve_by_name  # noqa: PLC0415
-    from postrain.models.export import export, saved_end_ids  # noqa: PLC0415
+    from postrain.models.directory import saved_end_ids  # noqa: PLC0415
+    from postrain.models.export import export  # noqa: PLC0415
     from postrain.models.logit_check import check_rows  # noqa: PLC0415
     from postrain.models.merge import merge  # noqa: PLC0415
 

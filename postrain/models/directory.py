@@ -143,6 +143,13 @@ def rotary_limit(config: Mapping[str, Any]) -> int | None:
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
+def saved_end_ids(directory: Path) -> list[int]:
+    """The tokens that end a completion: those of the generation config in a model directory, [] without one."""
+    path = directory / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    return [token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)]
+
+
 def head_of(config: Mapping[str, Any]) -> Literal["causal", "scalar"]:
     """The head of the saved weights."""
     names = config.get("architectures") or []
@@ -153,8 +160,10 @@ def fingerprint(*directories: Path) -> str:
     """A short hash of configs, tokenizers and weights."""
     digest = hashlib.sha256()
     for directory in directories:
+        # The files of a slow tokenizer; tokenizer.json includes their content.
+        slow = () if (directory / "tokenizer.json").is_file() else ("merges.txt", "vocab.txt")
         for path in sorted(directory.iterdir()):
-            if path.suffix in (".json", ".safetensors", ".jinja", ".model") and path.is_file():
+            if (path.suffix in (".json", ".safetensors", ".jinja", ".model") or path.name in slow) and path.is_file():
                 digest.update(f"{path.name} {fingerprint_file(path)}".encode())
     return digest.hexdigest()[:16]
 

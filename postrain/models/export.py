@@ -16,7 +16,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from postrain.models.adapters import CHANGES_BASE
-from postrain.models.directory import read_json
 from postrain.models.disk_cache import write_directory
 from postrain.models.parts import unwrapped
 from postrain.models.quiet import quiet
@@ -48,13 +47,6 @@ def export(
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     write_directory(directory, fill)
-
-
-def saved_end_ids(directory: Path) -> list[int]:
-    """The tokens that end a completion of an exported model, from its generation config."""
-    path = directory / "generation_config.json"
-    found = read_json(path).get("eos_token_id") if path.is_file() else None
-    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def _save_weights(model: Any, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 import pytest
@@ -142,3 +143,17 @@ def test_stop_ids_are_eos_end_of_turn_and_those_of_the_model():
     assert Template(tokenizer).stop_ids == tuple(sorted({eos, stop}))
     assert Template(tokenizer, eos_ids=[77]).stop_ids == tuple(sorted({eos, stop, 77}))
     assert Template(tokenizer, mode="plain").stop_ids == (eos,)
+
+
+def test_stop_ids_include_the_end_tokens_of_the_generation_config_beside_the_tokenizer(tmp_path):
+    """A message that ends with another of them, such as a tool call, ends there; the EOS token is not added."""
+    calls = MARKED.replace("m.content + '<|stop|>'", "m.content + ('<|call|>' if m.content == 'call' else '<|stop|>')")
+    tokenizer = byte_tokenizer(template=calls)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>"]}, replace_extra_special_tokens=False)
+    call = tokenizer.get_vocab()["<|call|>"]
+    assert Template(tokenizer).encode_completion(chat("a"), "call")[1].tolist()[-2:] == [call, tokenizer.eos_token_id]
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id, call]}))
+    template = Template(AutoTokenizer.from_pretrained(tmp_path))
+    assert call in template.stop_ids
+    assert template.encode_completion(chat("a"), "call")[1].tolist()[-1] == call
