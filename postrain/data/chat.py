@@ -45,7 +45,13 @@ class Template:
     """
 
     def __init__(
-        self, tokenizer: Any, *, mode: str = "auto", seed: int = 0, eos_ids: Iterable[int] | None = None, install: bool = True
+        self,
+        tokenizer: Any,
+        *,
+        mode: str = "auto",
+        seed: int = 0,
+        eos_ids: Iterable[int] | None = None,
+        install: bool = True,
     ) -> None:
         """`install` sets the tokenizer's chat_template. `eos_ids` are further end tokens; None takes those of the
         generation config beside the tokenizer: a model may end tool calls with a token of their own."""

@@ -158,8 +158,8 @@ class LoRA(Adapter):
         )
         return with_adapter(model, config)
 
-    def _check_targets(self, model: nn.Module) -> None:
-        """Raises ConfigError for a name that no linear layer has."""
+    def _check_targets(self, model: Any) -> None:
+        """Raises ConfigError for a name that no linear layer has, and for output embeddings tied to the input's."""
         linear = sorted(
             {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
         )
@@ -175,6 +175,13 @@ class LoRA(Adapter):
                 raise ConfigError(
                     f"adapter.target_modules: {type(model).__name__} has no linear layer {target!r}; "
                     f"it has {', '.join(linear)} (null selects all in the trunk)"
+                )
+            output = getattr(model, "get_output_embeddings", lambda: None)()
+            tied = [name for name, part in model.named_modules() if part is output and _ties_embeddings(model)]
+            if any(f".{name}".endswith(f".{target}") for name in tied):
+                raise ConfigError(
+                    f"adapter.target_modules: {target} of this {type(model).__name__} is tied to the input embeddings, "
+                    "which the adapter would change too when it is merged; leave it out"
                 )
 
 
@@ -210,12 +217,17 @@ def add_reference_adapter(policy: Any) -> None:
     policy.set_adapter("default")
 
 
+def _ties_embeddings(model: Any) -> bool:
+    """Whether input and output embeddings are the same weights."""
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
 def _trains_tied_embeddings(model: Any, modules: Sequence[str]) -> bool:
     """Whether `modules` include embeddings that are tied. Raises ConfigError for those that PEFT cannot keep tied."""
     embeddings = [name for name in embedding_names(model) if name.rpartition(".")[2] in modules] + (
         ["lm_head"] if "lm_head" in modules else []
     )
-    if not embeddings or not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+    if not embeddings or not _ties_embeddings(model):
         return False
     if any(name.rpartition(".")[2] not in TIED_BY_PEFT for name in embeddings):
         raise ConfigError(

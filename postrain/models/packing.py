@@ -169,8 +169,11 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention function for transformers: query, key and value [1, H, N, K] → [1, N, H, K].
 
-    `settings` of the architecture (scaling, dropout) are passed to transformers' SDPA function.
+    `settings` of the architecture (scaling, dropout) are passed to transformers' SDPA function. Raises ValueError for a
+    layer that would apply its sliding window through the mask.
     """
+    if sliding_window is None and _has_window(module):
+        raise ValueError(f"{type(module).__name__} does not pass its sliding window to the attention function")
     if query.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or query.dtype is torch.bfloat16):
         # PyTorch's CPU kernels take twice as long in bf16 as in float32 (backward pass, AVX512-BF16).
         wide = (query.float(), key.float(), value.float(), attention_mask)
@@ -204,6 +207,12 @@ def packed_attention(
             block_RQHK, _ = sdpa_attention_forward(module, query_RHQK, key_RHLK, value_RHLK, mask, **settings)
         found.append(block_RQHK.flatten(0, 1))
     return torch.cat(found).index_select(0, packing.inverse_N)[None], None
+
+
+def _has_window(layer: Any) -> bool:
+    """Whether the config gives an attention layer a sliding window."""
+    types, index = getattr(getattr(layer, "config", None), "layer_types", None), getattr(layer, "layer_idx", None)
+    return bool(types) and index is not None and types[index] == "sliding_attention"
 
 
 def no_mask(*_: Any, **__: Any) -> None:

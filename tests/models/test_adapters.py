@@ -102,6 +102,18 @@ def test_unknown_target_module_is_refused_with_the_known_ones() -> None:
         lora(target_modules=("q_proj",)).wrap(tiny_model("gpt2"), head="causal")
 
 
+@pytest.mark.parametrize("target", ["lm_head", "c_attn"])
+def test_output_embeddings_are_adapted_only_if_they_are_not_tied(target: str) -> None:
+    tied = tiny_model("gpt2")
+    assert tied.config.tie_word_embeddings
+    wrapped = lora(target_modules=("c_attn", target))
+    if target == "lm_head":
+        with pytest.raises(ConfigError, match=r"lm_head of this GPT2LMHeadModel is tied to the input embeddings"):
+            wrapped.wrap(tied, head="causal")
+    else:
+        wrapped.wrap(tied, head="causal")
+
+
 def test_only_the_given_target_modules_are_adapted() -> None:
     policy = lora(target_modules=("c_attn",)).wrap(tiny_model("gpt2"), head="causal")
     assert {name.split(".")[-4] for name, p in policy.named_parameters() if p.requires_grad} == {"c_attn"}

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig
+from transformers import AutoModelForCausalLM, BloomConfig, Qwen2MoeConfig
 
 from postrain.models.packing import hidden_states, pack, shared_prefix_length, supports_packing
 from postrain.models.parts import trunk
-from tests.tiny import SHAPES, VOCABULARY, tiny_model
+from tests.tiny import SHAPES, SMALL, VOCABULARY, tiny_model
 
 
 def prompt_groups(seed: int) -> tuple[torch.Tensor, ...]:
@@ -79,6 +79,24 @@ def test_equal_lengths_without_a_shared_prefix_are_not_packed():
     ids = (torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
     _, index_RL = hidden_states(tiny_model(), ids)
     assert index_RL.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_layers_that_apply_their_window_through_the_mask_are_padded():
+    """Qwen2-MoE gives the attention function no window; rows of more than 8 tokens would attend to all."""
+    sizes = {
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    layers = {"layer_types": ["sliding_attention"] * 2}
+    config = Qwen2MoeConfig(**SMALL, **sizes, **heads, **window, **layers)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    assert not supports_packing(model)
+    full = AutoModelForCausalLM.from_config(Qwen2MoeConfig(**SMALL, **sizes, **heads), attn_implementation="sdpa")
+    assert supports_packing(full.eval())
 
 
 def test_unsupported_architecture_is_padded():
