@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from postrain.errors import ConfigError
 from postrain.models.directory import fingerprint, read_json
@@ -44,6 +45,7 @@ def load_weights(policy: Any, directory: Path) -> None:
     with one_line(f"the adapter in {directory} cannot be read"):
         weights = load_file(directory / WEIGHTS)
     expected = get_peft_model_state_dict(policy, save_embedding_layers=False)
+    _remove_base(policy, weights, expected, directory)
     wrong = [name for name, values in expected.items() if name not in weights or weights[name].shape != values.shape]
     if wrong or len(weights) != len(expected):
         one = wrong[0] if wrong else next(name for name in weights if name not in expected)
@@ -52,6 +54,19 @@ def load_weights(policy: Any, directory: Path) -> None:
             f"{len(expected)} tensors differ); correct base_model_name_or_path in its adapter_config.json"
         )
     set_peft_model_state_dict(policy, weights)
+
+
+def _remove_base(policy: Any, weights: dict[str, Tensor], own: Collection[str], directory: Path) -> None:
+    """Removes weights of the base model that were saved with those of the adapter, `own`: PEFT may save embeddings.
+    Raises ConfigError if they differ from the base model's."""
+    base = policy.state_dict()
+    for name in [name for name in weights if name in base and name not in own]:
+        saved = weights.pop(name)
+        if saved.shape != base[name].shape or not torch.equal(saved.to(base[name]), base[name]):
+            raise ConfigError(
+                f"the adapter in {directory} includes weights of a base model that was changed ({name}); merge it into "
+                "that model with PEFT's merge_and_unload, and give the merged model"
+            )
 
 
 def check_base(adapter: Path, base: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from postrain.errors import ConfigError
@@ -18,6 +19,7 @@ from postrain.models.adapters import Adapter, Continue
 from postrain.models.export import export
 from postrain.models.loading import load_causal
 from postrain.models.reference import Reference
+from postrain.models.saved_adapter import WEIGHTS
 from postrain.models.weight_sync import fingerprint, merged_weights
 from tests.models.conftest import CONFIGS, byte_tokenizer, source, tiny_model
 from tests.models.test_adapters import logits, lora, moved
@@ -147,6 +149,19 @@ def test_adapter_of_another_base_model_is_refused_in_one_line(
         with pytest.raises(ConfigError, match="trained on another base model") as error:
             started(adapter, first)
         assert "\n" not in str(error.value)
+
+
+def test_embeddings_saved_with_an_adapter_must_be_those_of_its_base(saved: Callable[..., Path], tmp_path: Path) -> None:
+    policy = trained(lora(), saved("llama"))
+    policy.save_pretrained(tmp_path, selected_adapters=["default"], save_embedding_layers=True)
+    byte_tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    embeddings = "base_model.model.model.embed_tokens.weight"
+    assert embeddings in weights
+    close(logits(started(Continue(), tmp_path)), logits(policy))
+    save_file({**weights, embeddings: weights[embeddings] + 1}, tmp_path / WEIGHTS)
+    with pytest.raises(ConfigError, match=r"base model that was changed \(.*embed_tokens.weight\); merge it"):
+        started(Continue(), tmp_path)
 
 
 def test_adapter_whose_base_changed_since_is_refused(saved: Callable[..., Path], first: Path) -> None:
