@@ -34,9 +34,11 @@ class ConversationTexts:
 
     def __post_init__(self) -> None:
         self._skeletons = Skeletons(self.tokenizer)
+        self._parts: dict[str, frozenset[str]] = {}
 
     def prompt(self, messages: Sequence[Message], row: int) -> str:
         """The text of a prompt up to the first generated token."""
+        self._check(messages, row)
         return self._render(messages, row, prompt=True)
 
     def source(self, row: int = 0) -> str:
@@ -48,6 +50,7 @@ class ConversationTexts:
         self, prompt: Sequence[Message], answers: Sequence[Answer], row: int
     ) -> tuple[str, list[RenderedAnswer]]:
         """A prompt and its answers as text."""
+        self._check(prompt, row)
         skeleton = self._skeleton(prompt, row)
         if skeleton is None:
             before = self.prompt(prompt, row)
@@ -148,8 +151,8 @@ class ConversationTexts:
             filled = self._skeletons.fill(self.source(row), turns, prompt=prompt)
             if filled is not None:
                 return filled, []
+        self._check(messages, row)
         try:
-            tool_templates.check(messages, self.source(row), self.tokenizer)
             return rendering.render(
                 self.source(row),
                 turns,
@@ -161,6 +164,18 @@ class ConversationTexts:
             )
         except ConfigError as problem:
             raise ConfigError(f"row {row}: {problem}") from None
+
+    def _check(self, messages: Sequence[Message], row: int) -> None:
+        """Raises ConfigError if the template of a row does not render a part of the conversation."""
+        try:
+            tool_templates.check(messages, lambda: self._rendered_parts(self.source(row)), self.tokenizer)
+        except ConfigError as problem:
+            raise ConfigError(f"row {row}: {problem}") from None
+
+    def _rendered_parts(self, source: str) -> frozenset[str]:
+        if source not in self._parts:
+            self._parts[source] = tool_templates.rendered_parts(source, self.tokenizer.special_tokens_map)
+        return self._parts[source]
 
     def answer_spans(self, messages: Messages, before: str, row: int) -> rendering.Spans:
         """Spans of the earlier answers in `before`, the rendered prompt of the last answer: characters, including the

@@ -1,8 +1,8 @@
-"""Tools in chat templates: the parts of a conversation that a template renders, and tools as text for the others."""
+"""The parts of a conversation that a chat template renders, and tools as text for templates without them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,11 +11,13 @@ from postrain.data.conversation import DECLARATION, Message, tools_of
 from postrain.errors import ConfigError
 
 TOOLS, CALLS, RESULTS, REASONING = "tools", "tool_calls", "tool messages", "reasoning_content"
+SYSTEM = "system messages"
 PROBE = Message("tools", '[{"type": "function", "function": {"name": "declared_probe", "description": "a"}}]')
 CALL = Message("assistant", "", tool_calls=({"name": "called", "arguments": {"x": "sent_probe"}, "id": "callprobe"},))
 RESULT = Message("tool", "received_probe", tool_call_id="callprobe", name="called")
 THOUGHT = Message("assistant", "so", reasoning="thought_probe")
 QUESTION = Message("user", "a")
+INSTRUCTION = Message("system", "system_probe")
 NOT_CONTINUED = (
     "the chat template renders an answer with tool_calls or reasoning_content differently from a continuation of its "
     "prompt; use data.template=tools, or write both into the content"
@@ -23,7 +25,7 @@ NOT_CONTINUED = (
 
 
 def needed(messages: Sequence[Message]) -> frozenset[str]:
-    """The parts of a conversation that not every template renders."""
+    """The parts of a conversation, besides system messages, that not every template renders."""
     return frozenset(
         part
         for turn in messages
@@ -48,7 +50,10 @@ def _rendered_parts(source: str, special: tuple[tuple[str, str], ...]) -> frozen
     probes = {TOOLS: "declared_probe", CALLS: "sent_probe", RESULTS: "received_probe"}
     found = {part for part, probe in probes.items() if probe in written}
     thought = "thought_probe" in _text(source, (QUESTION, THOUGHT), dict(special))
-    return frozenset(found | ({REASONING} if thought else set()))
+    # A template that refuses system messages says so itself.
+    instructed = _text(source, (INSTRUCTION, QUESTION), dict(special))
+    system = not instructed or "system_probe" in instructed
+    return frozenset(found | ({REASONING} if thought else set()) | ({SYSTEM} if system else set()))
 
 
 def _text(source: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
@@ -82,16 +87,16 @@ def answer_after(before: str, whole: str, ends: Sequence[str], *, row: int) -> r
     return rendering.RenderedAnswer(text.rstrip() if end is None else text[:end], ended=end is not None, verbatim=False)
 
 
-def check(messages: Sequence[Message], source: str, tokenizer: Any) -> None:
-    """Raises ConfigError if the template does not render a part of the conversation."""
-    missing = needed(messages)
-    missing = missing - rendered_parts(source, tokenizer.special_tokens_map) if missing else missing
+def check(messages: Sequence[Message], rendered: Callable[[], Collection[str]], tokenizer: Any) -> None:
+    """Raises ConfigError if the template does not render a part of the conversation; `rendered` are those it does."""
+    missing = needed(messages) | ({SYSTEM} if any(turn.role == "system" for turn in messages) else set())
+    missing = missing.difference(rendered()) if missing else missing
     if not missing:
         return
     own = "tool_use" if "tool_use" in template_choice.named_templates(tokenizer) else "tools"
-    remedy = (
-        "write the reasoning into the content, as <think>...</think>"
-        if missing == {REASONING}
-        else f"use data.template={own}, or give the tokenizer a template that can"
-    )
+    remedies = {
+        frozenset({REASONING}): "write the reasoning into the content, as <think>...</think>",
+        frozenset({SYSTEM}): "write their text into the first message of the user, or use data.template=alpaca",
+    }
+    remedy = remedies.get(missing, f"use data.template={own}, or give the tokenizer a template that can")
     raise ConfigError(f"the chat template cannot render {', '.join(sorted(missing))}; {remedy}")

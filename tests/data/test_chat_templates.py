@@ -145,15 +145,30 @@ def test_stop_ids_are_eos_end_of_turn_and_those_of_the_model():
     assert Template(tokenizer, mode="plain").stop_ids == (eos,)
 
 
+@pytest.mark.parametrize("mode", ["auto", "tools"])
+def test_system_message_that_the_template_leaves_out_is_an_error(mode):
+    silent = "{% for m in messages if m.role != 'system' %}{{ m.content + '<|stop|>' }}{% endfor %}"
+    template = Template(byte_tokenizer(template=silent), mode=mode)
+    template.encode_prompt(chat("a"))
+    message = r"row 3: the chat template cannot render system messages; write their text into the first message of"
+    for encode in (template.encode_prompt, lambda prompt, row: template.encode_completion(prompt, "b", row=row)):
+        with pytest.raises(ConfigError, match=message):
+            encode((Message("system", "Be kind."), *chat("a")), row=3)
+
+
 def test_stop_ids_include_the_end_tokens_of_the_generation_config_beside_the_tokenizer(tmp_path):
     """A message that ends with another of them, such as a tool call, ends there; the EOS token is not added."""
-    calls = MARKED.replace("m.content + '<|stop|>'", "m.content + ('<|call|>' if m.content == 'call' else '<|stop|>')")
-    tokenizer = byte_tokenizer(template=calls)
+    tokenizer = byte_tokenizer(
+        template="{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}{{ '<|call|>' if m.tool_calls else '<|stop|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>"]}, replace_extra_special_tokens=False)
     call = tokenizer.get_vocab()["<|call|>"]
-    assert Template(tokenizer).encode_completion(chat("a"), "call")[1].tolist()[-2:] == [call, tokenizer.eos_token_id]
+    answer = Message("assistant", "", tool_calls=({"name": "f", "arguments": {}},))
+    assert Template(tokenizer).encode_completion(chat("a"), answer)[1].tolist()[-2:] == [call, tokenizer.eos_token_id]
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id, call]}))
     template = Template(AutoTokenizer.from_pretrained(tmp_path))
     assert call in template.stop_ids
-    assert template.encode_completion(chat("a"), "call")[1].tolist()[-1] == call
+    assert template.encode_completion(chat("a"), answer)[1].tolist()[-1] == call

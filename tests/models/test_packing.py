@@ -1,5 +1,7 @@
 """Packed rows give the states and gradients of separate rows; unsupported architectures use padding."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Qwen2MoeConfig
@@ -89,9 +91,9 @@ def test_layers_that_apply_their_window_through_the_mask_are_padded():
         "num_experts": 2,
         "num_experts_per_tok": 1,
     }
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
-    layers = {"layer_types": ["sliding_attention"] * 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    layers: dict[str, Any] = {"layer_types": ["sliding_attention"] * 2}
     config = Qwen2MoeConfig(**SMALL, **sizes, **heads, **window, **layers)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     assert not supports_packing(model)
