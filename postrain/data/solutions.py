@@ -5,16 +5,24 @@ GSM8K writes it after `####`; MATH and most data sets of mathematics in LaTeX's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 FINAL_ANSWER = "####"
 BOX = "\\boxed{"
+GROUPED = re.compile(r"(?<![\w,.])\d{1,3}(?:,\d{3})+(?![\w,])")
+"""A number with thousands separators, such as 1,200."""
 
 
 def answer_columns(answer: str) -> Mapping[str, Any]:
-    """Reference columns of a column `answer`: all of it as `solution`, and its part after #### as `answer`."""
-    return {"answer": answer.rpartition(FINAL_ANSWER)[2].strip().replace(",", ""), "solution": answer}
+    """Reference columns of a column `answer`: all of it as `solution`, and its part after #### as `answer`.
+
+    That part is without thousands separators; an answer without #### stays as it is, as "Paris, France" and (3, 4).
+    """
+    _, mark, final = answer.rpartition(FINAL_ANSWER)
+    final = GROUPED.sub(lambda number: number[0].replace(",", ""), final) if mark else final
+    return {"answer": final.strip(), "solution": answer}
 
 
 def with_boxed_answer(columns: Mapping[str, Any]) -> dict[str, Any]:

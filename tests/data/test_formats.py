@@ -187,6 +187,22 @@ def test_class_label_of_running_text_is_unused():
     assert (found.unused, found.repaired) == ({"label": 1}, {})
 
 
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("(3, 4)", "(3, 4)"),
+        ("Paris, France", "Paris, France"),
+        ("1,200", "1,200"),
+        ("so\n#### 1,234,567.5", "1234567.5"),
+        ("so\n#### -$1,200", "-$1200"),
+        ("so\n#### (1,2)", "(1,2)"),
+        ("so\n#### 3, 400", "3, 400"),
+    ],
+)
+def test_answer_for_rewards_loses_only_thousands_separators_after_the_mark(written, answer):
+    assert parse_one({"question": "q", "answer": written}).columns["answer"] == answer
+
+
 def test_solution_column_overrides_the_one_extracted_from_the_answer():
     found = parse_one({"question": "a", "answer": "42", "solution": "long"})
     assert found == Demonstration(row=1, messages=chat("a", "42"), columns={"answer": "42", "solution": "long"})
