@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from postrain.data.readers import Cell
+from postrain.data.values import Binary
 
 if TYPE_CHECKING:  # records.py imports this file
     from postrain.data.records import Record
@@ -192,12 +193,15 @@ class Fields:
         return first, self.values[first]
 
     def find(self, part: str) -> tuple[str, Any] | None:
-        """Like `peek`, and marks all columns of the part as used."""
+        """Like `peek`, and marks all columns of the part as used. Raises Malformed for bytes that are not text."""
         columns = self.layout.parts[part]
         if not columns:
             return None
         self.used.update(columns)
-        return self.peek(part)
+        found = self.peek(part)
+        if found and isinstance(found[1], Binary):
+            raise Malformed(f"{found[0]} holds bytes that are not UTF-8 text; convert the column to text")
+        return found
 
     def optional(self, part: str) -> tuple[str, Any] | None:
         """Like `find`, but None if the part is empty."""

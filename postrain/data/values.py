@@ -1,8 +1,8 @@
 """Checks values that JSON, CSV and Parquet allow and training cannot use: replaces them, or raises with row and column.
 
-Unpaired surrogates and NUL characters become U+FFFD and are counted. Duplicate keys in an object, integers of more than
-1000 digits and nesting deeper than 100 levels are errors. NaN and infinities are not checked here but where a number is
-read (layouts.number).
+Unpaired surrogates and NUL characters become U+FFFD and are counted. Bytes are read as UTF-8; other bytes are errors in
+the columns that a record uses (layouts.py). Duplicate keys in an object, integers of more than 1000 digits and nesting
+deeper than 100 levels are errors. NaN and infinities are not checked here but where a number is read (layouts.number).
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class DuplicateKeys(dict[str, Any]):
     """Marks a JSON object in which a key occurs twice."""
 
     key = ""
+
+
+class Binary(dict[str, str]):
+    """Marks bytes that are not UTF-8 text; holds them as hexadecimal digits."""
 
 
 def decode(text: str) -> Any:
@@ -74,8 +78,12 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
         raise ConfigError(f"{where}: {column!r:.60} holds an object with the key {value.key!r:.60} twice; remove one")
     if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, bytes | bytearray):
+        # Spark, Hive and Impala write Parquet columns of text as bytes.
+        found = _decoded(value)
+        return found if isinstance(found, Binary) else _clean(found, column, where, replaced, level)
     if not isinstance(value, Mapping | list | tuple):
-        # Dates, decimals and bytes of Parquet files become text, because run folders hold JSON.
+        # Dates and decimals of Parquet files become text, because run folders hold JSON.
         return str(value)
     if level >= MAX_LEVELS:
         raise ConfigError(f"{where}: {column!r:.60} is nested deeper than {MAX_LEVELS} levels; correct the row")
@@ -85,6 +93,13 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
         _name(name) if isinstance(name, str) else name: _clean(item, column, where, replaced, level + 1)
         for name, item in value.items()
     }
+
+
+def _decoded(value: bytes | bytearray) -> str | Binary:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return Binary(bytes=value.hex())
 
 
 def _text(value: str) -> str:

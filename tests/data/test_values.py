@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from postrain.data.formats import parse
 from postrain.data.readers import DOCUMENT_CHARACTERS, read_file
 from postrain.errors import ConfigError
 
@@ -107,13 +108,23 @@ def test_text_without_blank_lines_is_split_at_lines_and_words(text, tmp_path):
 
 
 def test_parquet_values_without_a_json_type_become_text(tmp_path):
-    row = {"text": "a", "day": date(2026, 1, 2), "price": Decimal("1.50"), "pairs": [{"raw": b"x"}], "left": None}
+    row = {"text": "a", "day": date(2026, 1, 2), "price": Decimal("1.50"), "pairs": [{"day": date(2026, 1, 2)}], "left": None}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
     (found,) = read_file(str(tmp_path / "x.parquet")).rows
     assert json.loads(json.dumps(found.values)) == {
         "text": "a",
         "day": "2026-01-02",
         "price": "1.50",
-        "pairs": [{"raw": "b'x'"}],
+        "pairs": [{"day": "2026-01-02"}],
         "left": None,
     }
+
+
+def test_bytes_in_parquet_are_text_and_other_bytes_only_allowed_in_unused_columns(tmp_path):
+    column, image = pyarrow.array([b"Hello", "Hi é".encode()]), pyarrow.array([b"\x89PNG", b"\xff"])
+    file = write(tmp_path / "x.parquet", parquet(["prompt", "completion", "thumbnail"], [column, column, image]))
+    found = parse(read_file(file), {})
+    assert [record.content() for record in found.records] == [("Hello", "Hello"), ("Hi é", "Hi é")]
+    assert found.unused == {"thumbnail": 2}
+    with pytest.raises(ConfigError, match=r"x\.parquet, row 0: completion holds bytes that are not UTF-8 text; convert"):
+        parse(read_file(file), {"completion": "thumbnail"})
