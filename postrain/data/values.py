@@ -1,8 +1,9 @@
 """Checks values that JSON, CSV and Parquet allow and training cannot use: replaces them, or raises with row and column.
 
 Unpaired surrogates and NUL characters become U+FFFD and are counted. Bytes are read as UTF-8; other bytes are errors in
-the columns that a record uses (layouts.py). Duplicate keys in an object, integers of more than 1000 digits and nesting
-deeper than 100 levels are errors. NaN and infinities are not checked here but where a number is read (layouts.number).
+the columns that a record uses (layouts.py). Arrays and scalars of NumPy, torch and pandas become lists and plain values.
+Duplicate keys in an object, integers of more than 1000 digits and nesting deeper than 100 levels are errors. NaN and
+infinities are not checked here but where a number is read (layouts.number).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MAX_DIGITS = 1000
 NOT_TEXT = re.compile("[\ud800-\udfff\0]")
 REPLACEMENT = "\ufffd"
 REPLACED = "unpaired surrogate or NUL replaced by U+FFFD"
+PANDAS_NULLS = ("NAType", "NaTType")
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 
 
@@ -65,6 +67,8 @@ def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
 
 
 def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) -> Any:
+    if type(value) is not str and hasattr(value, "tolist"):
+        value = _plain(value)
     if isinstance(value, str):
         if NOT_TEXT.search(value) is None:
             return value
@@ -84,7 +88,7 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
         return found if isinstance(found, Binary) else _clean(found, column, where, replaced, level)
     if not isinstance(value, Mapping | list | tuple):
         # Dates and decimals of Parquet files become text, because run folders hold JSON.
-        return str(value)
+        return None if type(value).__name__ in PANDAS_NULLS else str(value)
     if level >= MAX_LEVELS:
         raise ConfigError(f"{where}: {column!r:.60} is nested deeper than {MAX_LEVELS} levels; correct the row")
     if isinstance(value, list | tuple):
@@ -93,6 +97,12 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
         _name(name) if isinstance(name, str) else name: _clean(item, column, where, replaced, level + 1)
         for name, item in value.items()
     }
+
+
+def _plain(value: Any) -> Any:
+    """An array or a scalar of NumPy, torch or pandas as lists, numbers and text. Dates of NumPy would become integers."""
+    is_time = getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m")
+    return (value.astype(str) if is_time else value).tolist()
 
 
 def _decoded(value: bytes | bytearray) -> str | Binary:

@@ -8,12 +8,14 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from postrain.data.formats import parse
-from postrain.data.readers import DOCUMENT_CHARACTERS, read_file
+from postrain.data.readers import DOCUMENT_CHARACTERS, make_table, read_file
 from postrain.errors import ConfigError
 
 
@@ -128,3 +130,22 @@ def test_bytes_in_parquet_are_text_and_other_bytes_only_allowed_in_unused_column
     assert found.unused == {"thumbnail": 2}
     with pytest.raises(ConfigError, match=r"x\.parquet, row 0: completion holds bytes that are not UTF-8 text; convert"):
         parse(read_file(file), {"completion": "thumbnail"})
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.int64(5), 5),
+        (np.float64(1.5), 1.5),
+        (np.str_("a"), "a"),
+        (np.array([1, 2]), [1, 2]),
+        (np.array([{"role": "user", "ids": np.array([1])}], dtype=object), [{"role": "user", "ids": [1]}]),
+        (np.datetime64("2026-01-02"), "2026-01-02"),
+        (torch.tensor([1.0]), [1.0]),
+        (type("NAType", (), {})(), None),  # pandas.NA
+    ],
+)
+def test_values_of_numpy_torch_and_pandas_become_plain_values(value, plain):
+    (row,) = make_table("data", "row", iter([(0, {"nums": value})])).rows
+    # repr, because np.float64(1.5) equals 1.5.
+    assert repr(row.values) == repr({"nums": plain})
