@@ -11,6 +11,7 @@ from typing import Any
 
 from postrain.config.schema import abbreviate
 from postrain.data.files import open_split, read_path, rows_of
+from postrain.data.layouts import names
 from postrain.data.readers import Row, Table, make_table
 from postrain.data.template_choice import Mode
 from postrain.errors import ConfigError
@@ -101,7 +102,10 @@ class Rows(Source):
 
     def load(self, *, eval_rows: int) -> Loaded:
         """Raises ConfigError for other types."""
-        given = rows_of(self.rows) if hasattr(self.rows, "with_format") else self.rows
+        is_dataset = hasattr(self.rows, "with_format")
+        if isinstance(self.rows, Mapping) and is_dataset:
+            raise ConfigError(f"data: expected one split, got a DatasetDict; choose one of {names(self.rows)}")
+        given = rows_of(self.rows) if is_dataset else self.rows
         if not isinstance(given, Iterable) or isinstance(given, Mapping):
             raise ConfigError(
                 f"data: expected a list of rows, a path or a datasets.Dataset, got {abbreviate(self.rows)}"

@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ JSON_TYPES = {
     **dict.fromkeys(("dict", "mapping"), "object"),
 }
 """JSON schema types by the Python names that xLAM uses."""
+TAG = "<tool_call>"
 CALL_TAG = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 RESULT_TAG = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 DECLARATION_TAG = "<tools>"
@@ -96,21 +98,20 @@ def without_hermes_tags(turns: Messages) -> Messages:
 
 def _untagged(turn: Message) -> Message:
     if turn.role == "assistant" and not turn.tool_calls:
-        found = tuple(call for text in CALL_TAG.findall(turn.content) for call in calls(_hermes(text), "<tool_call>"))
+        found = tuple(call for text in CALL_TAG.findall(turn.content) for call in calls(_hermes(text), TAG))
         return replace(turn, content=CALL_TAG.sub("", turn.content).strip(), tool_calls=found) if found else turn
     results = RESULT_TAG.findall(turn.content) if turn.role == "tool" else []
     return replace(turn, content="\n".join(results)) if results else turn
 
 
 def _hermes(text: str) -> Any:
-    """A call in a tag, which some rows write as a Python literal."""
+    """A call in a tag, which some rows write as a Python literal. Raises Malformed."""
     try:
-        return json.loads(text)
-    except ValueError:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return text
+        return _parsed(text, TAG)
+    except Malformed:
+        with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return clean_values({TAG: ast.literal_eval(text)}, TAG)[0][TAG]
+        raise
 
 
 def _parsed(value: Any, name: str) -> Any:

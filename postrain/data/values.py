@@ -1,9 +1,9 @@
 """Checks values that JSON, CSV and Parquet allow and training cannot use: replaces them, or raises with row and column.
 
 Unpaired surrogates and NUL characters become U+FFFD and are counted. Bytes are read as UTF-8; other bytes are errors in
-the columns that a record uses (layouts.py). Arrays and scalars of NumPy, torch and pandas become lists and plain values.
-Duplicate keys in an object, integers of more than 1000 digits and nesting deeper than 100 levels are errors. NaN and
-infinities are not checked here but where a number is read (layouts.number).
+the columns that a record uses (layouts.py). Values of NumPy, torch and pandas become plain values. Duplicate
+keys in an object, integers of more than 1000 digits and nesting deeper than 100 levels are errors. NaN and infinities
+are not checked here but where a number is read (layouts.number).
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
     replaced: set[str] = set()
     if isinstance(values, DuplicateKeys):
         raise ConfigError(f"{where}: the column {values.key!r:.60} occurs twice; remove one of them")
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: column names have to be text, got {name!r:.60}; rename the column")
     return {_name(name): _clean(value, name, where, replaced, 1) for name, value in values.items()}, replaced
 
 
@@ -93,14 +96,12 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
         raise ConfigError(f"{where}: {column!r:.60} is nested deeper than {MAX_LEVELS} levels; correct the row")
     if isinstance(value, list | tuple):
         return [_clean(item, column, where, replaced, level + 1) for item in value]
-    return {
-        _name(name) if isinstance(name, str) else name: _clean(item, column, where, replaced, level + 1)
-        for name, item in value.items()
-    }
+    return {_key(name): _clean(item, column, where, replaced, level + 1) for name, item in value.items()}
 
 
 def _plain(value: Any) -> Any:
-    """An array or a scalar of NumPy, torch or pandas as lists, numbers and text. Dates of NumPy would become integers."""
+    """An array or a scalar of NumPy, torch or pandas as lists, numbers and text."""
+    # Dates of NumPy would become integers.
     is_time = getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m")
     return (value.astype(str) if is_time else value).tolist()
 
@@ -118,7 +119,12 @@ def _text(value: str) -> str:
 
 def _name(value: str) -> str:
     """The name of a column or field, one object for all rows."""
-    return sys.intern(_text(value))
+    return sys.intern(str(_text(value)))
+
+
+def _key(value: Any) -> Any:
+    """The key of an object; keys that JSON cannot hold become text."""
+    return value if value is None or type(value) in (bool, int, float) else _name(str(value))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 
 from postrain.data.files import read_path
-from postrain.data.sources import read_held_out
+from postrain.data.sources import Rows, read_held_out
 from postrain.errors import ConfigError
 from tests.data.helpers import write_lines
 
@@ -137,6 +137,15 @@ def test_held_out_split_of_a_saved_data_set_is_its_validation_split(saved):
     train, held_out = read_path(str(saved / "three"))
     assert held_out is not None
     assert (values(train), values(held_out)) == (ROWS[:2], ROWS[2:])
+
+
+def test_dictionary_of_splits_given_from_python_is_refused_with_their_names(saved):
+    import datasets  # noqa: PLC0415 - slow import, only for these tests
+
+    splits = datasets.load_from_disk(str(saved / "both"))
+    assert values(Rows(rows=splits["train"]).load(eval_rows=1).train) == ROWS[:2]
+    with pytest.raises(ConfigError, match="data: expected one split, got a DatasetDict; choose one of train, test"):
+        Rows(rows=splits).load(eval_rows=1)
 
 
 def test_damaged_data_set_is_a_one_line_error(saved, tmp_path):

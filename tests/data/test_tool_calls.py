@@ -189,6 +189,8 @@ def test_preference_of_a_call_over_text():
         ({"tool_calls": "add(x=1)"}, r"expected JSON in messages.tool_calls, got 'add\(x=1\)'"),
         ({"tool_calls": [{"function": {}}]}, "calls with the name of a function"),
         ({"tool_calls": [OPENAI], "function_call": CALL}, "tool_calls and function_call differ"),
+        ({"content": f"<tool_call>{'[' * 100000}</tool_call>"}, r"expected JSON in <tool_call>, got '\[\["),
+        ({"content": "<tool_call>{[]: 1}</tool_call>"}, "expected JSON in <tool_call>, got"),
     ],
 )
 def test_malformed_calls_are_refused_with_the_line(answer, message):

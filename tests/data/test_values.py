@@ -110,14 +110,14 @@ def test_text_without_blank_lines_is_split_at_lines_and_words(text, tmp_path):
 
 
 def test_parquet_values_without_a_json_type_become_text(tmp_path):
-    row = {"text": "a", "day": date(2026, 1, 2), "price": Decimal("1.50"), "pairs": [{"day": date(2026, 1, 2)}], "left": None}
+    row = {"text": "a", "day": date(2026, 1, 2), "price": Decimal("1.50"), "pairs": [{"x": Decimal(2)}], "left": None}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
     (found,) = read_file(str(tmp_path / "x.parquet")).rows
     assert json.loads(json.dumps(found.values)) == {
         "text": "a",
         "day": "2026-01-02",
         "price": "1.50",
-        "pairs": [{"day": "2026-01-02"}],
+        "pairs": [{"x": "2"}],
         "left": None,
     }
 
@@ -128,8 +128,19 @@ def test_bytes_in_parquet_are_text_and_other_bytes_only_allowed_in_unused_column
     found = parse(read_file(file), {})
     assert [record.content() for record in found.records] == [("Hello", "Hello"), ("Hi é", "Hi é")]
     assert found.unused == {"thumbnail": 2}
-    with pytest.raises(ConfigError, match=r"x\.parquet, row 0: completion holds bytes that are not UTF-8 text; convert"):
+    with pytest.raises(ConfigError, match=r"x\.parquet, row 0: completion holds bytes that are not UTF-8"):
         parse(read_file(file), {"completion": "thumbnail"})
+
+
+@pytest.mark.parametrize("name", [1, 0, None])
+def test_column_name_that_is_not_text_is_refused(name):
+    with pytest.raises(ConfigError, match=f"data, row 0: column names have to be text, got {name}; rename the column"):
+        make_table("data", "row", iter([(0, {"a": 1, name: "x"})]))
+
+
+def test_keys_of_objects_that_json_cannot_hold_become_text():
+    (row,) = make_table("data", "row", iter([(0, {"a": {1: 2, (1, 2): 3, np.int64(4): 5}})])).rows
+    assert repr(row.values) == repr({"a": {1: 2, "(1, 2)": 3, "4": 5}})
 
 
 @pytest.mark.parametrize(
