@@ -177,6 +177,12 @@ def test_every_logged_metric_is_declared(shared_run):
     assert [name for name in sorted(logged) if declared(name) is None] == []
 
 
+def test_kl_is_logged_by_every_update_or_by_none(shared_run):
+    recorder = shared_run()
+    for record in records(recorder.folder)[1:]:
+        assert bool({"kl/exact", "kl/k3"} & set(record)) == recorder.module.logs_kl()
+
+
 def test_saved_held_out_rows_add_up_to_the_metrics(shared_run):
     folder = shared_run().folder
     logged = {record["update"]: record for record in records(folder)}

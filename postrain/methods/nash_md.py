@@ -58,6 +58,9 @@ class NashMD(OnlinePreference, RolloutCorrection):
     mixture: Fraction = 0.25
     """Share of the reference policy in the opponent: 0 is self-play, 1 plays against the reference."""
 
+    def logs_kl(self) -> bool:
+        return True
+
     def prepare(self, batch: Prompts) -> Experience:
         """Samples from policy and mixture; compares each completion with all of the mixture's for its prompt."""
         size = self.group_size

@@ -87,6 +87,9 @@ class PolicyGradient(RolloutCorrection):
                 f"method.kl_estimator={self.kl_estimator} with method.kl_in={self.kl_in}: {BIASED_KL[chosen]}"
             )
 
+    def logs_kl(self) -> bool:
+        return self.needs_reference()
+
     def kl_in_this_loss(self) -> bool:
         """Whether the loss of this update has a KL term."""
         return self.kl_in == "loss" and self.coef > 0

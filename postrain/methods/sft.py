@@ -82,6 +82,9 @@ class SFT(Method):
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 
+    def logs_kl(self) -> bool:
+        return self.kl_coef > 0
+
     def on_model_attached(self) -> None:
         self.initial: list[Tensor] = []
 

@@ -85,6 +85,10 @@ class UpdateLoop(LightningHooks):
         """Whether the loss or a metric needs the reference policy."""
         return False
 
+    def logs_kl(self) -> bool:
+        """Whether every update logs the KL to the reference, as kl/exact or kl/k3."""
+        return False
+
     def items_per_update(self) -> int:
         """Number of data items per update, over all ranks; more than batch_size with dynamic sampling."""
         return self.batch_size

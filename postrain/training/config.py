@@ -27,7 +27,7 @@ from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.loading import model_config
 from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu, size_of, training_bytes
 from postrain.models.sources import ModelSource, ResolvedModel
-from postrain.rewards.base import PreferenceModel, Reward
+from postrain.rewards.base import PreferenceModel, Reward, scores_completions
 from postrain.rollout.engine import Engine
 from postrain.rollout.environment import SINGLE_TURN, Environment
 from postrain.rollout.local import LocalEngine
@@ -116,8 +116,7 @@ class TrainConfig(Section):
         if method.samples and math.prod(sizes.values()) > MAX_TOKENS:
             product = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
             raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens per update; lower one of them")
-        if self.early_stop.flat_updates and not method.needs_reward:
-            raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
+        self._check_early_stop()
         if self.dialect is not None and "/" not in self.dialect:
             covered = sorted(file.stem for file in (CONF / "dialect" / self.dialect).glob("*.yaml"))
             raise ConfigError(
@@ -127,6 +126,23 @@ class TrainConfig(Section):
         # In Python the method has its teacher itself.
         if not hasattr(method, "components"):
             method.check_teacher(self.reference)
+
+    def _check_early_stop(self) -> None:
+        """Raises ConfigError for a limit on a metric that the run does not measure."""
+        method, stop = self.method, self.early_stop
+        if stop.flat_updates and not method.needs_reward:
+            raise ConfigError("early_stop.flat_updates: this method has no reward; set it to null")
+        if stop.flat_updates and self.reward and not scores_completions(self.reward.target):
+            raise ConfigError("early_stop.flat_updates: this reward only compares completions; set it to null")
+        if stop.kl_above is None or method.logs_kl():
+            return
+        if method.head != "causal":
+            raise ConfigError("early_stop.kl_above: this method generates no text, so there is no KL; set it to null")
+        if not self.evaluation.completions:
+            raise ConfigError(
+                "early_stop.kl_above: this method logs no KL in training, and evaluation.completions=0; give "
+                "evaluation.completions=64, or set it to null"
+            )
 
     def check(self) -> None:
         """Completes the settings that depend on the model. Raises ConfigError if the machine or a component cannot run.

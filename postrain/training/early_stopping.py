@@ -27,6 +27,7 @@ from postrain.types import Count, Positive
 
 REWARD = "reward/total"
 KL = ("kl/exact", "kl/k3")
+EVAL_KL = "eval/kl/exact"
 SMOOTHED = 5
 """Updates over which the KL is averaged."""
 STOPPED = "stop_reason"
@@ -41,7 +42,8 @@ class EarlyStop(Section):
     """Stop when the mean reward of the last N updates does not exceed that of the first N. Checked every N updates;
     null disables it."""
     kl_above: Positive | None = None
-    """Stop when KL(policy‖reference), in nats/token, averaged over 5 updates, exceeds this; null disables it."""
+    """Stop when KL(policy‖reference), in nats/token, averaged over 5 updates, exceeds this; null disables it. For a
+    method that logs no KL in training, it is the eval/kl/exact of every evaluation."""
 
 
 def flat(rewards: Sequence[float], size: int) -> bool:
@@ -92,11 +94,21 @@ class EarlyStopping(Callback):
             method.stop_reason = f"{reason} at update {method.counters.updates}"
             trainer.should_stop = True
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After an evaluation: checks its KL if updates log none."""
+        method, limit = method_of(pl_module), self.settings.kl_above
+        found = method.last_metrics.get(EVAL_KL)
+        if limit is None or self.kl or found is None or method.counters.updates >= method.updates:
+            return
+        if found > limit and not method.stop_reason:
+            method.stop_reason = f"{EVAL_KL} {_above(found, limit)} at update {method.counters.updates}"
+            trainer.should_stop = True
+
     def reason(self) -> str:
         """The reason to stop; empty if there is none."""
         size, limit = self.settings.flat_updates, self.settings.kl_above
         if limit is not None and len(self.kl) == SMOOTHED and fmean(self.kl) > limit:
-            return f"KL to the reference {fmean(self.kl):.3g} is above early_stop.kl_above={limit:g}"
+            return f"KL to the reference {_above(fmean(self.kl), limit)}"
         if size is not None and flat(self.rewards, size):
             now, then = fmean(self.rewards[-size:]), fmean(self.rewards[:size])
             return f"reward {now:.3g} has not risen from {then:.3g} (early_stop.flat_updates={size})"
@@ -106,3 +118,7 @@ class EarlyStopping(Callback):
         if REWARD in metrics:
             self.rewards.append(metrics[REWARD])
         self.kl.extend([metrics[name] for name in KL if name in metrics][:1])
+
+
+def _above(kl: float, limit: float) -> str:
+    return f"{kl:.3g} is above early_stop.kl_above={limit:g}"

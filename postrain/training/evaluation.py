@@ -31,7 +31,7 @@ class Evaluator(Callback):
         eval_model: EvalModelFactory,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """`callbacks` are the user's, which precede this one; an evaluation is a validation to them."""
+        """`callbacks` precede this one: early stopping and the user's. An evaluation is a validation to them."""
         self.data, self.settings, self.eval_model = data, settings, eval_model
         self.samples, self.held_out = samples, held_out
         self.callbacks = callbacks

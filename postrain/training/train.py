@@ -130,18 +130,18 @@ def callbacks(config: TrainConfig, components: Components, run: RunContext, guar
     folder, hardware = run.folder, config.trainer
     samples, held_out = SamplesFile(folder), HeldOutFile(folder)
     eval_model = EvalModelFactory(config.resolved, components.data, config.reward)
-    user_callbacks = list(config.callbacks.values())
+    user_callbacks, early_stopping = list(config.callbacks.values()), EarlyStopping(config.early_stop, folder)
     has_bar = any(isinstance(one, ProgressBar) for one in user_callbacks)
     progress = [] if has_bar else [ProgressLine(f"{config.name or folder.path.parts[-3]} · {config.resolved.name}")]
     return [
         *run.callbacks,
         Throughput(),
         guard,
-        EarlyStopping(config.early_stop, folder),
+        early_stopping,
         samples,
         held_out,
         *user_callbacks,
-        Evaluator(components.data, config.evaluation, samples, held_out, eval_model, user_callbacks),
+        Evaluator(components.data, config.evaluation, samples, held_out, eval_model, [early_stopping, *user_callbacks]),
         MetricsFile(folder),
         Diagnostics(folder),
         *progress,

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder
 from postrain.training.early_stopping import EarlyStop, EarlyStopping, flat
 from tests.training.conftest import FakeMethod
-from tests.training_runs import records, resumed, small_run
+from tests.training_runs import records, resumed, small_run, train_config
 
 
 def test_flat_compares_the_last_rewards_with_the_first():
@@ -38,6 +39,51 @@ def test_mean_kl_above_the_limit_stops(tmp_path):
     assert callback.reason() == ""
     callback._remember({"kl/exact": 1.1})
     assert callback.reason() == "KL to the reference 1.1 is above early_stop.kl_above=1"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "limit", "update", "stops"),
+    [
+        ({"eval__kl__exact": 1.5}, 1.0, 2, True),
+        ({"eval__kl__exact": 0.5}, 1.0, 2, False),
+        ({"eval__kl__exact": 1.5}, None, 2, False),
+        # The last update ends the run in any case.
+        ({"eval__kl__exact": 1.5}, 1.0, 4, False),
+        # Updates log the KL, which is averaged.
+        ({"eval__kl__exact": 1.5, "kl__exact": 0.5}, 1.0, 2, False),
+    ],
+)
+def test_kl_of_an_evaluation_stops_where_updates_log_none(tmp_path, trainer, metrics, limit, update, stops):
+    callback, method = early_stopping(tmp_path, kl_above=limit), FakeMethod(updates=4, done=update - 1)
+    method.step(**metrics)
+    callback.on_train_batch_end(trainer, method, None, None, 0)
+    callback.on_validation_end(trainer, method)
+    reason = "eval/kl/exact 1.5 is above early_stop.kl_above=1 at update 2"
+    assert (trainer.should_stop, method.stop_reason) == (stops, reason if stops else "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("method=sft", "early_stop.flat_updates=2"), "flat_updates: this method has no reward; set it to null"),
+        (
+            ("method=online_dpo", "reward=pairwise", "reward.function=a.py:b", "early_stop.flat_updates=2"),
+            "flat_updates: this reward only compares completions; set it to null",
+        ),
+        (("method=reward", "early_stop.kl_above=1"), "kl_above: this method generates no text"),
+        (
+            ("method=grpo", "early_stop.kl_above=1", "evaluation.completions=0"),
+            "kl_above: this method logs no KL in training, and evaluation.completions=0; give evaluation.completions=",
+        ),
+    ],
+)
+def test_limit_on_a_metric_that_is_not_measured_is_refused(words, message):
+    with pytest.raises(ConfigError, match=rf"^early_stop\.{message}"):
+        train_config(words)
+
+
+def test_limit_on_a_kl_that_every_update_logs_needs_no_evaluation():
+    train_config(("method=grpo", "method.kl_coef=0.1", "early_stop.kl_above=1", "evaluation.completions=0"))
 
 
 def test_null_limits_never_stop(tmp_path):
