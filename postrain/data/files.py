@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from postrain.data.readers import COMPRESSED, READERS, Table, join_tables, make_table, read_file, suffix_of
+from postrain.data.values import Struct
 from postrain.errors import ConfigError
 from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
 
@@ -137,10 +138,10 @@ def open_split(
         raise ConfigError(_load_error(repo, subset, split, problem, error)) from None
 
 
-def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+def rows_of(dataset: Any) -> Iterator[Struct]:
     """The rows of a `datasets.Dataset` as plain values; images and audio stay bytes (layouts.py refuses them)."""
     for table in dataset.with_format("arrow").iter(batch_size=1000):
-        yield from table.to_pylist()
+        yield from map(Struct, table.to_pylist())
 
 
 def _load_error(repo: str, subset: str | None, split: str, problem: str | None, error: Exception) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from postrain.data.reading_progress import tracked
-from postrain.data.values import clean_values, decode
+from postrain.data.values import Struct, clean_values, decode
 from postrain.errors import ConfigError
 
 DOCUMENT_CHARACTERS = 2000
@@ -245,7 +245,7 @@ def _parquet(raw: bytes, name: str) -> Numbered:
         rows = file.read().to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from None
-    yield from enumerate(rows)
+    yield from enumerate(map(Struct, rows))
 
 
 def _arrow(raw: bytes, name: str) -> Numbered:
@@ -259,7 +259,7 @@ def _arrow(raw: bytes, name: str) -> Numbered:
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{name}: cannot be read as Arrow ({' '.join(str(error).split())[:120]})") from None
     _refuse_repeated(table.column_names, name)
-    yield from enumerate(table.to_pylist())
+    yield from enumerate(map(Struct, table.to_pylist()))
 
 
 def _documents(raw: bytes, name: str) -> Numbered:

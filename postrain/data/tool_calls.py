@@ -1,7 +1,8 @@
 """Tools and tool calls of a row, in the forms of OpenAI, ShareGPT (LLaMA-Factory), TRL, xLAM and Hermes.
 
 Tools are JSON schemas of functions; a call has the name of a function and its arguments as an object. Both may be JSON
-text. Parquet files store objects as structs, which fill absent keys with null: nulls are removed, except in JSON text.
+text. Parquet and Arrow files store objects as structs, which fill absent keys with null: these nulls are removed, and
+those of other files stay.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers.utils.chat_template_utils import (
 
 from postrain.data.conversation import DECLARATION, Message, Messages, tools_of
 from postrain.data.layouts import Malformed, Unusable, empty, is_list
-from postrain.data.values import clean_values, decode
+from postrain.data.values import Struct, clean_values, decode
 from postrain.errors import ConfigError
 
 Call = Mapping[str, Any]
@@ -125,16 +126,23 @@ def _parsed(value: Any, name: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
+    """The value without the nulls of structs."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        absent = isinstance(value, Struct)
+        return {key: _without_nulls(item) for key, item in value.items() if not (absent and item is None)}
     return [_without_nulls(item) for item in value] if is_list(value) else value
+
+
+def _function(value: Any) -> Any:
+    """The function of a schema or a call, which OpenAI wraps, without fields that are null."""
+    found = value.get("function") or value if isinstance(value, Mapping) else None
+    return {key: item for key, item in found.items() if item is not None} if isinstance(found, Mapping) else None
 
 
 def _tool(value: Any, name: str) -> dict[str, Any]:
     """A schema as {"type": "function", "function": {...}}."""
-    found = _parsed(value, name)
-    function = found.get("function", found) if isinstance(found, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    function = _function(_parsed(value, name))
+    if function is None or not isinstance(function.get("name"), str):
         raise Malformed(f"{name} has to hold function schemas with a name, got {value!r:.60}")
     schema = {key: value for key, value in function.items() if key != "type"}
     if "parameters" in schema:
@@ -162,8 +170,8 @@ def _json_type(name: str) -> str:
 
 def _call(value: Any, name: str) -> dict[str, Any]:
     found = _parsed(value, name)
-    function = found.get("function", found) if isinstance(found, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+    function = _function(found)
+    if function is None or not isinstance(function.get("name"), str) or not function["name"]:
         raise Malformed(f"{name} has to hold calls with the name of a function and its arguments, got {value!r:.60}")
     called = str(function["name"])
     given = next((function[key] for key in ("arguments", "parameters") if key in function), {})

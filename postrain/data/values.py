@@ -43,6 +43,10 @@ class Binary(dict[str, str]):
     """Marks bytes that are not UTF-8 text; holds them as hexadecimal digits."""
 
 
+class Struct(dict[str, Any]):
+    """Marks a row or an object of a Parquet or Arrow file, where absent keys are null."""
+
+
 def decode(text: str) -> Any:
     """Parses JSON. Raises json.JSONDecodeError, also for nesting that exceeds Python's recursion limit.
 
@@ -58,7 +62,7 @@ def decode(text: str) -> Any:
 def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
     """The values of a row as text, numbers, lists and objects, and a description of each replacement.
 
-    Raises ConfigError with the row and the column.
+    The objects of a Struct are Structs. Raises ConfigError with the row and the column.
     """
     replaced: set[str] = set()
     if isinstance(values, DuplicateKeys):
@@ -66,10 +70,11 @@ def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
     for name in values:
         if not isinstance(name, str):
             raise ConfigError(f"{where}: column names have to be text, got {name!r:.60}; rename the column")
-    return {_name(name): _clean(value, name, where, replaced, 1) for name, value in values.items()}, replaced
+    made = Struct if isinstance(values, Struct) else dict
+    return {_name(name): _clean(value, name, where, replaced, 1, made) for name, value in values.items()}, replaced
 
 
-def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) -> Any:
+def _clean(value: Any, column: str, where: str, replaced: set[str], level: int, made: type[dict[str, Any]]) -> Any:
     if type(value) is not str and hasattr(value, "tolist"):
         value = _plain(value)
     if isinstance(value, str):
@@ -88,15 +93,15 @@ def _clean(value: Any, column: str, where: str, replaced: set[str], level: int) 
     if isinstance(value, bytes | bytearray):
         # Spark, Hive and Impala write Parquet columns of text as bytes.
         found = _decoded(value)
-        return found if isinstance(found, Binary) else _clean(found, column, where, replaced, level)
+        return found if isinstance(found, Binary) else _clean(found, column, where, replaced, level, made)
     if not isinstance(value, Mapping | list | tuple):
         # Dates and decimals of Parquet files become text, because run folders hold JSON.
         return None if type(value).__name__ in PANDAS_NULLS else str(value)
     if level >= MAX_LEVELS:
         raise ConfigError(f"{where}: {column!r:.60} is nested deeper than {MAX_LEVELS} levels; correct the row")
     if isinstance(value, list | tuple):
-        return [_clean(item, column, where, replaced, level + 1) for item in value]
-    return {_key(name): _clean(item, column, where, replaced, level + 1) for name, item in value.items()}
+        return [_clean(item, column, where, replaced, level + 1, made) for item in value]
+    return made((_key(name), _clean(item, column, where, replaced, level + 1, made)) for name, item in value.items())
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from postrain.data.chat import Template
@@ -16,10 +18,11 @@ from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import StepLayout
+from postrain.data.readers import read_file
 from postrain.data.records import Record, convert, encode
 from postrain.data.rendering import as_mapping, from_mapping
 from postrain.errors import ConfigError
-from tests.data.helpers import UNMARKED, byte_tokenizer, decoded, table
+from tests.data.helpers import UNMARKED, byte_tokenizer, decoded, table, write_lines
 
 SCHEMA = {
     "name": "add",
@@ -105,7 +108,7 @@ def test_openai_rows_with_tools_as_objects_or_text(tools, call):
         {
             "prompt": [USER],
             "completion": [
-                {"role": "assistant", "tool_calls": [{"function": {**CALL, "arguments": {"x": 1, "y": None}}}]},
+                {"role": "assistant", "tool_calls": [{"function": CALL}]},
                 {"role": "tool", "content": "2"},
                 {"role": "assistant", "content": "b"},
             ],
@@ -116,6 +119,27 @@ def test_openai_rows_with_tools_as_objects_or_text(tools, call):
 )
 def test_other_layouts_give_the_same_conversation(row):
     assert parse_one(row) == Demonstration(row=1, messages=(DECLARED, Message("user", "a"), CALLING, RESULT, LAST))
+
+
+@pytest.mark.parametrize(("suffix", "kept"), [("jsonl", {"y": None}), ("parquet", {})])
+def test_nulls_of_calls_and_schemas_stay_except_those_that_fill_structs(suffix, kept, tmp_path):
+    answer = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {**CALL, "arguments": {"x": 1, "y": None}}}],
+    }
+    schema = {**SCHEMA, "strict": None, "parameters": {"type": "object", "properties": {"y": {"x": 1, "y": None}}}}
+    file = tmp_path / f"x.{suffix}"
+    rows = [{"messages": [{**USER, "tool_calls": None}, answer], "tools": [{"type": "function", "function": schema}]}]
+    if suffix == "jsonl":
+        write_lines(file, rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    (record,) = parse(read_file(str(file)), {}).records
+    assert isinstance(record, Demonstration)
+    assert record.messages[-1].tool_calls == ({"name": "add", "arguments": {"x": 1, **kept}},)
+    (tool,) = tools_of(record.messages)
+    assert tool["function"] == {**SCHEMA, "parameters": {"type": "object", "properties": {"y": {"x": 1, **kept}}}}
 
 
 def test_xlam_row_has_its_calls_as_answer_and_its_parameters_become_a_schema():
