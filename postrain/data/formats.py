@@ -30,7 +30,7 @@ from postrain.data.layouts import (
     names,
     number,
 )
-from postrain.data.messages import awaits_answer
+from postrain.data.messages import KNOWN_ROLES, awaits_answer, is_messages
 from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.readers import Cell, Table
@@ -175,17 +175,20 @@ def _check_weight(fields: Fields) -> None:
 
 # Lists and messages as text in a cell, as in CSV files and some exports -------------------------------------------
 
-TURNS = frozenset(name for part in ("messages", "prompt", "completion", "chosen", "rejected") for name in PARTS[part])
-"""Columns that hold messages, or text."""
+TURNS = frozenset(name for part in ("prompt", "completion", "chosen", "rejected") for name in PARTS[part])
+"""Columns that hold text, or messages."""
 LISTS = frozenset(name for part in ("history", "steps", "labels") for name in PARTS[part])
 """Columns that hold lists, as text only in CSV files."""
-MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
-"""Beginning of messages written as text, as JSON or as a Python literal."""
+PYTHON_MESSAGES = re.compile(
+    rf"""\s*\[?\s*\{{\s*(?=')(?=.*'(?:role|from)'\s*:\s*'(?:{"|".join(KNOWN_ROLES)})')(?=.*'(?:content|value)'\s*:)""",
+    re.DOTALL,
+)
+"""Messages written as a Python literal, not as JSON."""
 
 
 def parse_json_cells(values: Mapping[str, Any], table: Table, row: int) -> Mapping[str, Any]:
     """The columns of a row with lists and messages parsed from text. Raises ConfigError for text that is not JSON."""
-    if not any(_may_be_json(name, value) for name, value in values.items()):
+    if not any(isinstance(value, str) and ("{" in value or "[" in value) for value in values.values()):
         return values
     where = table.where(row)
     return {
@@ -193,20 +196,23 @@ def parse_json_cells(values: Mapping[str, Any], table: Table, row: int) -> Mappi
     }
 
 
-def _may_be_json(name: str, value: Any) -> bool:
-    return isinstance(value, str) and (name in LISTS or name in TURNS) and ("{" in value or "[" in value)
-
-
 def _parse_cell(name: str, value: str, where: str) -> Any:
-    is_list = name in LISTS and isinstance(value, Cell) and value.lstrip().startswith("[")
-    if not is_list and not (name in TURNS and MESSAGES.match(value)):
+    """The list in a cell. In a column of TURNS, text is read as messages only if it is a JSON list of messages, or one:
+    an answer may be JSON too."""
+    start = value.lstrip()[:1]
+    must_be_list = name in PARTS["messages"] or (name in LISTS and isinstance(value, Cell) and start == "[")
+    if start not in ("[", "{") or not (must_be_list or name in TURNS):
         return value
     try:
         found = decode(value)
     except json.JSONDecodeError:
+        if not must_be_list and not PYTHON_MESSAGES.match(value):
+            return value
         raise ConfigError(
             f"{where}: {name} holds a list as text that is not JSON, got {value!r:.60}; write JSON lines, or the "
             "column with json.dumps"
         ) from None
+    if not must_be_list and not is_messages(found):
+        return value
     # Escape sequences in the text are decoded only now, so they need the checks of values.py too.
     return clean_values({name: found}, where)[0][name]

@@ -33,6 +33,7 @@ ROLES = {
 RESULT_ROLES = ("tool", "function", "observation", "ipython", "tool_response")
 CALL_ROLES = ("function_call", "tool_call")
 """Roles of ShareGPT for an assistant message that holds calls as JSON text."""
+KNOWN_ROLES = (*ROLES, *RESULT_ROLES, *CALL_ROLES)
 CALL_FIELDS = ("tool_calls", "function_call")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 PREFIXES = ("prefix", "partial", "continue_final_message")
@@ -93,6 +94,22 @@ def _listed(value: Any) -> Any:
     return [value]
 
 
+def is_messages(value: Any) -> bool:
+    """True for a message or a list of them, all with a known role and a content or calls."""
+    items = _listed(value)
+    return is_list(items) and bool(items) and all(map(_is_message, items))
+
+
+def _is_message(item: Any) -> bool:
+    if not isinstance(item, Mapping):
+        return False
+    role, content = (item.get(first, item.get(second)) for first, second in (("role", "from"), ("content", "value")))
+    role = role.lower() if isinstance(role, str) else ""
+    is_result = role in RESULT_ROLES and content is not None
+    has_content = isinstance(content, str | list) or is_result or any(item.get(field) for field in CALL_FIELDS)
+    return has_content and role in KNOWN_ROLES
+
+
 def awaits_answer(value: Any) -> bool:
     """True for messages that end with a user message, the result of a call or a prefill."""
     last = value[-1] if is_list(value) and value else None
@@ -145,7 +162,7 @@ def _message(unused: set[str], item: Any, name: str, *, may_be_prefill: bool) ->
         _check_fields(unused, item, name, (role_field, content_field, *WEIGHTS))
         return Message("assistant", "", _in_loss(item, "assistant", name), tool_calls=calls(content, name))
     if not isinstance(role, str) or role not in ROLES:
-        known = ", ".join(sorted((*ROLES, *RESULT_ROLES, *CALL_ROLES)))
+        known = ", ".join(sorted(KNOWN_ROLES))
         raise Malformed(f"{name} has a message with the role {role!r:.40}; known are {known}")
     if ROLES[role] == "assistant":
         return _answer(unused, item, name, role_field, may_be_prefill=may_be_prefill)

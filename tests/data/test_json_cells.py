@@ -44,9 +44,41 @@ def test_json_lists_in_cells_are_read(row: dict, record: Record) -> None:
     assert parse(table([cells]), {}).records == (record,)
 
 
-def test_json_messages_in_a_string_are_parsed_and_other_json_stays_text() -> None:
-    row = {"prompt": json.dumps([USER]), "completion": '[{"name": "a"}]'}
-    assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", '[{"name": "a"}]')),)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[{"name": "a"}]',
+        '{"from": "Berlin", "to": "Paris"}',
+        '{"role": "admin", "content": "b"}',
+        '[{"role": "user", "content": "a"}, {"role": "admin", "content": "b"}]',
+        '{"value": 42}',
+        '{"role": "user", "age": 3}',
+        '{"from": "user", "value": 42}',
+        '{"content": "b", "content": "c"}',
+        "{'value': 42}",
+        "{'from': 'Berlin', 'value': 3}",
+        '{"role": "user", "content": ',
+        "[]",
+        "{}",
+    ],
+)
+@pytest.mark.parametrize("as_cell", [str, Cell])
+def test_text_is_messages_only_with_known_roles_and_contents(answer: str, as_cell: type[str]) -> None:
+    row = {"prompt": as_cell(json.dumps([USER])), "completion": as_cell(answer)}
+    assert parse(table([row]), {}).records == (Demonstration(row=1, messages=chat("a", answer)),)
+
+
+@pytest.mark.parametrize("value", ['{"role": "narrator", "content": "a"}', '[{"id": 1}]', "{", "{'value': 42}"])
+def test_text_in_a_column_of_messages_has_to_be_a_list_of_messages(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"line 1: messages h(as|olds) .*(known are|without role|not JSON)"):
+        parse(table([{"messages": value}]), {})
+
+
+def test_json_calls_of_an_answer_are_messages() -> None:
+    calling = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}]
+    (record,) = parse(table([{"prompt": "a", "completion": json.dumps(calling), "tools": [{"name": "f"}]}]), {}).records
+    assert isinstance(record, Demonstration)
+    assert record.messages[-1].tool_calls == ({"name": "f", "arguments": {}},)
 
 
 @pytest.mark.parametrize("column", ["messages", "prompt", "chosen"])
