@@ -217,7 +217,11 @@ class Mean:
 
     def value(self) -> float:
         """The mean; 0 for a count of 0."""
-        return float(self.total) / float(self.count) if float(self.count) else 0.0
+        return float(self.total) / float(self.count) if self.is_known() else 0.0
+
+    def is_known(self) -> bool:
+        """Whether it has an observation."""
+        return bool(self.count)
 
 
 @dataclass
@@ -233,6 +237,10 @@ class Max:
     def value(self) -> float:
         """The maximum."""
         return float(self.peak)
+
+    def is_known(self) -> bool:
+        """Whether it has an observation, as every maximum has."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 DISTINCT, ONE_WORD = "completion/distinct", "completion/one_word"
+SUCCESS = "eval/environment/success"
 MAX_COLLAPSED_DISTINCT, MIN_COLLAPSED_ONE_WORD = 0.25, 0.5
 """A policy has collapsed at or below this share of distinct completions, or at or above this share of one-word ones."""
 
@@ -62,8 +63,11 @@ def collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Describes how completions have collapsed since the evaluation before training; empty if they have not.
 
     `before` and `after` are held-out metrics by name. Short or alike completions, such as labels and numbers, are not a
-    collapse if they were so before training: the share must also have halved (distinct) or doubled (one word).
+    collapse if they were so before training: the share must also have halved (distinct) or doubled (one word). Nor are
+    alike moves in an environment that the policy solves more often than before.
     """
+    if after.get(SUCCESS, 0.0) > before.get(SUCCESS, 1.0):
+        return ""
     distinct, one_word = f"eval/{DISTINCT}", f"eval/{ONE_WORD}"
     found = []
     if distinct in after and after[distinct] <= min(MAX_COLLAPSED_DISTINCT, before.get(distinct, 1.0) / 2):

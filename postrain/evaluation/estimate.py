@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -126,14 +125,6 @@ def paired_shares(differences: Sequence[float]) -> Interval:
     squares = sum(one * one for one in differences) + 1
     half = student(n - 1) * sqrt(squares / (n + 2) - middle * middle) / sqrt(n + 2)
     return Interval(fmean(differences), max(middle - half, -1.0), min(middle + half, 1.0))
-
-
-def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
-    """A mean with its percentile bootstrap interval, for many values of a skewed distribution such as rewards."""
-    generator = random.Random(seed)
-    means = sorted(fmean(generator.choices(values, k=len(values))) for _ in range(resamples))
-    low, high = means[int(0.025 * resamples)], means[int(0.975 * resamples)]
-    return Interval(fmean(values), low, high)
 
 
 def jackknife_interval(value: float, without: Sequence[float], low: float = -inf, high: float = inf) -> Interval:

@@ -75,6 +75,7 @@ def evaluate(
         rollouts = complete(eval_model, settings.completions, prompts=data.eval_prompts(settings.completions))
         gold = gold_scores(rollouts, data)
         sampled = sampled_metrics(eval_model, rollouts, data, settings)
+        sampled = {name: value for name, value in sampled.items() if value.is_known()}
         metrics |= {name: value.value() for name, value in sampled.items()}
         rows |= {name.removeprefix("eval/"): value for name, value in rows_of(sampled).items()}
     results = {name: with_parts(task.value(eval_model), data) for name, task in settings.tasks.items()}
@@ -100,7 +101,9 @@ def held_out_metrics(method: Method, data: DataModule) -> tuple[dict[str, float]
             rows[-1] |= {f"{prefix}{name}": value for name, value in rows_of(of_batch).items()}
     measured = set().union(*collectives.gather({prefix for prefix, metrics in found.items() if metrics}))
     combined = [(prefix, method.combined(metrics)) for prefix, metrics in found.items() if prefix in measured]
-    return {f"eval/{prefix}{name}": value for prefix, each in combined for name, value in each.items()}, joined(rows)
+    metrics = {f"{prefix}{name}": value for prefix, each in combined for name, value in each.items()}
+    known = {name: value for name, value in joined(rows).items() if name in metrics}
+    return {f"eval/{name}": value for name, value in metrics.items()}, known
 
 
 def joined(batches: Sequence[Mapping[str, PerRow]]) -> dict[str, PerRow]:

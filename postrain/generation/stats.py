@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from postrain.evaluation.estimate import Interval, bootstrap_interval, wilson
+from postrain.evaluation.estimate import Estimate, Interval, wilson
 from postrain.formatting import figure
 from postrain.generation.selection import PromptCompletions, reaches
 
@@ -37,7 +37,7 @@ class GenerationStats:
     """Mean over prompts of the gold score of the completion with the best reward."""
     finished: float
     """Share of completions that are not truncated."""
-    sampled: Interval | None
+    sampled: Estimate | None
     """pass@1: the share of correct completions."""
     solved: Interval | None
     """pass@n: the share of prompts with at least one correct completion."""
@@ -59,7 +59,7 @@ def compute_stats(answers: Sequence[PromptCompletions], threshold: float) -> Gen
         gold=_mean([g for one in answers for g in one.gold if g is not None]),
         gold_of_best=_mean([gold for one in answers if (gold := gold_of_best(one)) is not None]),
         finished=_mean([float(ended) for one in answers for ended in one.finished]) or 0.0,
-        sampled=bootstrap_interval(shares) if shares else None,
+        sampled=Estimate.share(shares) if shares else None,
         solved=wilson(sum(share > 0 for share in shares), len(shares)) if shares else None,
         greedy=wilson(sum(greedy), len(greedy)) if greedy else None,
     )

@@ -27,6 +27,7 @@ from omegaconf import open_dict, read_write
 
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, overrides_of
+from postrain.jobs.study import format_override
 from postrain.runs.folder import Status
 from postrain.types import Count
 
@@ -79,7 +80,7 @@ class HydraLauncher:
             task_function=Worker(task=self.task, folder=folder.resolve()),
             config=config,
         )
-        home = f"hydra.sweep.dir='{folder}'"
+        home = format_override("hydra.sweep.dir", str(folder))
         overrides = [
             [*self.forced(overrides_of(job, folder, self.resumes)), home, f"hydra.sweep.subdir={job.folder}"]
             for job in jobs

@@ -29,7 +29,7 @@ from postrain.methods.base import Method
 from postrain.methods.online import Online, repeated
 from postrain.models.scoring import micro_batches, score
 from postrain.seeds import derive_seed
-from postrain.types import Batch, Max, Mean, Rows
+from postrain.types import Batch, Mean, Rows
 
 PROMPTS, SAMPLES = 32, 4
 """Held-out prompts, and completions of each, that estimate the gradient of the mean reward."""
@@ -112,7 +112,7 @@ class Influence(Callback):
         effect = self.rows[key]
         effect.effect -= sign * inner
         shown = {"loss": Mean(found.total.detach(), method.denominator(row)), **found.metrics}
-        effect.metrics = {name: one.value() for name, one in shown.items() if isinstance(one, Max) or float(one.count)}
+        effect.metrics = {name: one.value() for name, one in shown.items() if one.is_known()}
         if isinstance(method, Online) and method.last_step_BT is not None:
             effect.tokens += tokens_of(method, first, clipped)
 

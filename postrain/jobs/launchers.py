@@ -118,8 +118,13 @@ class Local(Settings):
             futures = {pool.submit(self._run, job, folder, slots): job for job in jobs}
             try:
                 for future in as_completed(futures):
-                    future.result()
-                    ended(futures[future])
+                    try:
+                        future.result()
+                    except ConfigError as error:
+                        # Its folder cannot be written, so neither can its status; the other jobs continue.
+                        print(f"error: {futures[future].name}: {error}", file=sys.stderr)
+                    else:
+                        ended(futures[future])
             except Interrupted:
                 print(
                     "stopping after the current update of each job; press Ctrl-C again to stop immediately",
@@ -140,13 +145,16 @@ class Local(Settings):
 
     def _run(self, job: Job, folder: Path, slots: list[int]) -> None:
         path = folder / job.folder
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
         slot = slots.pop()
-        with (path / LOG).open("ab") as log, (path / ".lock").open("w") as lock:
-            if self._acquire(lock, job) and not is_done(path):
-                self._process(job, folder, slot, log, lock)
-        slots.append(slot)
+        try:
+            with writing(path, "remove it, or choose another folder with paths.sweeps=DIRECTORY"):
+                path.mkdir(parents=True, exist_ok=True)
+                log, lock = (path / LOG).open("ab"), (path / ".lock").open("w")
+            with log, lock:
+                if self._acquire(lock, job) and not is_done(path):
+                    self._process(job, folder, slot, log, lock)
+        finally:
+            slots.append(slot)
 
     def _acquire(self, lock: IO[str], job: Job) -> bool:
         """Waits for a job of a killed sweep that may still be saving. False if this sweep is stopping."""
@@ -168,11 +176,12 @@ class Local(Settings):
             if self.stopping.is_set():
                 return
             overrides = [*overrides_of(job, folder, self.resumes), format_override("hydra.run.dir", str(path))]
+            environment = os.environ | resource_share(self.jobs, slot) | {JOB: "1"}
             status.running()
             try:
                 process = subprocess.Popen(
                     [*self.command, *overrides],
-                    env=os.environ | resource_share(self.jobs, slot) | {JOB: "1"},
+                    env=environment,
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -214,7 +223,9 @@ def resource_share(jobs: int, slot: int) -> dict[str, str]:
     found = {"OMP_WAIT_POLICY": "PASSIVE"}
     if jobs > 1:
         threads = max(1, usable_cores() // jobs)
-        found["OMP_NUM_THREADS"] = str(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
+        # One number, or one for each level of nested parallelism.
+        given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        found["OMP_NUM_THREADS"] = str(min(threads, int(given)) if given.isdecimal() and int(given) else threads)
     gpus = torch.cuda.device_count()
     if jobs > 1 and gpus > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")

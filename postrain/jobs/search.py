@@ -6,7 +6,7 @@ Leaves out pruning: early stopping is a callback of the jobs (training/early_sto
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -65,9 +65,10 @@ def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
         sweep.write(distinct(jobs))
         # This includes jobs of an earlier session that failed or were killed.
         sweep.run(distinct({trial.number: jobs.get(trial.number, []) for trial in trials}))
+        value_of = objective(sweep, distinct(jobs))
         for trial in trials:
             if trial.state.name == "RUNNING":
-                values = [value for job in jobs.get(trial.number, ()) if (value := objective(sweep, job)) is not None]
+                values = [value for job in jobs.get(trial.number, ()) if (value := value_of(job)) is not None]
                 complete = bool(values) and len(values) == len(jobs[trial.number])
                 state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.FAIL
                 study.tell(trial.number, fmean(values) if complete else None, state=state)
@@ -87,16 +88,23 @@ def distinct(jobs: Mapping[int, Sequence[Job]]) -> list[Job]:
     return list({job.hash: job for group in jobs.values() for job in group}.values())
 
 
-def objective(sweep: Sweep, job: Job) -> float | None:
-    """The value of the study's metric for a finished job; the job's own deciding metric if that was not measured.
+def objective(sweep: Sweep, jobs: Sequence[Job]) -> Callable[[Job], float | None]:
+    """The value of a finished job to optimize: the study's metric, or the jobs' own deciding metric if none of the
+    finished jobs measured that. A job without it has None.
 
     A job's own metric with the opposite direction changes its sign.
     """
-    found = read_job(sweep.folder, job.record())
-    value = found.values.get(str(sweep.study.metric))
-    if value is None and (value := found.values.get(str(found.metric))) is not None:
-        value = value if found.direction == sweep.study.direction else -value
-    return value if value is not None and isfinite(value) else None
+    metric = str(sweep.study.metric)
+    is_measured = any(metric in read_job(sweep.folder, job.record()).values for job in jobs)
+
+    def value_of(job: Job) -> float | None:
+        found = read_job(sweep.folder, job.record())
+        value = found.values.get(metric if is_measured else str(found.metric))
+        if value is not None and not is_measured and found.direction != sweep.study.direction:
+            value = -value
+        return value if value is not None and isfinite(value) else None
+
+    return value_of
 
 
 def distribution(key: str, space: Any) -> Any:

@@ -43,11 +43,11 @@ def add(one: Mean | Max, other: Mean | Max) -> Mean | Max:
 
 
 def combine(metrics: Metrics) -> dict[str, float]:
-    """Metrics combined over all ranks, as floats sorted by name."""
+    """Metrics combined over all ranks, as floats sorted by name; without means that no rank has an observation of."""
     total: dict[str, Mean | Max] = {}
     for part in collectives.gather({name: to_floats(value) for name, value in metrics.items()}):
         add_metrics(total, part)
-    return {name: total[name].value() for name in sorted(total)}
+    return {name: total[name].value() for name in sorted(total) if total[name].is_known()}
 
 
 def to_floats(value: Mean | Max) -> Mean | Max:

@@ -106,10 +106,11 @@ def _rows_of(run: Run, name: str) -> HeldOutRows | None:
 
 
 def _log_perplexity(run: Run, name: str) -> HeldOutRows | None:
-    """The saved rows of the loss whose exponential a perplexity is; None for other metrics."""
+    """The saved rows of the loss whose exponential a perplexity is, if they are enough for an interval; None for other
+    metrics."""
     base = name.removeprefix("eval/")
     part = base.removesuffix("perplexity")
-    return run.held_out.get(f"{part}nll") or run.held_out.get(f"{part}loss") if base == f"{part}perplexity" else None
+    return _rows_of(run, f"{part}nll") or _rows_of(run, f"{part}loss") if base == f"{part}perplexity" else None
 
 
 def _gap(

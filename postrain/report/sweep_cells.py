@@ -94,7 +94,7 @@ def cells_of(jobs: Sequence[JobResult]) -> Iterable[Cell]:
         known: dict[tuple[str, int | None], float] = {
             (name, job.number): value for job in done for name, value in job.values.items()
         }
-        label = group[0].label.removesuffix(f" seed={group[0].seed}")
+        label = f" {group[0].label}".removesuffix(f" seed={group[0].seed}").strip() or "all seeds"
         yield Cell(group[0].settings, label, tuple(group), _means(known), len(done))
 
 

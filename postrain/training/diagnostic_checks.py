@@ -21,6 +21,8 @@ STALL = 5
 """Updates with a gradient of exactly 0 before a run is stopped."""
 ROUNDING = 1e-6
 """Differences up to this are rounding errors of a sum."""
+UNSCORABLE = 0.9
+"""A share of completions without a reward from which on a reward is called broken."""
 LARGE_KL = 0.5
 """A KL below this, in nats/token, is not called large."""
 CLIFF = 1.5
@@ -61,6 +63,12 @@ def loss_is_not_the_objective(history: History) -> str | None:
     if not ("policy_loss" in now and now.get("grad_norm", 0.0) > 0 and abs(now["policy_loss"]) < 0.05):
         return None
     return f"The policy loss is {now['policy_loss']:.1e}, the gradient norm {now['grad_norm']:.2g}."
+
+
+def unscorable(history: History) -> str | None:
+    shares = {name: history[-1].get(name, 0.0) for name in ("reward/unscorable", "eval/reward/unscorable")}
+    name, share = max(shares.items(), key=lambda item: item[1])
+    return f"{share:.0%} of the completions have no reward ({name})." if share >= UNSCORABLE else None
 
 
 def dead_gradient(history: History) -> Finding | None:

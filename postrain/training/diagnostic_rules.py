@@ -27,6 +27,7 @@ from postrain.training.diagnostic_checks import (
     samples_become_unlikely,
     saturated_margins,
     stuck_at_ln_2,
+    unscorable,
     zero_variance_groups,
 )
 
@@ -65,6 +66,17 @@ RULES = (
         ),
         remedy="Watch the reward and the KL instead of the loss.",
         check=loss_is_not_the_objective,
+    ),
+    Rule(
+        name="unscorable",
+        title="Completions have no reward",
+        symptom="reward/unscorable or eval/reward/unscorable is at least 90% in an update.",
+        cause=(
+            "The reward returned no number for them: the rows lack the columns that it reads, or the judge or service "
+            "behind it has stopped to answer. They are left out of every mean, and of the gradient."
+        ),
+        remedy="Check the log of the reward, and call it with a few completions.",
+        check=unscorable,
     ),
     Rule(
         name="dead_gradient",

@@ -93,3 +93,10 @@ def test_short_equal_labels_before_training_are_not_a_collapse() -> None:
     assert found == "12% of the completions are different (25% before training)"
     assert collapsed(collapse_metrics(labels), collapse_metrics(labels)) == ""
     assert collapsed(collapse_metrics(STORIES), {}) == ""
+
+
+@pytest.mark.parametrize(("solved", "collapses"), [(0.9, False), (0.4, True)])
+def test_alike_moves_are_no_collapse_where_the_policy_solves_the_environment_more_often(solved, collapses):
+    before, after = collapse_metrics(STORIES), collapse_metrics(["left"] * 8)
+    success = "eval/environment/success"
+    assert bool(collapsed(before | {success: 0.4}, after | {success: solved})) is collapses

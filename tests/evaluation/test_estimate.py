@@ -10,7 +10,6 @@ import pytest
 
 from postrain.evaluation.estimate import (
     Estimate,
-    bootstrap_interval,
     jackknife_interval,
     mean_interval,
     student,
@@ -49,16 +48,6 @@ def test_t_quantile_beyond_the_table() -> None:
     # ±1 a hundred times and one 0: mean 0, deviation 1 (100 squares over 100 degrees); t there is 1.98397
     interval = mean_interval([1, -1] * 50 + [0])
     assert interval.high == pytest.approx(1.98397 / 101**0.5, rel=1e-3)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_bootstrap_interval_is_deterministic_and_close_to_student_t(seed: int) -> None:
-    generator = random.Random(seed)
-    values = [generator.gauss(1, 2) for _ in range(200)]
-    ours, student = bootstrap_interval(values, seed), mean_interval(values)
-    assert ours == bootstrap_interval(values, seed)
-    assert ours.low == pytest.approx(student.low, abs=0.05)
-    assert ours.high == pytest.approx(student.high, abs=0.05)
 
 
 def test_interval_with_one_bound_uses_the_log_scale() -> None:

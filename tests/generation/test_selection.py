@@ -124,6 +124,14 @@ def test_stats_are_means_over_prompts():
     assert compute_stats(answers, threshold=0.0).solved == compute_stats(answers, threshold=-1.0).solved
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_interval_of_equal_prompts_is_not_of_width_0(count):
+    found = compute_stats([replace(FOUR, rewards=(1.0,) * 4)] * count, threshold=1.0).sampled
+    assert found is not None
+    # Wilson's: n / (n + z²) … 1
+    assert (found.low, found.high) == pytest.approx((count / (count + 1.96**2), 1.0), abs=1e-4)
+
+
 def test_stats_without_scored_completions_are_none():
     found = compute_stats([replace(FOUR, rewards=(None,) * 4, gold=(None,) * 4)], threshold=1.0)
     assert (found.reward, found.best, found.gold, found.gold_of_best, found.sampled, found.solved) == (None,) * 6

@@ -69,6 +69,19 @@ def test_job_beyond_its_time_limit_is_killed_and_recorded(tmp_path, monkeypatch)
     assert read_json(tmp_path / in_time.folder / "status.json")["status"] == "done"
 
 
+def test_job_whose_folder_cannot_be_written_stops_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    ended: list[int] = []
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/0").write_text("a file")
+    Local(jobs=1, command=FAKE)([job(0, "finish"), job(1, "finish")], tmp_path, lambda job: ended.append(job.number))
+    assert ended == [1]
+    assert capsys.readouterr().err == (
+        f"error: finish: cannot write {tmp_path}/jobs/0: File exists; remove it, or choose another folder with "
+        "paths.sweeps=DIRECTORY\n"
+    )
+
+
 def test_job_that_cannot_start_counts_as_failed(tmp_path):
     Local(jobs=1, command=("/no/such/program",))([job(0, "finish")], tmp_path, lambda job: None)
     assert read_json(tmp_path / "jobs/0/status.json")["reason"].startswith("the job could not be started")
@@ -81,6 +94,10 @@ def test_jobs_share_the_cores(monkeypatch):
     assert resource_share(16, 0)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert resource_share(2, 0)["OMP_NUM_THREADS"] == "1"
+    # OpenMP reads one number for each level of nested parallelism, and ignores what is no number.
+    for given, expected in (("3,1", "3"), (" 2 ", "2"), ("many", "4"), ("0", "4")):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert resource_share(2, 0)["OMP_NUM_THREADS"] == expected
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert [resource_share(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]

@@ -10,6 +10,7 @@ import pytest
 
 from postrain.errors import ConfigError
 from postrain.jobs.search import distribution
+from postrain.jsonl import read_json
 from postrain.report.sweep_results import read_sweep
 from tests.jobs.sweeps import Program, sweep
 
@@ -70,6 +71,22 @@ def test_search_without_its_metric_uses_that_of_the_jobs(tmp_path):
         assert [trial.value for trial in found.trials] == [
             pytest.approx(sign * (1 - trial.params["method.kl_coef"])) for trial in found.trials
         ]
+
+
+def test_a_trial_without_the_metric_that_others_measured_has_failed(tmp_path):
+    class Half(Program):
+        def __call__(self, config, words, group, place):
+            value = super().__call__(config, words, group, place)
+            if len(self.ran) == 2:
+                result = read_json(place / "result.json")
+                changes = {"gold/total": result["changes"]["eval/reward/total"]}
+                (place / "result.json").write_text(json.dumps({**result, "metric": "gold/total", "changes": changes}))
+            return value
+
+    assert sweep(Half(), *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 0
+    (folder,) = tmp_path.glob("search/*")
+    found = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
 def test_repeated_proposal_runs_once(tmp_path):

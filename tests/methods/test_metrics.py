@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from postrain.losses.policy_losses import clipped
 from postrain.methods.metrics import (
+    combine,
     confidence_bins,
     expected_calibration_error,
     explained_variance,
@@ -18,6 +19,7 @@ from postrain.methods.metrics import (
     positive,
     step_metrics,
 )
+from postrain.types import Max, Mean
 
 
 def test_step_metrics_of_two_tokens():
@@ -33,6 +35,11 @@ def test_step_metrics_of_two_tokens():
     assert found["clip_fraction"].value() == pytest.approx(0.5)
     # k3 of the old policy: (0.5 − ln 1.5 + (−0.1) − ln 0.9) / 2
     assert found["kl/old_policy"].value() == pytest.approx((0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 2)
+
+
+def test_a_mean_without_observations_has_no_value():
+    found = combine({"reward/total": Mean(0.0, 0.0), "reward/unscorable": Mean(2.0, 2.0), "ratio/max": Max(1.5)})
+    assert found == {"ratio/max": 1.5, "reward/unscorable": 1.0}
 
 
 def test_explained_variance_is_1_for_errors_without_variance():

@@ -114,6 +114,17 @@ def test_sweep_without_the_named_metric_is_decided_by_the_metric_of_its_jobs(
     assert sentences(study)
 
 
+def test_sweep_over_seeds_alone_is_one_setting_of_all_seeds(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "seeds", values=(0.0,))
+    jobs = json.loads((path / "jobs.json").read_text())
+    (path / "jobs.json").write_text(
+        json.dumps([{**job, "label": f"seed={job['seed']}", "settings": {}} for job in jobs])
+    )
+    study = read_sweep(path)
+    assert [cell.label for cell in study.cells] == ["all seeds"]
+    assert sentences(study)[0].startswith("all seeds has gold 0.51")
+
+
 def test_jobs_without_a_common_metric_get_a_line_with_the_remedy(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "reward", key="reward", values=("a", "b"), metric=None, plot=None)
     for job in (path / "jobs").iterdir():

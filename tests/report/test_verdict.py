@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from postrain.evaluation.estimate import newcombe
-from postrain.report.changes import Change, changes
+from postrain.report.changes import Change, changes, interval_after
 from postrain.report.console import print_result
 from postrain.report.folders import Run
+from postrain.report.held_out import HeldOutRows
 from postrain.report.samples import Sample
 from postrain.report.verdict import WARNING_RULES, verdict
 from postrain.training.diagnostic_rules import RULES
@@ -71,6 +72,16 @@ def test_a_metric_without_interval_has_the_reason() -> None:
     # The value is outside the interval of the samples, so the metric is of other completions.
     (change, *_) = changes(run_with(0.9, scores=lambda row: 0.5))
     assert change.interval == "no interval: not saved per row"
+
+
+@pytest.mark.parametrize(("count", "has_interval"), [(7, False), (8, True)])
+def test_a_perplexity_of_few_rows_has_no_interval(count: int, has_interval: bool) -> None:
+    losses = [1.0 + row / 10 for row in range(count)]
+    rows = HeldOutRows(losses, [loss + 0.1 for loss in losses], [1.0] * count)
+    run = replace(run_with(3.0, "eval/perplexity"), held_out={"loss": rows})
+    (change, *_) = changes(run)
+    assert (change.gap is not None) == has_interval
+    assert (interval_after(run, [], "eval/perplexity") is not None) == has_interval
 
 
 @pytest.mark.parametrize(
