@@ -156,14 +156,14 @@ def check_contained(folder: Path) -> None:
 
 def new_directory(base: Path, *names: str) -> Path:
     """Creates a new directory <base>/<name>/.../<time>-<last name>/; the last name is a hash."""
-    parent = base.joinpath(*map(_file_name, names[:-1]))
+    parent = base.joinpath(*map(file_name, names[:-1]))
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{names[-1]}"
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         return _make_new(parent, stem)
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "run"
 
 
