@@ -1,7 +1,7 @@
 """The files of an evaluation.
 
 evaluation_stats.json   every metric of every model, with interval and n, and notes
-<task>.jsonl            a line per item, with the model's name as `subject`
+<task>.jsonl            a line per item, with the model's name as `model`
 sample_responses.json   completions of each model, with reward and gold score
 result.json             the one number that sweeps compare
 """
@@ -103,19 +103,18 @@ def responses(eval_model: EvalModel, count: int) -> tuple[Mapping[str, Any], ...
 
 def result(measured: Sequence[ModelResults], metric: str | None) -> dict[str, Any]:
     """The content of result.json; `metric` is TASK/METRIC, or None for the default."""
-    numbers = {
-        f"{name}/{key}": [one.results[name].metrics[key].value for one in measured if has(one, name, key)]
-        for name, result in measured[0].results.items()
-        for key in result.metrics
-    }
-    chosen = metric or default_metric(list(numbers))
+    first, *others = [
+        {f"{name}/{key}": found.value for name, each in one.results.items() for key, found in each.metrics.items()}
+        for one in measured[:2]
+    ]
+    chosen = metric or default_metric(list(first))
     return {
         "metric": chosen,
         "direction": direction_of(chosen or ""),
-        "objective": numbers[chosen][0] if chosen in numbers else None,
-        "headline": list(numbers)[:3],
-        "values": {name: values[0] for name, values in numbers.items()},
-        "changes": {name: [values[1], values[0]] for name, values in numbers.items() if len(values) > 1},
+        "objective": first.get(chosen or ""),
+        "headline": list(first)[:3],
+        "values": first,
+        "changes": {name: [other[name], value] for other in others for name, value in first.items() if name in other},
         "parameters": measured[0].parameters,
         "trainable": 0,
         "updates": 0,

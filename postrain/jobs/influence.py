@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from postrain import losses
 from postrain.errors import ConfigError
 from postrain.hardware.shares import Share
 from postrain.methods.base import Method
@@ -180,21 +181,19 @@ def loss_gradient(method: Method) -> float:
 
 
 def reward_gradient(method: Online) -> float:
-    """Adds the gradient of minus the summed reward of held-out prompts; returns the number of completions."""
+    """Adds the gradient of minus the summed reward of held-out prompts; returns the number of scored completions."""
     if method.components.reward is None:
         raise ConfigError("why: this method learns from preferences; a reward of single completions is needed")
     prompts = method.datamodule.eval_prompts(PROMPTS)
     seeds = [derive_seed(method.components.seed, "why", index) for index in range(len(prompts) * SAMPLES)]
     with torch.no_grad():
         sampled = method.sample_and_score(method.policy, repeated(prompts, SAMPLES), seeds)
-    reward_PG = sampled.reward_B.nan_to_num(0.0).view(-1, SAMPLES)
-    # The mean of the other completions of the prompt.
-    advantage_B = ((reward_PG - reward_PG.mean(1, keepdim=True)) * SAMPLES / (SAMPLES - 1)).flatten()
+    advantage_B = losses.leave_one_out(sampled.reward_B.view(-1, SAMPLES)).flatten()
     for group in micro_batches(sampled.rows.cost(), method.tokens_per_micro_batch, None):
         scored = score(method.policy, sampled.rows.select(group), temperature=method.sampling.temperature)
         total_B = (scored.logps_BT * scored.mask_BT).sum(1)
         (-(advantage_B[group] * total_B).sum()).backward()
-    return float(len(advantage_B))
+    return float((~sampled.reward_B.isnan()).sum()) or 1.0
 
 
 @contextmanager

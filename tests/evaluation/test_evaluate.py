@@ -16,6 +16,7 @@ from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.eval_models import EvalSource, SourceRun, unique_names
 from postrain.evaluation.evaluate import EvalTaskError, data_mismatch_notes
 from postrain.evaluation.likelihood import Perplexity
+from postrain.evaluation.result_files import ModelResults, result
 from postrain.evaluation.table import interval
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.jobs.session import EVALUATE, execute
@@ -208,3 +209,17 @@ def test_duplicate_model_names_get_their_run_names() -> None:
         "sft-nano tuesday (1)",
         "sft-nano tuesday (2)",
     ]
+
+
+def test_changes_are_from_the_first_compared_model_alone():
+    """A metric that it lacks is not taken from the second one."""
+
+    def measured(**values: float) -> ModelResults:
+        found = {name: Estimate(value=value, low=0.0, high=1.0, n=9) for name, value in values.items()}
+        own = {"kl": EvalResult(metrics=found)}
+        paths = {"name": "a", "path": "a", "data": "d"}
+        return ModelResults(**paths, results=own, seconds={}, parameters=1, failed=(), responses=())
+
+    found = result([measured(exact=0.3, k1=0.2), measured(exact=0.1), measured(exact=0.5, k1=0.7)], None)
+    assert found["values"] == {"kl/exact": 0.3, "kl/k1": 0.2}
+    assert found["changes"] == {"kl/exact": [0.1, 0.3]}
