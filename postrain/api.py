@@ -25,6 +25,7 @@ from postrain.data.tool_calls import declare
 from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.by_name import source_of
+from postrain.models.end_tokens import record_end_ids
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.provenance import Provenance, provenance_of, record_provenance
 from postrain.models.scoring import EntropyMode, in_micro_batches
@@ -254,4 +255,5 @@ def _tokenizer(model: nn.Module, tokenizer: Any) -> Any:
     found = tokenizer or getattr(provenance_of(model), "tokenizer", None)
     if found is None:
         raise ConfigError("tokenizer: pass tokenizer=...; only models from load_model have one")
+    record_end_ids(found, model)
     return found

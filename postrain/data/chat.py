@@ -12,7 +12,6 @@ L tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from postrain.data.rendering import VERBATIM, RenderedAnswer
 from postrain.data.template_choice import INSTRUCTION
 from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
 from postrain.errors import ConfigError
-from postrain.models.directory import saved_end_ids
+from postrain.models.end_tokens import end_ids
 
 JOINED = (
     "the plain template writes answers directly after their prompts, with nothing in between; for instructions set "
@@ -44,17 +43,8 @@ class Template:
     inference.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        mode: str = "auto",
-        seed: int = 0,
-        eos_ids: Iterable[int] | None = None,
-        install: bool = True,
-    ) -> None:
-        """`install` sets the tokenizer's chat_template. `eos_ids` are further end tokens; None takes those of the
-        generation config beside the tokenizer: a model may end tool calls with a token of their own."""
+    def __init__(self, tokenizer: Any, *, mode: str = "auto", seed: int = 0, install: bool = True) -> None:
+        """`install` sets the tokenizer's chat_template."""
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no eos_token, so an answer cannot end; set one in its config")
         self.tokenizer = tokenizer
@@ -71,10 +61,12 @@ class Template:
         if install and not (self.name == "random" and tokenizer.chat_template):
             template_choice.install(tokenizer, sources[0])
         special = rendering.special_ids(tokenizer)
-        if eos_ids is None:
-            eos_ids = saved_end_ids(Path(tokenizer.name_or_path))
-        ends = (rendering.end_of_turn(source, tokenizer, self.tokenize) for source in sources)
-        self.stop_ids: tuple[int, ...] = tuple(sorted({tokenizer.eos_token_id, *ends, *eos_ids}))
+        ends = [rendering.end_of_turn(source, tokenizer, self.tokenize) for source in sources]
+        self.end_id = ends[0]
+        """The token with which the template ends an answer."""
+        further = special.intersection(end_ids(tokenizer))  # a generation config may name ids of another tokenizer
+        self.stop_ids: tuple[int, ...] = tuple(sorted({tokenizer.eos_token_id, *ends, *further}))
+        """The tokens that end an answer: EOS, those of the templates and those of the model's generation config."""
         self._ends = tuple(tokenizer.convert_ids_to_tokens(token) for token in self.stop_ids if token in special)
         self._texts = ConversationTexts(self.name, sources, tokenizer, seed, self._ends, self.notes)
 

@@ -12,6 +12,7 @@ from torch import nn
 from postrain.config.check import check_objects
 from postrain.data.chat import Template
 from postrain.errors import ConfigError
+from postrain.models.end_tokens import record_end_ids
 from postrain.models.parts import unwrapped
 from postrain.models.provenance import provenance_of
 from postrain.models.reference import Reference
@@ -115,6 +116,7 @@ def components_of(
             f"model: {type(method).__name__} needs a model with a {needs} head, not a {has} one; "
             f'load it with pt.load_model(NAME, head="{needs}")'
         )
+    record_end_ids(tokenizer, model)
     engine = LocalEngine() if engine is None else engine
     check_objects(method=method, rollout=engine)
     foreign = None

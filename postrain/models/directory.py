@@ -146,7 +146,11 @@ def rotary_limit(config: Mapping[str, Any]) -> int | None:
 def saved_end_ids(directory: Path) -> list[int]:
     """The tokens that end a completion: those of the generation config in a model directory, [] without one."""
     path = directory / "generation_config.json"
-    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    return listed_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
+
+
+def listed_ids(found: Any) -> list[int]:
+    """The token ids of a field of a generation config: one, several or none. Nothing checks their type."""
     return [token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)]
 
 

@@ -26,8 +26,9 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 
 from postrain.errors import ConfigError
-from postrain.models.directory import check_config, read_json
+from postrain.models.directory import check_config, read_json, saved_end_ids
 from postrain.models.disk_cache import disk_cached
+from postrain.models.end_tokens import set_end_ids
 from postrain.models.packing import supports_packing
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
@@ -57,7 +58,10 @@ class LoadedModel:
 
 
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer with a pad token. Raises ConfigError if it has more tokens than the model has embeddings."""
+    """The tokenizer with a pad token and the end tokens of the model (end_tokens.py).
+
+    Raises ConfigError if it has more tokens than the model has embeddings.
+    """
     with one_line(f"the tokenizer in {resolved.tokenizer} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
         tokenizer("a")
@@ -65,6 +69,8 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
         raise ConfigError(f"the tokenizer in {resolved.tokenizer} has no end token; set eos_token in its config")
     if not resolved.resize:
         check_embedding_count(tokenizer, read_json(resolved.directory / "config.json"), str(resolved.tokenizer))
+    # A run folder with an adapter has a generation config of its own.
+    set_end_ids(tokenizer, saved_end_ids(resolved.directory) + saved_end_ids(resolved.tokenizer))
     return ensure_pad(tokenizer)
 
 

@@ -96,7 +96,7 @@ def _answer_messages(
 
     with ThreadPoolExecutor(STEPS_IN_PARALLEL, "environment") as pool:
         replies = list(pool.map(answer, turns))
-    return [reply and _observation(reply, template, turn.row) for reply, turn in zip(replies, turns, strict=True)]
+    return [reply and _observation(reply, template, turn) for reply, turn in zip(replies, turns, strict=True)]
 
 
 def checked_reply(environment: MessageEnvironment, state: Any, message: str) -> Reply:
@@ -109,8 +109,10 @@ def checked_reply(environment: MessageEnvironment, state: Any, message: str) -> 
     return reply
 
 
-def _observation(reply: Reply, template: Template, row: int) -> Observation:
-    ids = torch.zeros(0, dtype=torch.int64) if reply.done else template.encode_replies(reply.messages, row=row)
+def _observation(reply: Reply, template: Template, turn: Turn) -> Observation:
+    ids = torch.zeros(0, dtype=torch.int64) if reply.done else template.encode_replies(reply.messages, row=turn.row)
+    # Some models end an answer with the token that opens the next turn (GLM-4: <|user|>).
+    ids = ids[1:] if ids[:1].equal(turn.completion.ids[-1:].cpu()) else ids
     return Observation(ids, reply.state, float(reply.reward or 0.0), reply.done, reply.calls, reply.errors)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from postrain.data.chat import Template
 from postrain.data.conversation import Message
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError
+from postrain.models.end_tokens import record_end_ids, set_end_ids
 from tests.data.helpers import MARKED, STRIPPING, UNMARKED, byte_tokenizer, chat, decoded
 
 
@@ -137,12 +139,14 @@ def test_template_that_omits_the_answer_is_an_error_with_the_row():
         Template(byte_tokenizer(template=silent)).encode_completion(chat("a"), "b", row=7)
 
 
-def test_stop_ids_are_eos_end_of_turn_and_those_of_the_model():
+def test_stop_ids_are_eos_end_of_turn_and_the_special_ones_of_the_generation_config():
     tokenizer = byte_tokenizer(template=MARKED)
-    eos, stop = (tokenizer.get_vocab()[token] for token in ("<|end|>", "<|stop|>"))
+    eos, stop, pad = (tokenizer.get_vocab()[token] for token in ("<|end|>", "<|stop|>", "<|pad|>"))
     assert Template(tokenizer).stop_ids == tuple(sorted({eos, stop}))
-    assert Template(tokenizer, eos_ids=[77]).stop_ids == tuple(sorted({eos, stop, 77}))
-    assert Template(tokenizer, mode="plain").stop_ids == (eos,)
+    set_end_ids(tokenizer, [pad, 77])  # 77 is a letter, so the config is that of another tokenizer
+    assert Template(tokenizer).stop_ids == tuple(sorted({eos, stop, pad}))
+    assert Template(tokenizer).end_id == stop
+    assert Template(tokenizer, mode="plain").stop_ids == tuple(sorted({eos, pad}))
 
 
 @pytest.mark.parametrize("mode", ["auto", "tools"])
@@ -172,3 +176,10 @@ def test_stop_ids_include_the_end_tokens_of_the_generation_config_beside_the_tok
     template = Template(AutoTokenizer.from_pretrained(tmp_path))
     assert call in template.stop_ids
     assert template.encode_completion(chat("a"), answer)[1].tolist()[-1] == call
+
+
+def test_end_tokens_of_a_model_in_memory_are_those_of_its_generation_config_unless_the_tokenizer_has_some():
+    tokenizer = byte_tokenizer(template=MARKED)
+    for ids in ([2, 3], 2):  # the first ones stay
+        record_end_ids(tokenizer, SimpleNamespace(generation_config=GenerationConfig(eos_token_id=ids)))
+        assert {2, 3} < {*Template(tokenizer).stop_ids}

@@ -1,8 +1,9 @@
 """Episodes of message environments: replies continue the sampled tokens, calls of tools fail without ending the run."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from postrain.environments.base import MessageEnvironment, Reply
 from postrain.environments.tool_environment import ToolEnvironment
 from postrain.environments.tools import Tool, Toolbox, ToolError
 from postrain.errors import ConfigError
+from postrain.models.end_tokens import set_end_ids
 from postrain.models.loading import load_tokenizer
 from postrain.models.sources import ModelSource
 from postrain.rollout.ahead import from_plain, to_plain
@@ -54,6 +56,30 @@ class Guessing(MessageEnvironment):
 
     def metrics(self, state: tuple[int, int]) -> Mapping[str, float]:
         return {"questions": state[1]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo(MessageEnvironment):
+    """Answers a message with the same text."""
+
+    max_turns: int = 2
+
+    def reset(self, prompt: str, columns: Mapping[str, Any]) -> None: ...
+
+    def step(self, state: None, message: str) -> Reply:
+        return Reply(None, user(message))
+
+
+@dataclass
+class Fixed(Scripted):
+    """Returns the same tokens for every row, and records the prompts."""
+
+    letters: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    seen: list[torch.Tensor] = field(default_factory=list)
+
+    def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list[Completion]:
+        self.seen.extend(prompts)
+        return [Completion(self.letters, torch.zeros(len(self.letters)), True) for _ in prompts]
 
 
 GUESS = user("Guess.")
@@ -116,28 +142,33 @@ def test_sampled_tokens_are_never_encoded_again(template: Template, tokenizer: A
     letters = torch.tensor([*tokenizer.convert_tokens_to_ids(list("the")), *template.encode_continuation(END_OF_TURN)])
     assert len(letters) > len(template.encode_continuation("the" + END_OF_TURN))
 
-    @dataclass(frozen=True, kw_only=True)
-    class Echo(MessageEnvironment):
-        max_turns: int = 2
-
-        def reset(self, prompt: str, columns: Mapping[str, Any]) -> None: ...
-
-        def step(self, state: None, message: str) -> Reply:
-            return Reply(None, user(message))
-
-    seen: list[torch.Tensor] = []
-
-    class Letters(Scripted):
-        def generate(self, model: Any, prompts: Any, *, seeds: Any, stop: Any) -> list[Completion]:
-            seen.extend(prompts)
-            return [Completion(letters, torch.zeros(len(letters)), True) for _ in prompts]
-
-    engine = Letters(template, [], Sampling(40))
+    engine = Fixed(template, [], Sampling(40), letters=letters)
     (episode,) = roll_out(engine, nn.Linear(1, 1), template, one_prompt(template), seeds=[0], environment=Echo())
-    head = torch.cat([seen[0], letters])
-    assert seen[1][: len(head)].equal(head)
-    assert seen[1][len(head) :].equal(template.encode_replies(user("the")))
+    head = torch.cat([engine.seen[0], letters])
+    assert engine.seen[1][: len(head)].equal(head)
+    assert engine.seen[1][len(head) :].equal(template.encode_replies(user("the")))
     assert episode.ids[episode.policy_mask].equal(torch.cat([letters, letters]))
+
+
+OPENING_ENDS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""A template whose answers end with the header of the next turn."""
+
+
+def test_header_with_which_an_answer_ended_is_not_repeated_before_the_reply(tokenizer: Any) -> None:
+    fresh = copy.deepcopy(tokenizer)
+    fresh.chat_template = OPENING_ENDS
+    header = fresh.convert_tokens_to_ids("<|user|>")
+    set_end_ids(fresh, [header])
+    template = Template(fresh, install=False)
+    letters = torch.tensor([*fresh("the", add_special_tokens=False).input_ids, header])
+    engine = Fixed(template, [], Sampling(40), letters=letters)
+    (episode,) = roll_out(engine, nn.Linear(1, 1), template, one_prompt(template), seeds=[0], environment=Echo())
+    reply = template.encode_replies(user("the"))
+    assert reply[0] == header
+    assert episode.ids.equal(torch.cat([letters, reply[1:]] * 2))
 
 
 THINKING = (

@@ -27,7 +27,7 @@ def _as_sampled(
     eval_model: EvalModel, reward: Reward, prompts: Prompts, texts: Sequence[str]
 ) -> Sequence[Mapping[str, Any]]:
     """The columns that the reward would receive if the model had sampled these texts, cut at its context."""
-    template, end = eval_model.template, torch.tensor([next(iter(eval_model.template.stop_ids))])
+    template, end = eval_model.template, torch.tensor([eval_model.template.end_id])
     heads = [ids.cpu() for ids in prompts.ids]
     ids = [
         torch.cat([template.encode_continuation(text), end])[: max(1, eval_model.context - len(head))]
