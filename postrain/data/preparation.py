@@ -153,6 +153,7 @@ class Preparation:
             quality=settings.quality,
             loss_on=settings.loss_on,
             known=frozenset(self._used_columns()),
+            joiner=settings.steps.joiner,
         )
         return reading.records(table, self.counts)
 

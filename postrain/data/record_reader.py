@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
 from postrain.data.encode import Encoded, LossOn
 from postrain.data.formats import parse
 from postrain.data.kinds.prompt import Prompt
+from postrain.data.kinds.steps import Steps
 from postrain.data.prompt_template import PromptTemplate
 from postrain.data.quality import Quality, drop_invalid
 from postrain.data.readers import Table
@@ -55,11 +56,14 @@ class RecordReader:
     """Writes the prompt from other columns; None reads the prompt column."""
     known: frozenset[str]
     """Columns used outside of records, such as gold; not reported as unused."""
+    joiner: str = "\n"
+    """`data.steps.joiner`."""
 
     def records(self, table: Table, counts: RowCounts) -> tuple[Record, ...]:
         """The records of a table. Raises ConfigError if none is left."""
         parsed = parse(table, self.columns, self.prompt_template)
-        converted = convert(parsed.records, self.kind, source=table.name)
+        joined = tuple(replace(one, joiner=self.joiner) if isinstance(one, Steps) else one for one in parsed.records)
+        converted = convert(joined, self.kind, source=table.name)
         weighted = self._drop_zero_weight(converted.records, counts)
         valid = drop_invalid(weighted, self.quality, table.where)
         for dropped in (parsed.dropped, converted.dropped, valid.dropped):

@@ -80,7 +80,7 @@ class DataSettings:
     pack: bool = False
     """Join running text and split it into blocks of max_length; attention crosses document boundaries in a block."""
     steps: StepLayout = field(default_factory=StepLayout)
-    """Separators between the steps of a reasoning chain, for step labels (method=prm)."""
+    """Text between the steps of a reasoning chain."""
     quality: Quality = field(default_factory=Quality)
     """Filters of the training rows."""
     gold: Annotated[str | None, Confirm("runs this Python", harmless=is_bundled)] = None

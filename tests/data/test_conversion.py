@@ -36,12 +36,12 @@ PROMPT = Prompt(row=5, prompt=chat("a"), columns=COLUMNS)
         ([DESIRABLE], [DEMONSTRATION]),
         ([DESIRABLE], [PROMPT]),
         ([RIGHT], [PROMPT]),
-        ([RIGHT], [Demonstration(row=5, messages=chat("a", "b c"), columns=COLUMNS)]),
+        ([RIGHT], [Demonstration(row=5, messages=chat("a", "b\nc"), columns=COLUMNS)]),
         (
             [RIGHT, WRONG],
             [
-                UnpairedPreference(row=5, prompt=chat("a"), completion="b c", label=True, columns=COLUMNS),
-                UnpairedPreference(row=6, prompt=chat("a"), completion="b d", label=False, columns=COLUMNS),
+                UnpairedPreference(row=5, prompt=chat("a"), completion="b\nc", label=True, columns=COLUMNS),
+                UnpairedPreference(row=6, prompt=chat("a"), completion="b\nd", label=False, columns=COLUMNS),
             ],
         ),
         ([PREFERENCE], [DESIRABLE, replace(UNDESIRABLE, row=5)]),

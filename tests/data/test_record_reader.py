@@ -55,6 +55,13 @@ def test_columns_read_elsewhere_are_not_listed_as_unused():
     assert counts.unused == {"id": 2}
 
 
+def test_chain_as_an_answer_has_the_joiner_of_the_layout_between_its_steps():
+    row = {"prompt": "a", "steps": ["1 + 2 = 3.", "3 + 3 = 6."], "labels": [True, True]}
+    for kind in ("Demonstration", "UnpairedPreference"):
+        (record, _), _ = read(row, kind, joiner="\n\n- ")
+        assert record.completions() == ("- 1 + 2 = 3.\n\n- 3 + 3 = 6.",)
+
+
 def test_columns_of_prompts_are_available_to_rewards():
     _, counts = read({"prompt": "a", "answer": "b", "level": 3, "none": None}, "Prompt")
     assert list(counts.offered) == ["answer", "level", "none"]

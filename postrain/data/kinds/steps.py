@@ -41,9 +41,16 @@ class Steps(Record):
     prompt: Messages
     steps: tuple[str, ...]
     labels: tuple[bool, ...]
+    joiner: str = "\n"
+    """Text before each step of the chain as one answer, from the StepLayout."""
 
     supervises = "steps"
     needs = ("steps", "labels")
+
+    @property
+    def answer(self) -> str:
+        """The chain as one answer."""
+        return "".join(self.joiner + step for step in self.steps).lstrip()
 
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt), *self.steps)
@@ -110,7 +117,8 @@ class StepLayout:
     """Text between the steps of a chain. A process reward model is used with the layout of its training."""
 
     joiner: str = "\n"
-    """Text before each step. White space before the first step is removed, except with the plain template."""
+    """Text before each step, also where chains become demonstrations or unpaired preferences. White space before the
+    first step is removed, except with the plain template of method=prm."""
     separator: str = ""
     """Text after each step, including the last. A step's score is predicted at the separator's last token; empty: at
     the last token of the step."""
@@ -203,15 +211,15 @@ class StepRows(Batch):
 
 @conversion(Steps, Demonstration, reason="chain with a wrong step")
 def as_demonstration(record: Steps) -> tuple[Demonstration, ...]:
-    return demonstration(record, record.prompt, " ".join(record.steps)) if all(record.labels) else ()
+    return demonstration(record, record.prompt, record.answer) if all(record.labels) else ()
 
 
 @conversion(Steps, UnpairedPreference)
 def as_unpaired_preference(record: Steps) -> tuple[UnpairedPreference, ...]:
-    completion, right = " ".join(record.steps), all(record.labels)
+    right = all(record.labels)
     return (
         UnpairedPreference(
-            row=record.row, columns=record.columns, prompt=record.prompt, completion=completion, label=right
+            row=record.row, columns=record.columns, prompt=record.prompt, completion=record.answer, label=right
         ),
     )
 
