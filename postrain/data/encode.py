@@ -1,7 +1,8 @@
 """Token rows with loss masks, and truncation, for all record kinds.
 
-A row that is too long is truncated on the left of the prompt down to one prompt token, then on the right of the answer,
-which keeps its end token. Several answers to a prompt share one truncated prompt. Truncated rows are counted.
+A row that is too long loses the left of its prompt, down to one prompt token. If the answer does not fit either, the
+prompt keeps its last tokens, up to half of the row, and the answer its beginning, without an end token. Several answers
+to a prompt share one truncated prompt. Truncated rows are counted.
 
 L tokens of a row.
 """
@@ -31,7 +32,7 @@ TokenUse = Literal["context", "loss", "positive_step", "negative_step"]
 """Context (no loss); in the loss; last token of a step labelled right; of a step labelled wrong."""
 
 PROMPT_CUT = "prompt cut on the left"
-ANSWER_CUT = "answer cut on the right"
+ANSWER_CUT = "answer cut on the right (no end token)"
 
 
 @dataclass(frozen=True)
@@ -144,21 +145,23 @@ class Encoder:
         return self.joined(row, kept, completion)
 
     def cut_prompt_for(self, prompt: Tensor, answer: int) -> Tensor:
-        """The prompt truncated to leave `answer` tokens, down to one token."""
+        """The prompt truncated to leave `answer` tokens, down to one token; to half of the row if they do not fit."""
         if not prompt.numel():
             # The first token of a row has no context to be predicted from: an answer without a prompt follows eos.
             return self.eos()
-        return self._truncated(prompt, max(1, min(self.max_length - answer, self.max_prompt_length)))
+        room = self.max_length - answer
+        room = room if room > 0 else max(1, self.max_length // 2)
+        return self._truncated(prompt, min(room, self.max_prompt_length))
 
     def joined(self, row: int, prompt: Tensor, completion: Tensor, prompt_mask: Tensor | None = None) -> EncodedRow:
-        """Prompt and completion in one row; a truncated completion keeps its end token.
+        """Prompt and completion in one row; a truncated completion has no end token.
 
         `prompt_mask` is True for the tokens of the prompt in the loss, bool [L]; None if none is.
         """
         room = self.max_length - prompt.numel()
         if completion.numel() > room:
             self.cuts[ANSWER_CUT] += 1
-            completion = torch.cat([completion[: room - 1], completion[-1:]])
+            completion = completion[:room]
         ids = torch.cat([prompt, completion])
         supervised = np.ones(ids.numel(), np.bool_)  # a third of the time of tensors
         supervised[: prompt.numel()] = False if prompt_mask is None else prompt_mask

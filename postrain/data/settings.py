@@ -72,7 +72,8 @@ class DataSettings:
     loss_on: LossOn = "completion"
     """Tokens in the loss: completion (the last answer), assistant (all answers), all (prompts too)."""
     max_length: Length | None = None
-    """Maximum tokens per row; null uses the model's context. Prompts are truncated first, on the left."""
+    """Maximum tokens per row; null uses the model's context. Prompts are truncated first, on the left. An answer that
+    does not fit alone loses its end, with its end token, and leaves its prompt up to half of the row."""
     max_prompt_length: Count | None = None
     """Maximum tokens per prompt; null sets no limit besides data.max_length."""
     completion_tokens: Size = 256

@@ -53,17 +53,20 @@ def test_truncation_drops_the_left_of_the_prompt_first(adds_bos):
         assert len(row.ids) == len(row.supervised) <= length
         assert not row.supervised[0]
         supervised = row.ids[row.supervised].tolist()
-        assert supervised[-1] == encoder.template.tokenizer.eos_token_id
         assert row.supervised[-1]
         assert len(supervised) >= 2
         decoded = encoder.template.decode(supervised)
-        assert answer.startswith(decoded)
-        if len(answer) + 1 < length:
-            # The answer, its end and one token of the prompt fit: the answer is complete.
-            assert decoded == answer
-            assert encoder.cuts[ANSWER_CUT] == 0
         kept = encoder.template.decode(row.ids[~row.supervised])
         assert prompt.endswith(kept)
+        # Complete if the answer, its end and one token of the prompt fit.
+        complete = len(answer) + 1 < length
+        assert encoder.cuts[ANSWER_CUT] == (not complete)
+        assert (supervised[-1] == encoder.template.tokenizer.eos_token_id) == complete
+        if complete:
+            assert decoded == answer
+        else:
+            assert answer.startswith(decoded)
+            assert len(kept) == min(len(prompt), length // 2 - adds_bos)
         assert encoder.cuts[PROMPT_CUT] == (int((~row.supervised).sum()) < len(prompt) + adds_bos)
 
 
@@ -85,9 +88,19 @@ def test_truncated_pair_keeps_the_same_prompt_for_both_sides():
         assert prompts[0].equal(prompts[1])
         for side in (pair.chosen, pair.rejected):
             assert len(side.ids) <= length
-            assert int(side.ids[-1]) == encoder.template.tokenizer.eos_token_id
             assert int(side.supervised.sum()) >= 2
         assert encoder.cuts[PROMPT_CUT] <= 1
+
+
+def test_pair_with_an_answer_longer_than_the_row_keeps_half_of_the_row_for_its_prompt():
+    encoder = build_encoder(8)
+    (pair,) = encode([Preference(row=1, prompt=chat("zzzzxzqk"), chosen="q", rejected="j" * 20)], encoder)
+    assert isinstance(pair, EncodedPair)
+    decode = encoder.template.tokenizer.decode
+    # The prompt keeps 8 // 2 = 4 tokens on both sides. The chosen side ends, the cut one does not.
+    assert (decode(pair.chosen.ids), decode(pair.rejected.ids)) == ("xzqkq<|end|>", "xzqkjjjj")
+    assert pair.rejected.supervised.tolist() == [False] * 4 + [True] * 4
+    assert encoder.cuts == {PROMPT_CUT: 1, ANSWER_CUT: 1}
 
 
 def test_shared_prefix_of_both_answers_is_supervised_in_both():
@@ -158,11 +171,11 @@ def test_unpaired_preference_gets_another_completion_for_the_kl_estimate():
     assert isinstance(first, EncodedUnpairedPreference)
     assert isinstance(second, EncodedUnpairedPreference)
     decode = encoder.template.tokenizer.decode
-    assert (decode(first.answer.ids), decode(second.answer.ids)) == ("zqkjz<|end|>", "zxxxx<|end|>")
-    assert (decode(first.unrelated.ids), decode(second.unrelated.ids)) == ("jxxxx<|end|>", "xzz<|end|>")
+    assert (decode(first.answer.ids), decode(second.answer.ids)) == ("zqkjz<|end|>", "xzxxxx")
+    assert (decode(first.unrelated.ids), decode(second.unrelated.ids)) == ("qkjxxx", "xzz<|end|>")
     assert (first.label, second.label) == (True, False)
-    # Both prompts and the long answer are truncated. The second truncation of the first prompt is not counted.
-    assert encoder.cuts == {PROMPT_CUT: 2, ANSWER_CUT: 1}
+    # The first prompt and the long answer are truncated. The second truncation of the first prompt is not counted.
+    assert encoder.cuts == {PROMPT_CUT: 1, ANSWER_CUT: 1}
     batch = collate([first, second])
     assert isinstance(batch, UnpairedPreferences)
     # cost of scoring both: 6 + 6 and 6 + 4
@@ -189,7 +202,6 @@ def test_unrelated_completion_differs_after_truncation():
             own, other = (row.ids[row.supervised].tolist() for row in (item.answer, item.unrelated))
             assert own != other
             assert len(item.unrelated.ids) <= encoder.max_length
-            assert other[-1] == encoder.template.tokenizer.eos_token_id
 
 
 def test_empty_prompt_is_refused():

@@ -58,20 +58,23 @@ class UnpairedPreference(Record):
         encode = encoder.template.completions
         encodings = (encode(record.prompt, (record.completion,), row=record.row) for record in records)
         tokens = finish_all(encodings, encoder.template.tokenize)
-        prompts, completions = [], []
-        for record, (prompt, (completion,)) in zip(records, tokens, strict=True):
-            answer = encoder.answer(record.row, prompt, completion)
-            # The truncation of an answer depends on max_length only, so it is the same after any prompt.
+        longest = encoder.max_length
+        shortest_cut = longest - longest // 2  # of a completion that does not fit, after the longest prompt
+        prompts, completions, keys = [], [], []
+        for prompt, (completion,) in tokens:
             prompts.append(_packed(prompt))
-            completions.append(_packed(answer.ids[answer.supervised]))
-        others = kto_pairing(prompts, completions)
+            completions.append(_packed(completion[:longest]))  # it is cut after any prompt, so the rest is not needed
+            keys.append(completions[-1] if len(completion) < longest else _packed(completion[:shortest_cut]))
+        others = kto_pairing(prompts, keys)
         uncounted = replace(encoder, cuts=Counter())  # counts each truncation once
 
-        def joined(at: int, other: int) -> EncodedRow:
-            return uncounted.answer(records[at].row, _unpacked(prompts[at]), _unpacked(completions[other]))
+        def joined(by: Encoder, at: int, other: int) -> EncodedRow:
+            return by.answer(records[at].row, _unpacked(prompts[at]), _unpacked(completions[other]))
 
         return (
-            EncodedUnpairedPreference(record.row, joined(at, at), joined(at, others[at]), label=record.label)
+            EncodedUnpairedPreference(
+                record.row, joined(encoder, at, at), joined(uncounted, at, others[at]), label=record.label
+            )
             for at, record in enumerate(records)
         )
 
