@@ -67,8 +67,11 @@ class Template:
         further = special.intersection(end_ids(tokenizer))  # a generation config may name ids of another tokenizer
         self.stop_ids: tuple[int, ...] = tuple(sorted({tokenizer.eos_token_id, *ends, *further}))
         """The tokens that end an answer: EOS, those of the templates and those of the model's generation config."""
-        self._ends = tuple(tokenizer.convert_ids_to_tokens(token) for token in self.stop_ids if token in special)
-        self._texts = ConversationTexts(self.name, sources, tokenizer, seed, self._ends, self.notes)
+        self.ends: tuple[str, ...] = tuple(
+            tokenizer.convert_ids_to_tokens(token) for token in self.stop_ids if token in special
+        )
+        """Those of `stop_ids` that are special tokens, as text."""
+        self._texts = ConversationTexts(self.name, sources, tokenizer, seed, self.ends, self.notes)
 
     def encode_prompt(self, messages: Messages, *, row: int = 0) -> Tensor:
         """Ids of the prompt up to the first generated token, [L]; a prefill is part of it."""
@@ -111,7 +114,7 @@ class Template:
         before = self._texts.prompt(prompt, row)
         head, tail = self._texts.answer_affixes(prompt, before, row)
         texts = [head + piece if place == 0 else piece for place, piece in enumerate(pieces)]
-        end = rendering.turn_end(tail, self._ends)
+        end = rendering.turn_end(tail, self.ends)
         found = yield [(before, True), *((text, False) for text in (*texts, tail[: end or 0]))]
         first, *between, last = map(_tensor, found)
         return first, between, last if end is not None else _tensor([self.tokenizer.eos_token_id])

@@ -154,6 +154,8 @@ class Preparation:
             loss_on=settings.loss_on,
             known=frozenset(self._used_columns()),
             joiner=settings.steps.joiner,
+            ends=self.template.ends,
+            eos=self.template.tokenizer.eos_token,
         )
         return reading.records(table, self.counts)
 

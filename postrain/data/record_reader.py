@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
 from postrain.data.encode import Encoded, LossOn
+from postrain.data.end_tokens import REPEATED_END, without_end_tokens
 from postrain.data.formats import parse
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
@@ -58,12 +59,16 @@ class RecordReader:
     """Columns used outside of records, such as gold; not reported as unused."""
     joiner: str = "\n"
     """`data.steps.joiner`."""
+    ends: tuple[str, ...] = ()
+    """The end tokens of the template."""
+    eos: str = ""
+    """The end token of running text."""
 
     def records(self, table: Table, counts: RowCounts) -> tuple[Record, ...]:
         """The records of a table. Raises ConfigError if none is left."""
         parsed = parse(table, self.columns, self.prompt_template)
         joined = tuple(replace(one, joiner=self.joiner) if isinstance(one, Steps) else one for one in parsed.records)
-        converted = convert(joined, self.kind, source=table.name)
+        converted = convert(self._without_end_tokens(joined, counts), self.kind, source=table.name)
         weighted = self._drop_zero_weight(converted.records, counts)
         valid = drop_invalid(weighted, self.quality, table.where)
         for dropped in (parsed.dropped, converted.dropped, valid.dropped):
@@ -78,6 +83,14 @@ class RecordReader:
         if not valid.records:
             raise ConfigError(f"{table.name}: no row can be used: {reasons(counts.dropped)}")
         return valid.records
+
+    def _without_end_tokens(self, records: tuple[Record, ...], counts: RowCounts) -> tuple[Record, ...]:
+        if not self.ends:
+            return records
+        found = tuple(without_end_tokens(record, self.ends, self.eos) for record in records)
+        if changed := sum(one is not other for one, other in zip(found, records, strict=True)):
+            counts.repaired[REPEATED_END] += changed
+        return found
 
     def _drop_zero_weight(self, records: tuple[Record, ...], counts: RowCounts) -> tuple[Record, ...]:
         """Drops records without an answer in the loss: those that loss_on selects all have weight 0."""

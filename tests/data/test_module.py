@@ -48,6 +48,14 @@ def test_empty_completions_are_dropped_or_refused(empty, tmp_path):
             prepared("jsonl", f"data.path={path}", "data.quality.empty=error")
 
 
+def test_answers_that_end_with_the_end_token_are_encoded_as_those_without(tmp_path):
+    ended = [{**row, "completion": f"{row['completion']}<|end|>"} for row in DEMONSTRATIONS]
+    paths = [write_lines(tmp_path / f"{len(rows[0]['completion'])}.jsonl", rows) for rows in (DEMONSTRATIONS, ended)]
+    plain, repaired = (prepared("jsonl", f"data.path={path}").audit for path in paths)
+    assert plain.fingerprint == repaired.fingerprint
+    assert (plain.repaired, repaired.repaired) == ({}, {"end token in the text removed": len(ended)})
+
+
 def lines(*rows: Any) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 

@@ -62,6 +62,37 @@ def test_chain_as_an_answer_has_the_joiner_of_the_layout_between_its_steps():
         assert record.completions() == ("- 1 + 2 = 3.\n\n- 3 + 3 = 6.",)
 
 
+@pytest.mark.parametrize(
+    ("row", "kind", "content"),
+    [
+        ({"prompt": "a</s>", "completion": "b</s>\n"}, "Demonstration", ("a</s>", "b")),
+        ({"prompt": "a", "completion": "b <|end|></s>"}, "Demonstration", ("a", "b ")),
+        ({"prompt": "a", "chosen": "b</s>", "rejected": "</s> c"}, "Preference", ("a", "b", "</s> c")),
+        ({"prompt": "a", "completion": "b</s>", "label": True}, "UnpairedPreference", ("a", "b")),
+        ({"prompt": "a", "steps": ["b", "c</s>"], "labels": [True, True]}, "Demonstration", ("a", "b\nc")),
+        ({"text": "b<|end|></s>"}, "Text", ("b<|end|>",)),
+    ],
+)
+def test_end_token_at_the_end_of_an_answer_is_removed_and_counted(row, kind, content):
+    records, counts = read(row, kind, ends=("<|end|>", "</s>"), eos="</s>")
+    assert records[0].content() == content
+    assert counts.repaired == {"end token in the text removed": 2}
+    assert read(row, kind)[1].repaired == {}
+
+
+def test_end_token_is_removed_from_earlier_answers_and_from_the_reference_of_rewards():
+    turns = [{"role": role, "content": f"{role}</s>"} for role in ("user", "assistant", "user", "assistant")]
+    (record, _), _ = read({"messages": turns}, "Demonstration", ends=("</s>",))
+    assert record.content() == ("user</s>", "assistant", "user</s>", "assistant")
+    (record, _), _ = read({"question": "a", "answer": "3</s>"}, "Prompt", ends=("</s>",))
+    assert record.columns == {"answer": "3", "solution": "3"}
+
+
+def test_answer_that_is_an_end_token_alone_is_empty():
+    with pytest.raises(ConfigError, match="no row can be used: 2 empty completion"):
+        read({"prompt": "a", "completion": "</s>"}, "Demonstration", ends=("</s>",))
+
+
 def test_columns_of_prompts_are_available_to_rewards():
     _, counts = read({"prompt": "a", "answer": "b", "level": 3, "none": None}, "Prompt")
     assert list(counts.offered) == ["answer", "level", "none"]
