@@ -33,11 +33,11 @@ from postrain.data.layouts import (
 from postrain.data.messages import KNOWN_ROLES, awaits_answer, is_messages
 from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.prompt_template import PromptTemplate
-from postrain.data.readers import Cell, Table
+from postrain.data.readers import Table
 from postrain.data.reading_progress import tracked
 from postrain.data.records import NO_COLUMNS, Record
 from postrain.data.solutions import with_boxed_answer
-from postrain.data.values import clean_values, decode
+from postrain.data.values import Cell, clean_values, decode
 from postrain.errors import ConfigError
 
 ZERO_WEIGHT = "row of weight 0"

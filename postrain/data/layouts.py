@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from postrain.data.readers import Cell
-from postrain.data.values import Binary
+from postrain.data.values import Binary, Cell
 
 if TYPE_CHECKING:  # records.py imports this file
     from postrain.data.records import Record

@@ -6,7 +6,6 @@ files (files.py).
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import lzma
@@ -18,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from postrain.data.delimited import read_delimited
 from postrain.data.reading_progress import tracked
-from postrain.data.values import Struct, clean_values, decode
+from postrain.data.values import Struct, clean_values, decode, refuse_repeated
 from postrain.errors import ConfigError
 
 DOCUMENT_CHARACTERS = 2000
@@ -27,17 +27,9 @@ DOCUMENT_CHARACTERS = 2000
 split at twice this length, at the end of a line or word. This length gives enough rows for a held-out part and far
 fewer than one per paragraph."""
 UNITS = {".jsonl": "line", ".ndjson": "line", ".csv": "line", ".tsv": "line", ".txt": "line", ".json": "item"}
-DELIMITERS = ",;\t"
-"""Delimiters of CSV files, in order of preference; one that occurs in the header is used."""
 JSON_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
 JSON_LINE = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\n]*\}\s*(\n|$)")
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
-# The default limit of 131,072 characters is too short for documents.
-csv.field_size_limit(2**31 - 1)
-
-
-class Cell(str):
-    """A cell of a CSV file: text that may stand for a boolean or a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,31 +200,11 @@ def _json(raw: bytes, name: str) -> Numbered:
 
 
 def _csv(raw: bytes, name: str) -> Numbered:
-    text = _text(raw, name)
-    delimiter = next((sign for sign in DELIMITERS if sign in text.partition("\n")[0]), ",")
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    try:
-        header = next(lines, [])
-        _refuse_repeated(header, name)
-        line = lines.line_num
-        for cells in lines:
-            if cells and len(cells) != len(header):
-                raise ConfigError(f"{name}, line {line + 1}: expected {len(header)} cells as in line 1")
-            if cells:
-                yield line + 1, dict(zip(header, map(Cell, cells), strict=True))
-            line = lines.line_num
-    except csv.Error as error:
-        raise ConfigError(f"{name}, line {lines.line_num}: not valid CSV ({error})") from None
+    return read_delimited(_text(raw, name), name, tabs=False)
 
 
-def _refuse_repeated(columns: Sequence[str], name: str) -> None:
-    """Raises ConfigError if two columns have the same name."""
-    for place, column in enumerate(columns):
-        if column in columns[:place]:
-            raise ConfigError(
-                f"{name}: the columns {columns.index(column) + 1} and {place + 1} are both named {column!r}; "
-                "rename one of them"
-            )
+def _tsv(raw: bytes, name: str) -> Numbered:
+    return read_delimited(_text(raw, name), name, tabs=True)
 
 
 def _parquet(raw: bytes, name: str) -> Numbered:
@@ -241,7 +213,7 @@ def _parquet(raw: bytes, name: str) -> Numbered:
 
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(raw))
-        _refuse_repeated(file.schema_arrow.names, name)
+        refuse_repeated(file.schema_arrow.names, name)
         rows = file.read().to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from None
@@ -258,7 +230,7 @@ def _arrow(raw: bytes, name: str) -> Numbered:
         table = open_table(buffer).read_all()
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{name}: cannot be read as Arrow ({' '.join(str(error).split())[:120]})") from None
-    _refuse_repeated(table.column_names, name)
+    refuse_repeated(table.column_names, name)
     yield from enumerate(map(Struct, table.to_pylist()))
 
 
@@ -296,7 +268,7 @@ READERS: Mapping[str, Callable[[bytes, str], Numbered]] = {
     ".ndjson": _json_lines,
     ".json": _json,
     ".csv": _csv,
-    ".tsv": _csv,
+    ".tsv": _tsv,
     ".parquet": _parquet,
     ".arrow": _arrow,
     ".txt": _documents,

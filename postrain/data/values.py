@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ REPLACEMENT = "\ufffd"
 REPLACED = "unpaired surrogate or NUL replaced by U+FFFD"
 PANDAS_NULLS = ("NAType", "NaTType")
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+
+
+class Cell(str):
+    """Marks a cell of a CSV file: text that may stand for a boolean or a number."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ def clean_values(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
             raise ConfigError(f"{where}: column names have to be text, got {name!r:.60}; rename the column")
     made = Struct if isinstance(values, Struct) else dict
     return {_name(name): _clean(value, name, where, replaced, 1, made) for name, value in values.items()}, replaced
+
+
+def refuse_repeated(columns: Sequence[str], name: str) -> None:
+    """Raises ConfigError if two columns have the same name."""
+    for place, column in enumerate(columns):
+        if column in columns[:place]:
+            raise ConfigError(
+                f"{name}: the columns {columns.index(column) + 1} and {place + 1} are both named {column!r}; "
+                "rename one of them"
+            )
 
 
 def _clean(value: Any, column: str, where: str, replaced: set[str], level: int, made: type[dict[str, Any]]) -> Any:

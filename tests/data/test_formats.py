@@ -12,7 +12,7 @@ from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
 from postrain.data.kinds.text import Text
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
-from postrain.data.readers import Cell
+from postrain.data.values import Cell
 from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 

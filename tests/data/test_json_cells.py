@@ -11,8 +11,8 @@ from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.steps import Steps
-from postrain.data.readers import Cell
 from postrain.data.records import Record
+from postrain.data.values import Cell
 from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 

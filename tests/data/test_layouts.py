@@ -11,8 +11,8 @@ from postrain.data.kinds.preference import Preference
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
 from postrain.data.prompt_template import PromptTemplate
-from postrain.data.readers import Cell
 from postrain.data.records import Record
+from postrain.data.values import Cell
 from postrain.errors import ConfigError
 from tests.data.helpers import chat, table
 

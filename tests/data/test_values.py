@@ -89,12 +89,6 @@ def test_csv_errors_name_the_line_they_are_in(tmp_path):
         read_file(write(tmp_path / "x.csv", 'text,id\na,1\n\nb,"2"x\n'))
 
 
-@pytest.mark.parametrize(("name", "sign"), [("x.csv", ";"), ("x.tsv", "\t"), ("x.csv", "\t")])
-def test_other_delimiters_are_taken_from_the_header(name, sign, tmp_path):
-    table = read_file(write(tmp_path / name, f"text{sign}id\na{sign}1,5\n"))
-    assert dict(table.rows[0].values) == {"text": "a", "id": "1,5"}
-
-
 @pytest.mark.parametrize(
     "text",
     ["line of words here\n" * 900, ("word " * 3000).strip(), "x" * 13000, "line\n\n" + "word " * 3000 + "\n\nlast"],

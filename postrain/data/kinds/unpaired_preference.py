@@ -22,9 +22,9 @@ from postrain.data.kinds.demonstration import Demonstration, demonstration, pars
 from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.layouts import Fields, Malformed, row_format
 from postrain.data.prompt_columns import last_answer
-from postrain.data.readers import Cell
 from postrain.data.records import Record, conversion
 from postrain.data.tokenizing import finish_all
+from postrain.data.values import Cell
 from postrain.errors import ConfigError
 from postrain.types import Batch, Rows
 
