@@ -23,6 +23,7 @@ from postrain.errors import ConfigError
 from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
 from postrain.runs.resume import saved_config
+from postrain.runs.sessions import parts
 from postrain.training.config import TrainConfig
 
 CHOOSES_METHOD = ("method=", "experiment=")
@@ -44,17 +45,17 @@ class Side:
         return load_target(self.config["method"]["_target_"])
 
     def surroundings(self) -> dict[str, str]:
-        """Versions, hardware, code and fingerprints of a run from its manifest, as dotted keys."""
+        """Versions, hardware, code and fingerprints of a run from its manifest, as dotted keys, of all its sessions."""
         found = read_json(self.folder.manifest) if self.folder else {}
-        parts = {
-            "versions": found.get("versions"),
-            "hardware": {key: (found.get("hardware") or {}).get(key) for key in ("platform", "cpu", "threads", "gpus")},
-            "git": {"commit": (found.get("git") or {}).get("commit")},
-            "data": {"fingerprint": (found.get("data") or {}).get("fingerprint")},
-            "model": {"fingerprint": (found.get("model") or {}).get("fingerprint")},
+        shown = {"versions": None, "hardware": ("platform", "cpu", "threads", "gpus"), "git": ("commit",)}
+        flat = {
+            f"{part}.{key}": [values.get(key) for values in parts(found, part)]
+            for part, keys in shown.items()
+            for key in keys or dict.fromkeys(key for values in parts(found, part) for key in values)
         }
-        flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in (values or {}).items()}
-        return {key: str(value) for key, value in flat.items() if value not in (None, [])}
+        flat |= {f"{part}.fingerprint": [(found.get(part) or {}).get("fingerprint")] for part in ("data", "model")}
+        texts = {key: [str(one) for one in values if one not in (None, [])] for key, values in flat.items()}
+        return {key: " → ".join(dict.fromkeys(values)) for key, values in texts.items() if values}
 
 
 def side(word: str, overrides: Sequence[str]) -> Side:

@@ -27,6 +27,7 @@ from postrain.runs.folder import RunFolder
 from postrain.runs.forks import ForkPoint, checkpoint_of, settings_since, update_of_checkpoint
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.resume import check_model, checked_config, training_config
+from postrain.runs.sessions import threads_after
 from postrain.runs.status import checkpoints
 from postrain.training.checkpoints import is_whole
 from postrain.training.config import TrainConfig
@@ -53,7 +54,7 @@ def replay(
     ForkPoint(run, first).copy_past(run, folder, checked_config(run))
     interrupt = Interrupt(stop_after=last)
     try:
-        with redirect_stdout(io.StringIO()), threads_of(run):
+        with redirect_stdout(io.StringIO()), threads_of(run, first):
             run_session(train, config, folder, interrupt, command=("replay",), callbacks=callbacks)
     except Interrupted:
         if interrupt.received:
@@ -80,11 +81,10 @@ def trusted_run(path: str, confirmed: Sequence[str], key: str) -> RunFolder:
 
 
 @contextmanager
-def threads_of(run: RunFolder) -> Iterator[None]:
-    """Uses as many threads as the run: a sum that is divided among threads has other rounding errors."""
-    before, recorded = torch.get_num_threads(), read_json(run.manifest).get("hardware")
-    threads = recorded.get("threads") if isinstance(recorded, dict) else None
-    torch.set_num_threads(threads if isinstance(threads, int) and 0 < threads <= 1024 else before)
+def threads_of(run: RunFolder, update: int) -> Iterator[None]:
+    """Uses as many threads as the run after `update`: a sum that is divided among threads has other rounding errors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_after(read_json(run.manifest), update) or before)
     try:
         yield
     finally:

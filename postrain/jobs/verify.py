@@ -29,6 +29,7 @@ from postrain.jsonl import Record, number, read_json
 from postrain.runs.folder import RunFolder
 from postrain.runs.forks import checkpoint_of
 from postrain.runs.manifest import hardware, versions
+from postrain.runs.sessions import parts, thread_changes
 from postrain.runs.status import checkpoints
 from postrain.training.checkpoints import is_whole
 from postrain.training.config import TrainConfig
@@ -78,19 +79,16 @@ def verify(
 
 
 def differences(manifest: Record) -> list[str]:
-    """Why numbers cannot be compared bit for bit: other hardware or versions, or a GPU."""
-    made, here = _part(manifest, "hardware"), hardware()
+    """Why numbers cannot be compared bit for bit: other hardware or versions in any session, or a GPU."""
+    compared = (("hardware", hardware(), ("platform", "cpu", "gpus")), ("versions", versions(), SAME_VERSIONS))
     found = [
-        f"{name} was {made[name]}, is {here[name]}"
-        for name in ("platform", "cpu", "gpus")
-        if name in made and made[name] != here[name]
+        f"{name} was {made[name]}, is {here.get(name)}"
+        for part, here, names in compared
+        for made in parts(manifest, part)
+        for name in names
+        if name in made and made[name] != here.get(name)
     ]
-    old, new = _part(manifest, "versions"), versions()
-    found += [
-        f"{name} was {old[name]}, is {new.get(name)}"
-        for name in SAME_VERSIONS
-        if name in old and old[name] != new.get(name)
-    ]
+    found = [*dict.fromkeys(found)]
     trainer = _part(_part(manifest, "config"), "trainer")
     if trainer.get("accelerator") == "gpu" and not trainer.get("deterministic"):
         found.append("GPU kernels add in varying order without trainer.deterministic=true")
@@ -98,8 +96,14 @@ def differences(manifest: Record) -> list[str]:
 
 
 def choose_regions(run: RunFolder, last: int, updates: int, regions: int, choose: random.Random) -> list[Region]:
-    """Random regions of `updates` updates each, in order."""
-    possible = [Region(first, min(first + updates, last)) for first in starts(run) if first < last]
+    """Random regions of `updates` updates each, in order. A region ends with the last update of a session if the next
+    one has another number of threads."""
+    ends = [*thread_changes(read_json(run.manifest)), last]
+    possible = [
+        Region(first, min(first + updates, *(end for end in ends if end > first)))
+        for first in starts(run)
+        if first < last
+    ]
     if not possible:
         raise ConfigError(f"verify: no update of {run.path} can be re-executed with its present settings")
     chosen = choose.sample(possible, min(regions, len(possible)))

@@ -26,6 +26,7 @@ from postrain.evaluation.evaluator import evaluate, rows_of
 from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.hardware.shares import Share
 from postrain.jobs.findings import Findings
+from postrain.jobs.replay import threads_of
 from postrain.jobs.verify_records import comparable
 from postrain.jsonl import Record, plain, read_json, update_of
 from postrain.methods.base import Method
@@ -85,15 +86,16 @@ class FinalState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        rescore(self.found, self.run, self.config, pl_module, self.choose)
         path = checkpoint_of(self.run, self.last)
-        if self.config.trainer.strategy != "single":
-            self.found.notes.append("final model and last evaluation were not checked: the run has several ranks")
-        elif not path.is_file() or not is_whole(path):
-            self.found.notes.append(f"final model and last evaluation were not checked: {path.name} is missing")
-        else:
-            with loaded(pl_module, path), trainer.precision_plugin.forward_context():
-                self.check(pl_module)
+        with threads_of(self.run, self.last - 1):
+            rescore(self.found, self.run, self.config, pl_module, self.choose)
+            if self.config.trainer.strategy != "single":
+                self.found.notes.append("final model and last evaluation were not checked: the run has several ranks")
+            elif not path.is_file() or not is_whole(path):
+                self.found.notes.append(f"final model and last evaluation were not checked: {path.name} is missing")
+            else:
+                with loaded(pl_module, path), trainer.precision_plugin.forward_context():
+                    self.check(pl_module)
 
     def check(self, method: Method) -> None:
         """Checks the state that is loaded."""

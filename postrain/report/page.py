@@ -22,6 +22,7 @@ from postrain.report.blocks import ABOUT, Block, Facts, Group, Legend, Table, Te
 from postrain.report.export import TABLE_FORMATS, write_table
 from postrain.report.pictures import FORMATS, REMEDY, Sheet, write_sheet
 from postrain.runs.folder import writing
+from postrain.runs.sessions import parts, with_changes
 
 HERE = Path(__file__).parent
 RELOAD = 5
@@ -69,9 +70,17 @@ def section(title: str, *blocks: Block | None) -> Section | None:
 
 
 def reproduction(manifest: Mapping[str, Any], path: Path) -> tuple[Block | None, ...]:
-    """The command that reproduces a run, and its folder."""
+    """The command that reproduces a run, those that resumed it with other settings, and its folder."""
     command = manifest.get("reproduce")
-    return code(str(command)) if command else None, Text(str(path), "path muted")
+    later = [
+        block
+        for one in with_changes(manifest)
+        for block in (
+            Text(f"After update {one['update']}, with other settings:", ABOUT),
+            code(str(one["command"])),
+        )
+    ]
+    return code(str(command)) if command else None, *later, Text(str(path), "path muted")
 
 
 def resumption(skipped: str, resume: str, repeat: str | None, path: Path) -> Section | None:
@@ -83,8 +92,12 @@ def resumption(skipped: str, resume: str, repeat: str | None, path: Path) -> Sec
 
 
 def machine(manifest: Mapping[str, Any]) -> Group:
-    """Seeds, machine, code version and packages of the manifest."""
-    found = [(name, flat(manifest.get(name))) for name in ("seeds", "hardware", "git", "versions")]
+    """Seeds, machine, code version and packages of the manifest; all values of a run with several sessions."""
+    found = [("seeds", flat(manifest.get("seeds")))]
+    for name in ("hardware", "git", "versions"):
+        rows = [row for part in parts(manifest, name) for row in flat(part)]
+        values = {key: " → ".join(dict.fromkeys(value for other, value in rows if other == key)) for key, _ in rows}
+        found.append((name, [*values.items()]))
     return Group([card(name, Facts(rows, "table")) for name, rows in found if rows])
 
 

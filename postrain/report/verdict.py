@@ -18,6 +18,7 @@ from postrain.jsonl import number
 from postrain.report.changes import Change, changes, signed
 from postrain.report.folders import Run
 from postrain.report.values import mapping, text_of
+from postrain.runs.sessions import with_changes
 from postrain.training.diagnostic_checks import LARGE_KL
 
 KL = "eval/kl/exact"
@@ -170,7 +171,9 @@ def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, 
 
 
 def _overrides(run: Run) -> list[str] | None:
-    """The overrides of its command line; None for a run that `train` alone cannot repeat (from Python, resumed)."""
+    """The overrides of its command line; None for a run that it alone cannot repeat (from Python, other settings)."""
+    if with_changes(run.manifest):
+        return None
     try:
         arguments = shlex.split(text_of(run.manifest.get("reproduce")))
     except ValueError:

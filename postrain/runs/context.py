@@ -60,8 +60,10 @@ class RunContext:
         *,
         seeds: Mapping[str, int],
         reference: str | None = None,
+        update: int = 0,
     ) -> None:
-        """Writes manifest.json; `reference` is the fingerprint of a reference model other than `model`."""
+        """Writes manifest.json; `reference` is the fingerprint of a reference model other than `model`, `update` the
+        last update before this session."""
         identity = {"name": model.name, "source": model.source, "fingerprint": model.fingerprint}
         write_manifest(
             self.folder,
@@ -72,4 +74,5 @@ class RunContext:
             model=identity | ({"reference": reference} if reference else {}),
             stand_in_for=model.stand_in_for,
             program=self.command,
+            update=update,
         )

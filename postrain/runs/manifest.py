@@ -1,7 +1,8 @@
 """manifest.json: everything needed to reproduce a run.
 
 Command, git state, resolved config, seeds, package versions, data and model fingerprints, hardware. Keys, tokens and
-passwords are masked (config/masking.py).
+passwords are masked (config/masking.py). Command, git state, versions and hardware are those of the first session;
+`sessions` has those of the later ones (sessions.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from postrain.config.paths import command
 from postrain.jsonl import atomic_write_text, plain, read_json
 from postrain.processor import usable_cores
 from postrain.runs.folder import RunFolder, writing
+from postrain.runs.sessions import MADE_WITH, later_sessions
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "hydra-core", "tokenizers", "numpy", "datasets")
 TRAIN = tuple(command("train").split())
@@ -42,23 +44,29 @@ def write_manifest(
     model: Mapping[str, Any],
     stand_in_for: str | None = None,
     program: Sequence[str] = TRAIN,
+    update: int = 0,
 ) -> None:
-    """Writes manifest.json.
+    """Writes manifest.json, or adds a session to it.
 
     `config`: resolved, in plain containers. `overrides`: the arguments after `program`. `data`: fingerprint and counts
     of the rows. `model`: name, source and fingerprint of the weights. `stand_in_for`: the requested model, if another
-    one replaced it.
+    one replaced it. `update`: the last update before this session.
     """
+    command, earlier = reproduce(overrides, program), read_json(folder.manifest)
+    now = {"git": code_state(), "versions": versions(), "hardware": hardware()}
+    first = {name: earlier.get(name) for name in MADE_WITH} if earlier else now
+    later = [*later_sessions(earlier), {"update": update, "command": command, **now}] if earlier else []
     manifest = {
-        "reproduce": reproduce(overrides, program),
+        "reproduce": earlier.get("reproduce") if earlier else command,
         "stand_in_for": stand_in_for,
         **({"fork": fork} if (fork := read_json(folder.fork)) else {}),
-        "git": code_state(),
+        "git": first["git"],
         "seeds": dict(seeds),
         "data": masked(plain(data)),
         "model": masked(dict(model)),
-        "versions": versions(),
-        "hardware": hardware(),
+        "versions": first["versions"],
+        "hardware": first["hardware"],
+        **({"sessions": later} if later else {}),
         "config": masked(plain(config)),
     }
     with writing(folder.manifest):

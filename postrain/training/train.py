@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ProgressBar
@@ -21,6 +22,7 @@ from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.size import size_of
 from postrain.processor import bf16_speedup
 from postrain.runs.context import RunContext
+from postrain.runs.forks import update_of_checkpoint
 from postrain.runs.resume import check_data, check_reference
 from postrain.training.checkpoints import Checkpoints, newest_readable
 from postrain.training.components import Components, build, check_reward, gather_policy, training_notes
@@ -42,10 +44,10 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
     """Trains in the run folder, from its newest checkpoint if there is one; returns the headline metric."""
     components = build(config)
     method, first = components.method, is_first_rank()
-    if first:
-        announce(config, components, run)
-    loggers = make_loggers(config, run) if first else []
     checkpoint, damaged = newest_readable(run.folder.path)
+    if first:
+        announce(config, components, run, checkpoint)
+    loggers = make_loggers(config, run) if first else []
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was skipped", file=sys.stderr)
     guard = NaNGuard(run.folder)
@@ -79,7 +81,7 @@ def refusing_before_first_update(method: Method) -> Iterator[None]:
         raise RefusedRun(str(error)) from error
 
 
-def announce(config: TrainConfig, components: Components, run: RunContext) -> None:
+def announce(config: TrainConfig, components: Components, run: RunContext, checkpoint: Path | None) -> None:
     """Prints the audit and writes the manifest.
 
     Raises ConfigError if an earlier session of the run had another reference or other rows.
@@ -95,7 +97,9 @@ def announce(config: TrainConfig, components: Components, run: RunContext) -> No
     lines = [components.audit.render(), config.learning_rate_line, *notes, f"run folder: {run.folder.path}"]
     print("\n".join([reference.description, *lines] if reference else lines), flush=True)
     other = components.reference.fingerprint if components.reference else None
-    run.save_manifest(config, components.audit, config.resolved, seeds={"seed": config.seed}, reference=other)
+    update = update_of_checkpoint(checkpoint) if checkpoint else 0
+    seeds = {"seed": config.seed}
+    run.save_manifest(config, components.audit, config.resolved, seeds=seeds, reference=other, update=update)
 
 
 def precision_note(

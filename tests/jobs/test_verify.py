@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from postrain.cli import verify as command
 from postrain.errors import ConfigError
 from postrain.jobs.findings import Findings
-from postrain.jobs.replay import starts
+from postrain.jobs.replay import starts, threads_of
 from postrain.jobs.verify import Region, choose_regions, differences, re_execute, verify
 from postrain.jobs.verify_records import check_consistency
 from postrain.runs.folder import RunFolder
@@ -187,11 +187,26 @@ def test_completions_before_a_change_of_settings_are_not_scored_again(run):
     assert verified(run)["mismatches"] == []
 
 
+def test_region_ends_before_a_session_with_other_threads(run):
+    manifest = json.loads(run.manifest.read_text())
+    later = {"update": 2, "hardware": {"threads": 7}}
+    run.manifest.write_text(json.dumps({**manifest, "sessions": [later]}))
+    # Checkpoints of updates 1, 2 and 3; from the start and from 1, three updates would end after the last one.
+    assert choose_regions(run, 3, 3, 9, random.Random(0)) == [Region(0, 2), Region(1, 2), Region(2, 3)]
+    before = torch.get_num_threads()
+    for update, threads in ((1, manifest["hardware"]["threads"]), (2, 7)):
+        with threads_of(run, update):
+            assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == before
+
+
 def test_other_hardware_or_versions_are_compared_within_a_tolerance():
     manifest = {"hardware": hardware(), "versions": versions(), "config": {"trainer": {"accelerator": "cpu"}}}
     assert differences(manifest) == []
     other = {**manifest, "versions": {**versions(), "torch": "1.0"}, "hardware": {**hardware(), "cpu": "abacus"}}
     assert [line.split(",")[0] for line in differences(other)] == ["cpu was abacus", "torch was 1.0"]
+    resumed = {**manifest, "sessions": [{**other, "update": 4}, {**other, "update": 6}]}
+    assert [line.split(",")[0] for line in differences(resumed)] == ["cpu was abacus", "torch was 1.0"]
     # 1 % of the larger number, and 1e-4 around 0.
     found = Findings(exact=False)
     assert found.same(1.0, 1.009)

@@ -272,3 +272,18 @@ def test_run_writes_metrics_and_samples_like_an_evaluation(full_run: Path) -> No
     responses = json.loads((full_run / "sample_responses.json").read_text())
     assert [one["model"] for one in responses] == ["before"] * 32 + ["after"] * 32
     assert (full_run / "response_lengths.png").is_file()
+
+
+def test_commands_and_machines_of_all_sessions_are_shown(tmp_path: Path) -> None:
+    later = {"command": "python train.py resume=a allow_change=true seed=2", "versions": {"torch": "2", "python": "3"}}
+    manifest = {"reproduce": "python train.py seed=1", "versions": {"torch": "1", "python": "3"}}
+    manifest |= {"sessions": [{"update": 4, "command": "python train.py resume=a"}, {"update": 6, **later}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "loss": 2.0}\n')
+    text = page_of(tmp_path)
+    assert "python train.py seed=1" in text
+    assert "After update 6, with other settings:" in text
+    assert "resume=a allow_change=true seed=2" in text
+    assert "After update 4" not in text
+    assert "1 → 2" in text
+    assert "3 → 3" not in text

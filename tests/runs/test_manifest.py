@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from postrain.config.masking import masked
 from postrain.runs.folder import RunFolder
 from postrain.runs.manifest import git_state, reproduce, write_manifest
+from postrain.runs.sessions import sessions, thread_changes, threads_after, with_changes
 
 
 def test_secrets_are_masked_by_their_key() -> None:
@@ -68,3 +70,37 @@ def test_manifest_has_all_entries_without_secrets(tmp_path: Path) -> None:
     assert manifest["hardware"]["cores"] >= 1
     names = "reproduce stand_in_for git seeds data model versions hardware config"
     assert set(manifest) == set(names.split())
+
+
+def test_resumed_run_keeps_the_first_session_and_adds_its_own(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
+    known: Any = {"seeds": {}, "data": {"fingerprint": "f00"}, "model": {}}
+    write_manifest(folder, config={"seed": 1}, overrides=["method=ppo"], **known)
+    first = json.loads(folder.manifest.read_text())
+    other = {"git": {"commit": "c0de"}, "versions": {"torch": "1.0"}, "hardware": {"cpu": "abacus", "threads": 7}}
+    folder.manifest.write_text(json.dumps(first | other))
+    for update, word in ((4, "hub_token=s3cret"), (6, "allow_change=true")):
+        write_manifest(folder, config={"seed": 2}, overrides=["resume=a", word], update=update, **known)
+    found = json.loads(folder.manifest.read_text())
+    assert {name: found[name] for name in ("reproduce", *other)} == {"reproduce": "python train.py method=ppo", **other}
+    assert found["config"] == {"seed": 2}
+    now = {name: first[name] for name in other}
+    assert found["sessions"] == [
+        {"update": 4, "command": "python train.py resume=a 'hub_token=***'", **now},
+        {"update": 6, "command": "python train.py resume=a allow_change=true", **now},
+    ]
+    assert [one["update"] for one in with_changes(found)] == [6]
+
+
+def test_sessions_are_those_that_made_the_updates() -> None:
+    def begun(update: int, threads: int) -> dict[str, Any]:
+        return {"update": update, "hardware": {"threads": threads}}
+
+    # From update 6 a run was killed before a checkpoint, and resumed again.
+    manifest = {"hardware": {"threads": 1}, "sessions": [begun(4, 1), begun(6, 2), begun(6, 3), {"update": "odd"}, 1]}
+    assert [(one["update"], one["hardware"]["threads"]) for one in sessions(manifest)] == [(0, 1), (4, 1), (6, 3)]
+    assert [threads_after(manifest, update) for update in (0, 3, 5, 6, 9)] == [1, 1, 1, 3, 3]
+    assert thread_changes(manifest) == [6]
+    # The first session was killed before a checkpoint. An earlier version wrote no sessions.
+    assert [one["update"] for one in sessions({"hardware": 1, "sessions": [begun(0, 2)]})] == [0]
+    assert (threads_after({"sessions": [begun(0, 2)]}, 0), threads_after({"hardware": 1}, 0)) == (2, None)
