@@ -13,22 +13,24 @@ import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from postrain.data.delimited import read_delimited
+from postrain.data.documents import documents
+from postrain.data.layouts import PARTS, names
 from postrain.data.reading_progress import tracked
 from postrain.data.values import Struct, clean_values, decode, refuse_repeated
 from postrain.errors import ConfigError
 
-DOCUMENT_CHARACTERS = 2000
-"""Approximate characters of a document of running text, which is split at blank lines. Text without blank lines is
-split at twice this length, at the end of a line or word. This length gives enough rows for a held-out part and far
-fewer than one per paragraph."""
 UNITS = {".jsonl": "line", ".ndjson": "line", ".csv": "line", ".tsv": "line", ".txt": "line", ".json": "item"}
-JSON_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
+JSON = (".json", ".jsonl", ".ndjson")
+JSON_WHOLE = re.compile(rb"(\xef\xbb\xbf)?\s*(\[\s*\{|\{\s*\n)")
+"""Beginning of a list of objects, or of an object over several lines."""
 JSON_LINE = re.compile(rb"(\xef\xbb\xbf)?\s*\{[^\n]*\}\s*(\n|$)")
+COLUMN_NAMES = frozenset({"answer", "solution", *(name for known in PARTS.values() for name in known)})
+MESSAGE_FIELDS = (("role", "content"), ("from", "value"))
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 
 
@@ -125,13 +127,13 @@ def read_file(path: str) -> Table:
             f"compressed ({', '.join(COMPRESSED)})"
         )
     raw = _bytes(file)
-    if suffix in (".json", ".jsonl", ".ndjson"):
+    if suffix in JSON:
         # Both suffixes are in use for both formats.
-        suffix = ".json" if JSON_LIST.match(raw) else ".jsonl" if JSON_LINE.match(raw) else suffix
+        suffix = ".json" if JSON_WHOLE.match(raw) else ".jsonl" if JSON_LINE.match(raw) else suffix
     table = make_table(path, UNITS.get(suffix, "row"), READERS[suffix](raw, path))
     if not table.rows:
         raise ConfigError(f"{path} is empty; expected at least one row")
-    return table
+    return _unwrapped(table) if suffix in JSON else table
 
 
 def _bytes(file: Path) -> bytes:
@@ -176,10 +178,15 @@ def _parse(text: str, name: str, number: int) -> Any:
     try:
         return decode(text)
     except json.JSONDecodeError as error:
-        line = number + error.lineno - 1
-        raise ConfigError(
-            f"{name}, line {line}: not valid JSON ({error.msg} at column {error.colno}); correct or remove the line"
-        ) from None
+        raise _not_json(error, name, number) from None
+
+
+def _not_json(error: json.JSONDecodeError, name: str, number: int) -> ConfigError:
+    """The error of a text that begins in line `number`."""
+    line = number + error.lineno - 1
+    return ConfigError(
+        f"{name}, line {line}: not valid JSON ({error.msg} at column {error.colno}); correct or remove the line"
+    )
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -192,11 +199,36 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 def _json(raw: bytes, name: str) -> Numbered:
     text = _text(raw, name)
-    value = {} if text.lstrip().startswith("{") else _parse(text, name, 1) if text.strip() else []
-    if not isinstance(value, list):
+    try:
+        found = decode(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":  # several objects, each over several lines
+            raise _not_json(error, name, 1) from None
+        found = None
+    if not isinstance(found, list | dict):
         raise ConfigError(f"{name}: expected a list of objects, or one object per line")
-    for number, item in enumerate(value):
+    for number, item in enumerate([found] if isinstance(found, dict) else found):
         yield number, _object(item, f"{name}, item {number}")
+
+
+def _unwrapped(table: Table) -> Table:
+    """The rows of a file whose only object holds them as a list, such as {"version": 1, "data": [...]}.
+
+    Raises ConfigError if it holds several lists.
+    """
+    values = table.rows[0].values
+    lists = [name for name, value in values.items() if _holds_rows(value)]
+    if len(table.rows) > 1 or not lists or not COLUMN_NAMES.isdisjoint(values):
+        return table
+    if len(lists) > 1:
+        raise ConfigError(f"{table.name}: holds several lists of objects ({names(lists)}); write each to its own file")
+    return replace(table, unit="item", rows=tuple(Row(number, item) for number, item in enumerate(values[lists[0]])))
+
+
+def _holds_rows(value: Any) -> bool:
+    """True for a list of objects other than messages."""
+    objects = isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+    return objects and bool(value) and not any({first, second} <= value[0].keys() for first, second in MESSAGE_FIELDS)
 
 
 def _csv(raw: bytes, name: str) -> Numbered:
@@ -235,32 +267,7 @@ def _arrow(raw: bytes, name: str) -> Numbered:
 
 
 def _documents(raw: bytes, name: str) -> Numbered:
-    """Splits running text at blank lines; blank lines within a document stay."""
-    held: list[str] = []
-    first = 1
-    length = 0
-    for number, line in _lines(_text(raw, name).replace("\r\n", "\n")):
-        blank = not line.strip()
-        if (blank and length >= DOCUMENT_CHARACTERS) or (held and length + len(line) > 2 * DOCUMENT_CHARACTERS):
-            yield first, {"text": "\n".join(held)}
-            held, length = [], 0
-        if held or not blank:
-            first = first if held else number
-            held.append(line)
-            length += len(line)
-    if text := "\n".join(held).rstrip():
-        yield first, {"text": text}
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; very long lines are split at spaces."""
-    longest = 2 * DOCUMENT_CHARACTERS
-    for number, line in enumerate(text.split("\n"), start=1):
-        while len(line) > longest:
-            cut = line.rfind(" ", 1, longest) if " " in line[1:longest] else longest
-            yield number, line[:cut]
-            line = line[cut:]
-        yield number, line
+    return documents(_text(raw, name).replace("\r\n", "\n"))
 
 
 READERS: Mapping[str, Callable[[bytes, str], Numbered]] = {

@@ -75,7 +75,14 @@ def test_text_is_split_into_documents_at_blank_lines(tmp_path):
         ("x.csv", "text\n", "is empty"),
         ("x.csv", "", "is empty"),
         ("x.txt", "\n\n", "is empty"),
-        ("x.json", '{\n"text": "a"\n}', "expected a list of objects, or one object per line"),
+        ("x.json", '{\n"text": "a"\n}\n{\n"text": "b"\n}', "expected a list of objects, or one object per line"),
+        ("x.json", "3", "expected a list of objects, or one object per line"),
+        ("x.json", '{\n"text": "a",\n}', "line 3: not valid JSON"),
+        (
+            "x.json",
+            '{"train": [{"a": 1}], "test": [{"a": 1}]}',
+            r"several lists of objects \(train, test\)",
+        ),
         ("x.json", '{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
         ("x.arrow", "text", "cannot be read as Arrow"),
         ("x.json", '[{"text": "a"}, 3]', "item 1: expected an object"),
@@ -104,6 +111,32 @@ def test_json_and_json_lines_are_distinguished_by_content(suffix, tmp_path):
     items = read_file(str(path))
     assert [row.values for row in lines.rows] == [row.values for row in items.rows] == ROWS
     assert (lines.where(1), items.where(0)) == (f"{path}, line 1", f"{path}, item 0")
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_in_the_only_list_of_an_object_are_read(suffix, indent, tmp_path):
+    path = write(tmp_path / f"x.{suffix}", json.dumps({"version": 1, "data": ROWS}, indent=indent))
+    table = read_file(path)
+    assert [(row.number, row.values) for row in table.rows] == [*enumerate(ROWS)]
+    assert table.where(1) == f"{path}, item 1"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"dialog": [{"from": "human", "value": "a"}]},  # may be mapped with data.columns
+        {"prompt": "a", "completion": "b", "tools": [{"name": "f"}]},
+        {"data": ["a"]},
+        {"data": []},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_without_rows_is_one_row(row, indent, tmp_path):
+    table = read_file(write(tmp_path / "x.json", json.dumps(row, indent=indent)))
+    assert [found.values for found in table.rows] == [row]
 
 
 @pytest.mark.parametrize("open_writer", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])

@@ -14,8 +14,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from postrain.data.documents import DOCUMENT_CHARACTERS
 from postrain.data.formats import parse
-from postrain.data.readers import DOCUMENT_CHARACTERS, make_table, read_file
+from postrain.data.readers import make_table, read_file
 from postrain.errors import ConfigError
 
 
