@@ -136,7 +136,9 @@ class Distill(WithTeacher):
     def scored(self, batch: Experience) -> Experience:
         """With the log-probabilities of a teacher behind a server."""
         rows = batch.rows if batch.teacher is None else batch.teacher.rows
-        return replace(batch, top_k=self.server.score(rows)) if self.server_url else batch
+        if not self.server_url:
+            return batch
+        return replace(batch, top_k=self.teacher_cache.top_k_of(rows) or self.server.score(rows))
 
     def prompts_of(self, batch: Prompts | Rows) -> Prompts:
         """Prompts, or the tokens of each row before its first supervised one."""
@@ -172,8 +174,9 @@ class Distill(WithTeacher):
             mass = Mean(known_BT.sum(), mask_BT.sum())
             return self.summed(divergence_BT, mask_BT, {"teacher/top_k_mass": mass})
         if theirs is None or theirs.spans is None or self.teacher_context is None:
-            rows = None if theirs is None else theirs.rows
-            found = score_with_reference(self.policy, self.teacher, batch.rows, reference_rows=rows, **options)
+            options["reference_rows"] = None if theirs is None else theirs.rows
+            options["reference_states_ND"] = self.teacher_cache.states_of(batch.rows) if theirs is None else None
+            found = score_with_reference(self.policy, self.teacher, batch.rows, **options)
             return self.summed(found.kl_BT, found.mask_BT, {})
         vocabularies = self.teacher_context.vocabularies
         assert vocabularies is not None

@@ -5,6 +5,7 @@ Leaves out the loss (distill.py) and the rows that the teacher reads (teacher_co
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -13,10 +14,13 @@ from annotated_types import Interval
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
+from postrain.hardware import collectives
 from postrain.hardware.sharding import load_state
 from postrain.methods.online import Online
-from postrain.methods.reference_model import move_towards, print_on_rank_zero
+from postrain.methods.reference_cache import deduplicate, rows_in
+from postrain.methods.reference_model import all_items, move_towards, print_on_rank_zero
 from postrain.methods.server_teacher import ServerTeacher
+from postrain.methods.teacher_cache import TeacherCache
 from postrain.methods.teacher_context import TeacherContext, TeacherRows, end_token
 from postrain.models.directory import context_length
 from postrain.models.parts import frozen_copy, model_width, unwrapped
@@ -53,6 +57,9 @@ class WithTeacher(Online):
     """Align the tokens of a teacher with another tokenizer by the text of the completion. The coverage is logged as
     align/*."""
 
+    precompute_teacher: bool = False
+    """Run the teacher over all completions once before the first update, which saves time with several epochs. Needs
+    on_policy=0. In memory are its last hidden states, hidden size · 4 bytes per token, or a server's answers."""
     teacher_top_k: Size = 20
     """Tokens of each position whose log-probabilities a teacher behind a URL sends; the others are one outcome."""
     teacher_timeout: Positive = 120.0
@@ -65,6 +72,7 @@ class WithTeacher(Online):
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
+        self.teacher_cache = TeacherCache()
         self.ema: Reference | None = None
         if self.teacher_model_kind == "ema":
             if hasattr(self.policy, "disable_adapter"):
@@ -125,6 +133,11 @@ class WithTeacher(Online):
                 f"method.{key}: the teacher's rows are made from prompts and sampled completions; set "
                 f"method.on_policy=1, got {on_policy:g}"
             )
+        if self.precompute_teacher and on_policy:
+            raise ConfigError(
+                f"method.precompute_teacher: sampled completions are not known before the first update; set "
+                f"method.on_policy=0, got {on_policy:g}"
+            )
         if self.server_url and self.sampling.temperature != 1:
             raise ConfigError(
                 f"rollout.temperature={self.sampling.temperature:g}: a server sends log-probabilities at temperature "
@@ -173,6 +186,26 @@ class WithTeacher(Online):
     def has_other_prompt(self) -> bool:
         """Whether the teacher reads another prompt than the student."""
         return self.teacher_prompt != "{prompt}" or self.teacher_system_prompt is not None
+
+    def setup(self, stage: str) -> None:
+        """Fills the cache before the first update, and before a checkpoint is loaded."""
+        super().setup(stage)
+        if not self.precompute_teacher:
+            return
+        batch = deduplicate(all_items(self.datamodule))
+        print_on_rank_zero(f"teacher: reading {len(batch)} rows once ... ")
+        started = time.monotonic()
+        if self.server_url:
+            rows = rows_in(batch)
+            self.teacher_cache = TeacherCache.of_server(rows, self.server.score(rows))
+        else:
+            groups = self.micro_batches(batch)
+            # A sharded model needs all ranks: one without groups computes the first one too.
+            mine = groups[collectives.rank() :: collectives.world_size()] or groups[:1]
+            with self.trainer.strategy.precision_plugin.forward_context():
+                self.teacher_cache = TeacherCache.of_model(self.teacher, batch, mine)
+        size = self.teacher_cache.bytes() / 2**20
+        print_on_rank_zero(f"{time.monotonic() - started:.1f} s, {size:.0f} MiB in memory\n")
 
     def teacher_rows(self, prompts: Prompts, rollouts: Rollouts) -> TeacherRows | None:
         """What the teacher reads for sampled completions; None if it is the same."""

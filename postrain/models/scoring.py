@@ -204,6 +204,7 @@ def score_with_reference(
     rows: Rows,
     *,
     reference_rows: Rows | None = None,
+    reference_states_ND: Tensor | None = None,
     temperature: float = 1.0,
     entropy: EntropyMode = "off",
     head: Callable[[Tensor], Tensor] | None = None,
@@ -212,12 +213,14 @@ def score_with_reference(
     """Scores all rows under model and reference, one forward pass each; differentiable in `model`, KL included.
 
     `reference_rows` are the rows that the reference reads, if other ones: with the same supervised tokens after other
-    prompts. `divergence` maps the log-probabilities of model and reference and the probabilities of the model, [N, V]
-    each, to [N]. If one model has more logits than the other, those are cut: they pad the vocabulary.
+    prompts; `reference_states_ND` are its last hidden states at these tokens, if known. `divergence` maps the
+    log-probabilities of model and reference and the probabilities of the model, [N, V] each, to [N]. If one model has
+    more logits than the other, those are cut: they pad the vocabulary.
     """
     mine = supervised_states(model, rows)
-    with torch.no_grad(), reference.scoring() as frozen:
-        theirs = supervised_states(frozen, reference_rows or rows)
+    if reference_states_ND is None:
+        with torch.no_grad(), reference.scoring() as frozen:
+            reference_states_ND = supervised_states(frozen, reference_rows or rows).states_ND
 
     def chunk(states_ND: Tensor, ref_states_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
         logits_NV = logits_of(model, states_ND)
@@ -235,7 +238,8 @@ def score_with_reference(
         sampled_logps = (table.gather(-1, targets_N[:, None]).squeeze(-1) for table in (logps_NV, ref_logps_NV))
         return *sampled_logps, kl_N, entropy_N
 
-    flat = in_chunks(chunk, mine.states_ND, theirs.states_ND, mine.targets_N, vocabulary=model_width(model))
+    both = mine.states_ND, reference_states_ND.to(mine.states_ND.device)
+    flat = in_chunks(chunk, *both, mine.targets_N, vocabulary=model_width(model))
     logps_BT, ref_logps_BT, kl_BT, entropy_BT = map(mine.unflatten, flat)
     values_BT = torch.zeros_like(kl_BT) if head is None else mine.unflatten(upcast(head(mine.states_ND)).squeeze(-1))
     return ReferenceScores(

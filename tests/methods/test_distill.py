@@ -13,6 +13,7 @@ from postrain import losses
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.methods.distill import Divergence
+from postrain.methods.teacher_cache import TeacherCache
 from postrain.types import Rows, Sampling
 from tests.cli.test_main import run
 from tests.methods.builders import ScriptedEngine, float64_model, make_method, rows
@@ -99,11 +100,39 @@ def test_truncated_completions_can_be_masked() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"missing_eos_penalty": 1.0}, r"method\.missing_eos_penalty=1 is subtracted from a reward")],
+    [
+        ({"missing_eos_penalty": 1.0}, r"method\.missing_eos_penalty=1 is subtracted from a reward"),
+        ({"precompute_teacher": True}, r"method\.precompute_teacher: sampled completions are not known.*on_policy=0"),
+    ],
 )
 def test_contradicting_settings_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         distill(**changes)
+
+
+def test_loss_from_states_of_the_teacher_equals_that_of_its_forward_pass() -> None:
+    method, batch = distill(on_policy=0.0), given_rows()
+    expected = float(mean_loss(method, batch).detach())
+    # Two micro-batches, in another order than the rows of the batch.
+    method.teacher_cache = TeacherCache.of_model(method.teacher, batch, [[2], [0, 1]])
+    with method.teacher.scoring() as model, torch.no_grad():
+        for parameter in model.transformer.h.parameters():
+            parameter.zero_()
+    assert float(mean_loss(method, batch).detach()) == pytest.approx(expected, rel=1e-12)
+    # Three rows of 3, 2 and 3 completion tokens, 16 numbers of 8 bytes each.
+    assert method.teacher_cache.bytes() == 8 * 16 * 8
+    # Rows that it does not know need the forward pass.
+    other = rows(PROMPTS, [torch.tensor(ids) for ids in reversed(COMPLETIONS)])
+    assert method.teacher_cache.states_of(other) is None
+
+
+def test_a_run_with_a_precomputed_teacher_gives_the_numbers_of_one_without(tmp_path, capsys) -> None:
+    words = ("method=distill", "method.on_policy=0", "evaluation.completions=0", "trainer.checkpoint_every=9")
+    runs = [small_run(tmp_path / each, *words, f"method.precompute_teacher={each}") for each in ("true", "false")]
+    assert "teacher: reading " in capsys.readouterr().out
+    for one, other in zip(*(folder.metrics.read() for folder in runs), strict=True):
+        logged = [{name: record[name] for name in ("loss", "eval/loss") if name in record} for record in (one, other)]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-5)
 
 
 def test_missing_teacher_is_refused_in_one_line_before_the_run_folder_exists(tmp_path, capsys) -> None:

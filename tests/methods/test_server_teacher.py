@@ -11,6 +11,7 @@ import torch
 from postrain import losses
 from postrain.errors import ConfigError
 from postrain.methods.server_teacher import PROBE, ServerTeacher
+from postrain.methods.teacher_cache import TeacherCache
 from postrain.models.top_k import TopK, score_top_k
 from tests.methods.builders import float64_model, rows
 from tests.methods.test_distill import COMPLETIONS, distill, given_rows, mean_loss, prompts
@@ -52,6 +53,11 @@ def test_loss_from_a_server_equals_that_of_the_same_teacher_in_memory():
             method = distill(student=float64_model(), **changes)
             method.server_url, method.server = url, ServerTeacher(url, VOCABULARY, 5.0)
             assert float(mean_loss(method, batch).detach()) == pytest.approx(expected, rel=1e-4)
+        cached = distill(student=float64_model(), on_policy=0.0)
+        cached.server_url, cached.server = url, ServerTeacher("http://127.0.0.1:1", VOCABULARY, 5.0)
+        answers = ServerTeacher(url, VOCABULARY, 5.0).score(given_rows())
+        cached.teacher_cache = TeacherCache.of_server(given_rows(), answers)
+        assert float(mean_loss(cached, given_rows()).detach()) == pytest.approx(expected, rel=1e-4)
         # Of three tokens, the row's own is one.
         known = ServerTeacher(url, 3, 5.0).score(given_rows())
     for ids, completion in zip(known.ids, COMPLETIONS, strict=True):

@@ -1,0 +1,66 @@
+"""What a fixed teacher says about given completions, computed once before the first update.
+
+Of a model, its last hidden states are kept, so that later epochs only run its output layer and the divergence stays
+exact. Of a teacher behind a server, its answers are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from postrain.hardware import collectives
+from postrain.methods.reference_cache import row_digests, rows_in
+from postrain.models.reference import Reference
+from postrain.models.scoring import supervised_states
+from postrain.models.top_k import TopK
+from postrain.types import Batch, Rows
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """By row, keyed by its tokens and mask."""
+
+    states: dict[bytes, Tensor] = field(default_factory=dict)
+    """Hidden states [T, D] that predict each supervised token, on the CPU."""
+    top_k: dict[bytes, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Tokens and log-probabilities of a server, [T, K] each."""
+
+    @classmethod
+    @torch.no_grad()
+    def of_model(cls, teacher: Reference, batch: Batch, groups: Iterable[Sequence[int]]) -> TeacherCache:
+        """The states of all rows of these groups of item indices of all ranks."""
+        states: dict[bytes, Tensor] = {}
+        for group in groups:
+            rows = rows_in(batch.select(group))
+            with teacher.scoring() as model:
+                found = supervised_states(model, rows)
+            pieces = found.states_ND.cpu().split(found.mask_BT.sum(1).tolist())
+            states |= zip(row_digests(rows), pieces, strict=True)
+        return cls(states={digest: state for part in collectives.gather(states) for digest, state in part.items()})
+
+    @classmethod
+    def of_server(cls, rows: Rows, found: TopK) -> TeacherCache:
+        """The answers of a server about `rows`."""
+        return cls(top_k=dict(zip(row_digests(rows), zip(found.ids, found.logps, strict=True), strict=True)))
+
+    def states_of(self, rows: Rows) -> Tensor | None:
+        """The states of the supervised tokens of these rows, [N, D]; None if one of them is not known."""
+        found = [self.states.get(digest) for digest in row_digests(rows)]
+        known = [states for states in found if states is not None]
+        return torch.cat(known) if len(known) == len(found) else None
+
+    def top_k_of(self, rows: Rows) -> TopK | None:
+        """The answers about these rows; None if one of them is not known."""
+        found = [self.top_k.get(digest) for digest in row_digests(rows)]
+        known = [pair for pair in found if pair is not None]
+        ids, logps = zip(*known, strict=True) if known else ((), ())
+        return TopK(ids, logps) if len(known) == len(found) else None
+
+    def bytes(self) -> int:
+        """Memory of all tensors."""
+        tensors = [*self.states.values(), *(tensor for pair in self.top_k.values() for tensor in pair)]
+        return sum(tensor.nbytes for tensor in tensors)
