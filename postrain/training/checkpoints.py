@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +148,17 @@ def _checksums_match(path: Path) -> bool:
             return records.testzip() is None
     except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError):
         return False
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is not counted among those to keep; returns its new path."""
+    renamed = path.with_name(f"{path.name}.damaged")
+    with writing(path):
+        os.replace(path, renamed)
+        if (shards := path.with_suffix(SHARDS)).is_dir():
+            shutil.rmtree(there := shards.with_name(f"{shards.name}.damaged"), ignore_errors=True)
+            os.replace(shards, there)
+    return renamed
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[Path]]:

@@ -24,7 +24,7 @@ from postrain.processor import bf16_speedup
 from postrain.runs.context import RunContext
 from postrain.runs.forks import update_of_checkpoint
 from postrain.runs.resume import check_data, check_reference
-from postrain.training.checkpoints import Checkpoints, newest_readable
+from postrain.training.checkpoints import Checkpoints, newest_readable, set_aside
 from postrain.training.components import Components, build, check_reward, gather_policy, training_notes
 from postrain.training.config import TrainConfig
 from postrain.training.diagnostics import Diagnostics
@@ -49,7 +49,7 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
         announce(config, components, run, checkpoint)
     loggers = make_loggers(config, run) if first else []
     for path in damaged if first else []:
-        print(f"warning: {path} is damaged and was skipped", file=sys.stderr)
+        print(f"warning: {path} is damaged and was renamed to {set_aside(path).name}", file=sys.stderr)
     guard = NaNGuard(run.folder)
     trainer_callbacks = callbacks(config, components, run, guard)
     with refusing_before_first_update(method):

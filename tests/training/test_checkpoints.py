@@ -14,7 +14,7 @@ from torch import nn
 
 from postrain.errors import ConfigError, Interrupted
 from postrain.runs.folder import RunFolder
-from postrain.training.checkpoints import Checkpoints, newest_readable
+from postrain.training.checkpoints import Checkpoints, newest_readable, set_aside
 from postrain.training.nan_guard import NaNGuard
 from tests.training.conftest import FakeMethod, FakeTrainer
 from tests.training_runs import final_state, records, resumed, same, small_run
@@ -73,6 +73,28 @@ def test_checkpoint_with_64_flipped_bytes_is_detected_and_skipped(folder: RunFol
     # torch.load does not detect it; only the checksum does.
     torch.load(new, weights_only=True)
     assert newest_readable(folder.path) == (old, [new])
+
+
+def test_damaged_checkpoint_is_not_kept_instead_of_a_good_one(folder: RunFolder) -> None:
+    saved(folder.checkpoints / "update=000004.ckpt")
+    (folder.checkpoints / "update=000006.ckpt").write_bytes(b"PK")
+    shard = folder.checkpoints / "update=000006.shards" / "__0_0.distcp"
+    for content in ("first", "second"):
+        # The same update may be damaged twice.
+        shard.parent.mkdir()
+        shard.write_text(content)
+        (folder.checkpoints / "update=000006.ckpt").write_bytes(b"PK")
+        _, (damaged,) = newest_readable(folder.path)
+        assert set_aside(damaged) == folder.checkpoints / "update=000006.ckpt.damaged"
+    Checkpoints(folder, NaNGuard(folder), every=1, keep=1).save(cast("Any", Writer(saved)), 5)
+    with folder.locked():  # which removes what a killed process left
+        assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
+            "update=000005.ckpt",
+            "update=000006.ckpt.damaged",
+            "update=000006.shards.damaged",
+        ]
+    assert (folder.checkpoints / "update=000006.shards.damaged" / shard.name).read_text() == "second"
+    assert newest_readable(folder.path) == (folder.checkpoints / "update=000005.ckpt", [])
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"\0" * 1000, b"PK\3\4" + b"\xff" * 500])
