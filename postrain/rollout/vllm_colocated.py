@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -34,23 +35,23 @@ class Colocated:
     ) -> None:
         # Weights are passed as tensors of this process, so vLLM must not start another process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("RANK", str(collectives.rank()))
         self.vllm = load("vllm")
         self.sleeps, self.asleep = sleep, False
-        self.llm = self.vllm.LLM(
-            model=directory_of(model),
-            trust_remote_code=False,
-            dtype=str(dtype).removeprefix("torch."),
-            gpu_memory_utilization=gpu_memory_utilization,
-            max_model_len=max_model_len,
-            enable_sleep_mode=sleep,
-            # Log-probs after temperature and truncation; vLLM's default is before.
-            logprobs_mode="processed_logprobs",
-            # Ignore the model's generation config.
-            generation_config="vllm",
-            # Ranks already have a process group; each one needs its own engine.
-            distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
-        )
+        with rank_variable():
+            self.llm = self.vllm.LLM(
+                model=directory_of(model),
+                trust_remote_code=False,
+                dtype=str(dtype).removeprefix("torch."),
+                gpu_memory_utilization=gpu_memory_utilization,
+                max_model_len=max_model_len,
+                enable_sleep_mode=sleep,
+                # Log-probs after temperature and truncation; vLLM's default is before.
+                logprobs_mode="processed_logprobs",
+                # Ignore the model's generation config.
+                generation_config="vllm",
+                # Ranks already have a process group; each one needs its own engine.
+                distributed_executor_backend="external_launcher" if collectives.world_size() > 1 else None,
+            )
 
     @property
     def replicas(self) -> Sequence[Colocated]:
@@ -90,6 +91,19 @@ class Colocated:
         if self.asleep:
             self.llm.wake_up()
             self.asleep = False
+
+
+@contextmanager
+def rank_variable() -> Iterator[None]:
+    """Sets RANK, which vLLM reads when it starts, for the block: afterwards it would be that of torchrun, and further
+    runs of this process (stages, sweeps) would be ranks of it."""
+    given = "RANK" in os.environ
+    os.environ.setdefault("RANK", str(collectives.rank()))
+    try:
+        yield
+    finally:
+        if not given:
+            os.environ.pop("RANK", None)
 
 
 def completion_of(output: Any) -> Completion:

@@ -5,6 +5,7 @@ transferred weights.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Calls:
     """Weights that a transfer leaves as they were."""
     teacher: Any = None
     """The model of `prompt_logprobs`."""
+    rank: str | None = None
+    """The environment variable RANK when vLLM started."""
     resets: bool = True
     """Whether the prefix cache can be reset."""
 
@@ -92,7 +95,7 @@ def fake_vllm(calls: Calls) -> ModuleType:
 
     class LLM:
         def __init__(self, **settings: Any) -> None:
-            calls.init = checked("LLM", settings)
+            calls.init, calls.rank = checked("LLM", settings), os.environ.get("RANK")
 
         def collective_rpc(self, method: str, **given: Any) -> None:
             checked("LLM.collective_rpc", given)

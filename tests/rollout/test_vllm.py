@@ -1,5 +1,6 @@
 """A colocated rollout=vllm with a fake vLLM: its arguments, weight transfers and the conversion of its outputs."""
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -26,8 +27,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     found = Calls()
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm(found))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("RANK", "VLLM_ENABLE_V1_MULTIPROCESSING"):
-        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     return found
 
 
@@ -48,6 +49,14 @@ def model() -> Any:
 
 
 STOP = Stop((END, 3), ("=", "</calc>"), str)
+
+
+def test_vllm_has_the_rank_and_leaves_it_to_no_further_run_of_the_process(calls, model, monkeypatch):
+    for given, seen in ((None, "0"), ("3", "3")):
+        if given:
+            monkeypatch.setenv("RANK", given)
+        engine().generate(model, PROMPTS, seeds=SEEDS, stop=STOP)
+        assert (calls.rank, os.environ.get("RANK")) == (seen, given)
 
 
 def test_each_row_has_its_own_seed_and_all_the_same_stops(calls, model):
