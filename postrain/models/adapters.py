@@ -24,7 +24,7 @@ from postrain.models.directory import ADAPTER_CONFIG, read_json
 from postrain.models.quiet import quiet
 from postrain.models.saved_adapter import REFERENCE, load_weights, one_line, saved_config
 from postrain.models.sources import ResolvedModel
-from postrain.models.vocabulary import embedding_names, embeddings_needed, untrained_tokens
+from postrain.models.vocabulary import embedding_names, embeddings_needed, ties_embeddings, untrained_tokens
 from postrain.seeds import seeded
 from postrain.types import Fraction, Positive, Size
 
@@ -177,7 +177,7 @@ class LoRA(Adapter):
                     f"it has {', '.join(linear)} (null selects all in the trunk)"
                 )
             output = getattr(model, "get_output_embeddings", lambda: None)()
-            tied = [name for name, part in model.named_modules() if part is output and _ties_embeddings(model)]
+            tied = [name for name, part in model.named_modules() if part is output and ties_embeddings(model)]
             if any(f".{name}".endswith(f".{target}") for name in tied):
                 raise ConfigError(
                     f"adapter.target_modules: {target} of this {type(model).__name__} is tied to the input embeddings, "
@@ -217,17 +217,12 @@ def add_reference_adapter(policy: Any) -> None:
     policy.set_adapter("default")
 
 
-def _ties_embeddings(model: Any) -> bool:
-    """Whether input and output embeddings are the same weights."""
-    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-
-
 def _trains_tied_embeddings(model: Any, modules: Sequence[str]) -> bool:
     """Whether `modules` include embeddings that are tied. Raises ConfigError for those that PEFT cannot keep tied."""
     embeddings = [name for name in embedding_names(model) if name.rpartition(".")[2] in modules] + (
         ["lm_head"] if "lm_head" in modules else []
     )
-    if not embeddings or not _ties_embeddings(model):
+    if not embeddings or not ties_embeddings(model):
         return False
     if any(name.rpartition(".")[2] not in TIED_BY_PEFT for name in embeddings):
         raise ConfigError(

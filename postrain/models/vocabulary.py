@@ -122,6 +122,11 @@ def randomly_initialized(model: Any, tokenizer: Any, used: Sequence[int], *, exc
     return [added[token].content for token, off in zip(tokens, off_N.tolist(), strict=True) if abs(off) < chance]
 
 
+def ties_embeddings(model: Any) -> bool:
+    """Whether input and output embeddings are the same weights."""
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
 def embedding_names(model: Any) -> list[str]:
     """Module names of a model's input embeddings and, if not tied, of its output embeddings."""
     into, out = model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)()
