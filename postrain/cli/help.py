@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.cli.commands import overview
 from postrain.cli.main import root_of
 from postrain.cli.user_conf import use_user_conf
-from postrain.config import renamed
+from postrain.config import old_names, renamed
 from postrain.config.annotations import describe, is_group
 from postrain.config.groups import SWEEP, groups_of, listing
 from postrain.config.overrides import DRY_RUN, PROGRAMS
@@ -98,7 +98,7 @@ def explain(word: str) -> str | None:
     """The description of a key, a group or an option; None if it does not exist."""
     name = word.strip().lstrip("+")
     if (present := renamed.key(name)) != name:
-        if name not in renamed.SYNONYMS:
+        if name not in old_names.SYNONYMS:
             renamed.announce(name, present)
         name = present
     if name.lstrip("-") == DRY_RUN.lstrip("-"):

@@ -19,7 +19,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from postrain.config import renamed
+from postrain.config import old_names, renamed
 from postrain.config.paths import CONF, user_conf, user_folder
 from postrain.config.yaml_file import TooLarge, check_size
 from postrain.errors import ConfigError
@@ -116,7 +116,7 @@ def check_file(file: Path) -> None:
 def _names(path: str) -> list[str]:
     """A path in a folder of configs, and the same path with the old name of its group if it has one."""
     group, slash, option = path.partition("/")
-    return [path, *(f"{old}{slash}{option}" for old in filter(None, [renamed.GROUPS.get(group)]))]
+    return [path, *(f"{old}{slash}{option}" for old in filter(None, [old_names.GROUPS.get(group)]))]
 
 
 class UserConf(SearchPathPlugin):

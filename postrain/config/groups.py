@@ -13,7 +13,7 @@ from hydra._internal.config_repository import IConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 
-from postrain.config import renamed
+from postrain.config import old_names
 from postrain.config.arguments import parse
 from postrain.config.paths import study_dirs, user_conf
 from postrain.config.yaml_file import load_yaml
@@ -50,7 +50,7 @@ def listing(conf: Path, group: str) -> str:
 
 def _comment(conf: Path, group: str, name: str) -> str:
     roots = [root for root in (user_conf(), conf) if root]
-    names = filter(None, (group, renamed.GROUPS.get(group)))
+    names = filter(None, (group, old_names.GROUPS.get(group)))
     folders = study_dirs(conf.parent) if group == SWEEP else [root / each for each in names for root in roots]
     files = (folder / f"{name}.yaml" for folder in folders)
     path = next((file for file in files if file.is_file()), None)
@@ -65,7 +65,7 @@ class Groups:
     """The config groups of conf/, of the user, of --config-dir and of Hydra, and `sweep`."""
 
     def __init__(self, conf: Path, extra: str | None) -> None:
-        for group, old in renamed.GROUPS.items() if extra else ():
+        for group, old in old_names.GROUPS.items() if extra else ():
             if (Path(str(extra)) / old).is_dir():
                 raise ConfigError(f"--config-dir: the group {old} is now {group}; rename the folder {old} in {extra}")
         self.sources = [*_sources(conf, extra)]

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from postrain.config import renamed
+from postrain.config import old_names, renamed
 from postrain.config.annotations import adapter, describe
 from postrain.config.paths import config_dirs
 from postrain.config.schema import TARGET, Key, SuppliedArguments, is_node, is_section, load_target, schema_of
@@ -102,7 +102,7 @@ def options(group: str) -> Mapping[str, Path]:
     """The options of a group with their files; a user's option replaces a built-in one."""
     found: dict[str, Path] = {}
     for conf in config_dirs():
-        for name in filter(None, (group, renamed.GROUPS.get(group))):
+        for name in filter(None, (group, old_names.GROUPS.get(group))):
             for file in sorted((conf / name).glob("*.yaml")):
                 found.setdefault(file.stem, file)
     return dict(sorted(found.items()))

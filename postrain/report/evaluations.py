@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from postrain.config import renamed
+from postrain.config import old_names
 from postrain.formatting import figure, short
 from postrain.jsonl import JsonLines, Record, read_json
 from postrain.metrics import metric
@@ -162,7 +162,7 @@ def _either(record: Record, key: str, old: str) -> Any:
 
 def _present(task: str) -> str:
     """The present name of a task."""
-    return renamed.OPTIONS.get(("evaluation", task), task)
+    return old_names.OPTIONS.get(("evaluation", task), task)
 
 
 def _of(record: Record, name: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from postrain.config import renamed
+from postrain.config import old_names, renamed
 from postrain.config.masking import masked
 from postrain.config.yaml_file import dump_yaml
 from postrain.formatting import duration
@@ -239,7 +239,7 @@ def _masked(record: Record) -> MaskedRow | None:
 
 
 def _token_use(value: object) -> str:
-    use = renamed.TOKEN_USES.get(value, value) if isinstance(value, str) else value
+    use = old_names.TOKEN_USES.get(value, value) if isinstance(value, str) else value
     return use if isinstance(use, str) and use in TOKEN_USES else "context"
 
 

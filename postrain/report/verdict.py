@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from postrain.config import renamed
+from postrain.config import old_names
 from postrain.config.paths import command, shell_line
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
@@ -105,7 +105,7 @@ def _warnings(run: Run, found: Sequence[Change], main: Change | None) -> list[st
     made += [
         f"diagnostic “{text_of(one.get('title'))}”"
         for one in run.diagnostics
-        if renamed.RULES.get(rule := text_of(one.get("rule")), rule) in WARNING_RULES
+        if old_names.RULES.get(rule := text_of(one.get("rule")), rule) in WARNING_RULES
     ]
     rows = number(run.data.get("rows_train"))
     if rows is not None and rows < FEW_ROWS:

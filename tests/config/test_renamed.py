@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from postrain.cli.user_conf import use_user_conf
-from postrain.config import renamed
+from postrain.config import old_names, renamed
 from postrain.config.groups import groups_of, listing
 from postrain.config.overrides import forced
 from postrain.config.tree import complete
@@ -182,13 +182,13 @@ def test_run_of_an_earlier_version_is_read_with_new_metrics(tmp_path):
 
 def test_no_source_file_uses_an_old_name():
     old = [
-        *(renamed.VALUES.keys() - {"data.source.kind"}),
-        *(key for key in renamed.KEYS if "." in key),
-        *renamed.METRICS,
-        *renamed.METRIC_FAMILIES,
+        *(old_names.VALUES.keys() - {"data.source.kind"}),
+        *(key for key in old_names.KEYS if "." in key),
+        *old_names.METRICS,
+        *old_names.METRIC_FAMILIES,
     ]
     old = [name for name in old if name not in ("undecided", "method.scale", "method.ratio", "method.mask_truncated")]
-    table = CONF.parent / "postrain" / "config" / "renamed.py"
+    table = CONF.parent / "postrain" / "config" / "old_names.py"
     files = [path for folder in ("conf", "sweep", "postrain") for path in (CONF.parent / folder).rglob("*.*")]
     texts = {path: path.read_text() for path in files if path.suffix in (".py", ".yaml", ".md") and path != table}
     assert {(path.name, name) for path, text in texts.items() for name in old if name in text} == set()

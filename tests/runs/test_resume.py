@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from postrain.config import renamed
+from postrain.config import old_names
 from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
@@ -92,7 +92,7 @@ def test_moved_class_paths_of_earlier_versions_are_resolved(tmp_path):
     old = {"data": {"steps": {"_target_": "postrain.data.steps.StepLayout"}}, "seed": 0}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
     assert load_target(saved_config(RunFolder(tmp_path))["data"]["steps"]["_target_"]) is StepLayout
-    assert all(map(load_target, renamed.CLASSES.values()))
+    assert all(map(load_target, old_names.CLASSES.values()))
 
 
 def test_pissa_run_resumes_bit_for_bit(tmp_path):
