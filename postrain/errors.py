@@ -10,6 +10,14 @@ class ConfigError(ValueError):
     """A user's mistake: one line that names the key, file or line, what was expected, and what to do."""
 
 
+class RowError(ConfigError):
+    """A mistake in a row of the data, named by its number; readers of a table name the file and line instead."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        super().__init__(f"row {row}: {problem}")
+        self.row, self.problem = row, problem
+
+
 class RefusedRun(ConfigError):
     """A run that its checks refuse before its first update: nothing in its folder is worth keeping."""
 

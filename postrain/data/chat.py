@@ -24,7 +24,7 @@ from postrain.data.conversation_texts import ConversationTexts
 from postrain.data.rendering import VERBATIM, RenderedAnswer
 from postrain.data.template_choice import INSTRUCTION
 from postrain.data.tokenizing import Encoding, PieceTokenizer, finish
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, RowError
 from postrain.models.end_tokens import end_ids
 
 JOINED = (
@@ -142,15 +142,16 @@ class Template:
         return ids_L, answer_L >= 0, torch.isin(answer_L, _tensor(zero_weight))
 
     def _zero_weight_answers(self, messages: Messages, spans: int, row: int) -> list[int]:
-        """Indices of the answers with weight 0. Raises ConfigError if the spans are not one per answer."""
+        """Indices of the answers with weight 0. Raises RowError if the spans are not one per answer."""
         answers = [
             turn for turn in messages if turn.role == "assistant" and not (turn.prefill or self._texts.keeps_text(turn))
         ]
         found = [number for number, answer in enumerate(answers) if not answer.in_loss]
         if found and spans != len(answers):
-            raise ConfigError(
-                f"row {row}: the template {self.name} marks {spans} spans for {len(answers)} answers, so an answer "
-                "with weight 0 cannot be separated from the others; use another data.template, or remove the weights"
+            raise RowError(
+                row,
+                f"the template {self.name} marks {spans} spans for {len(answers)} answers, so an answer "
+                "with weight 0 cannot be separated from the others; use another data.template, or remove the weights",
             )
         return found
 
@@ -180,6 +181,10 @@ class Template:
     def decode_all(self, ids: Sequence[int]) -> str:
         """The text of tokens with special tokens, for the search of stop texts."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def refusal(self, prompt: Messages, answers: Sequence[Answer], *, row: int = 0) -> str | None:
+        """The message with which the template refuses a conversation; None if it renders it."""
+        return self._texts.refusal(prompt, answers, row)
 
     def source(self, row: int = 0) -> str:
         """The Jinja template of a row."""

@@ -8,12 +8,20 @@ from typing import Any
 
 from postrain.data import rendering, tool_templates
 from postrain.data.conversation import LAST_TURN, Answer, Message, Messages, as_answer, as_message, without_tools
-from postrain.data.rendering import ANSWER, QUESTION, REWRITTEN, RenderedAnswer
+from postrain.data.rendering import ANSWER, QUESTION, REWRITTEN, RenderedAnswer, TemplateRefusal
 from postrain.data.skeletons import AnsweredSkeleton, Skeletons
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, RowError
 from postrain.seeds import derive_seed
 
 OMITTED = "the chat template omits the assistant's message; use data.template=plain or another"
+
+
+class RefusedRow(RowError):
+    """A row that the chat template refuses; `reason` is the message of the template."""
+
+    def __init__(self, row: int, refusal: TemplateRefusal) -> None:
+        super().__init__(row, str(refusal))
+        self.reason = refusal.reason
 
 
 @dataclass
@@ -35,11 +43,32 @@ class ConversationTexts:
     def __post_init__(self) -> None:
         self._skeletons = Skeletons(self.tokenizer)
         self._parts: dict[str, frozenset[str]] = {}
+        self._rendered_roles: set[Any] = set()
+        """Sequences of roles that a template renders."""
 
     def prompt(self, messages: Sequence[Message], row: int) -> str:
         """The text of a prompt up to the first generated token."""
         self._check(messages, row)
         return self._render(messages, row, prompt=True)
+
+    def refusal(self, prompt: Sequence[Message], answers: Sequence[Answer], row: int) -> str | None:
+        """The message with which the template refuses a conversation; None if it renders it.
+
+        A template may refuse roles, and contents of calls and blank messages. So plain messages are rendered once for
+        each sequence of roles, and others each time.
+        """
+        plain = all(turn.is_plain for turn in prompt)
+        plain = plain and all(isinstance(answer, str) and bool(answer.strip()) for answer in answers)
+        roles = (self.source(row), len(answers), *[turn.role for turn in prompt]) if plain else None
+        if roles in self._rendered_roles:
+            return None
+        try:
+            self.answered(prompt, answers, row) if answers else self.prompt(prompt, row)
+        except RefusedRow as refused:
+            return refused.reason
+        if roles:
+            self._rendered_roles.add(roles)
+        return None
 
     def source(self, row: int = 0) -> str:
         """The Jinja template of a row."""
@@ -103,7 +132,7 @@ class ConversationTexts:
         probe = self._render(self._with_answer(prompt, ANSWER), row)
         start, found, tail = probe.rpartition(ANSWER)
         if not found:
-            raise ConfigError(f"row {row}: {OMITTED}")
+            raise RowError(row, OMITTED)
         return (start[len(before) :] if start.startswith(before) else ""), tail
 
     def after_answer(self, replies: Messages, row: int) -> str:
@@ -117,7 +146,7 @@ class ConversationTexts:
         ended = rendering.turn_end(self._render(turns, row).rpartition(ANSWER)[2], self.ends) is not None
         _, found, after = self._render((*turns, *replies), row, prompt=True).partition(ANSWER)
         if not found:
-            raise ConfigError(f"row {row}: {OMITTED}")
+            raise RowError(row, OMITTED)
         return after[(rendering.turn_end(after, self.ends) if ended else 0) or 0 :]
 
     def _with_answer(self, prompt: Sequence[Message], completion: Answer) -> Messages:
@@ -162,15 +191,15 @@ class ConversationTexts:
                 continues=continues,
                 marks=marks,
             )
-        except ConfigError as problem:
-            raise ConfigError(f"row {row}: {problem}") from None
+        except TemplateRefusal as refusal:
+            raise RefusedRow(row, refusal) from None
 
     def _check(self, messages: Sequence[Message], row: int) -> None:
-        """Raises ConfigError if the template of a row does not render a part of the conversation."""
+        """Raises RowError if the template of a row does not render a part of the conversation."""
         try:
             tool_templates.check(messages, lambda: self._rendered_parts(self.source(row)), self.tokenizer)
         except ConfigError as problem:
-            raise ConfigError(f"row {row}: {problem}") from None
+            raise RowError(row, str(problem)) from None
 
     def _rendered_parts(self, source: str) -> frozenset[str]:
         if source not in self._parts:

@@ -144,7 +144,7 @@ class Mixture:
             offset = table.last + 1
             split = drop_overlap(train, work.records(table), eval_rows=self.settings.eval_rows, source=table.name)
             work.counts.dropped.update(split.dropped)
-            yield HeldOutSet(name, split.held_out, work.encode_held_out(split, table.name))
+            yield HeldOutSet(name, split.held_out, work.encode_held_out(split, table))
 
     def _joined(
         self, prepared: Sequence[Prepared], sets: Sequence[HeldOutSet], counts: Sequence[RowCounts]

@@ -22,6 +22,7 @@ from postrain.data.readers import Table
 from postrain.data.reading_progress import tracked
 from postrain.data.record_reader import RecordReader, RowCounts, Split, drop_empty, drop_overlap, reasons, split
 from postrain.data.records import Record, encode, encode_each
+from postrain.data.refused_rows import drop_refused, located
 from postrain.data.schedule import DataSpec, Stream
 from postrain.data.settings import DataSettings
 from postrain.data.sources import Loaded
@@ -120,8 +121,9 @@ class Preparation:
         items = encode_each(self._with_reward_columns(tuple(parts.train)), encoder)
         items = tracked(items, "tokenizing rows", 0 if self.settings.pack else len(parts.train))
         counts = TokenCounts(self.template, self.digest)
-        train = self.store(counts.counted(drop_empty(items, dropped, name)))
-        held_out = self.encode_held_out(parts, name, encoder)
+        with located(loaded.train):
+            train = self.store(counts.counted(drop_empty(items, dropped, name)))
+        held_out = self.encode_held_out(parts, loaded.held_out or loaded.train, encoder)
         audit = self._audit(loaded, parts, (train, held_out), encoder, counts)
         return Prepared(self.template, parts, train, held_out, audit, tokens=counts)
 
@@ -141,7 +143,8 @@ class Preparation:
             held_out = self.records(loaded.held_out)
             parts = drop_overlap(train, held_out, eval_rows=settings.eval_rows, source=loaded.held_out.name)
         dropped.update(parts.dropped)
-        return replace(parts, train=self._filtered(tuple(parts.train), name))
+        with located(loaded.train):
+            return replace(parts, train=self._filtered(tuple(parts.train), name))
 
     def records(self, table: Table) -> tuple[Record, ...]:
         """The records of a table. `counts` gets the dropped rows and the unused columns."""
@@ -157,7 +160,7 @@ class Preparation:
             ends=self.template.ends,
             eos=self.template.tokenizer.eos_token,
         )
-        return reading.records(table, self.counts)
+        return drop_refused(reading.records(table, self.counts), self.template, table, self.counts.dropped)
 
     def _filtered(self, records: tuple[Record, ...], name: str) -> tuple[Record, ...]:
         """The training records that pass all filters. Raises ConfigError if none is left."""
@@ -181,12 +184,14 @@ class Preparation:
         }
         return {name for name in used if name is not None}
 
-    def encode_held_out(self, parts: Split, source: str, encoder: Encoder | None = None) -> tuple[Encoded, ...]:
-        """Encodes the held-out rows, together with the training rows that they need, which are then dropped."""
+    def encode_held_out(self, parts: Split, table: Table, encoder: Encoder | None = None) -> tuple[Encoded, ...]:
+        """Encodes the held-out rows, which are those of `table`, together with the training rows that they need, which
+        are then dropped."""
         encoder = encoder or self.encoder(self._row_length())
         borrowed = KINDS[self.spec.kind].borrowed(parts.held_out, parts.train)
-        items = encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
-        return tuple(drop_empty(items, self.counts.dropped, source))
+        with located(table):
+            items = encode(self._with_reward_columns((*parts.held_out, *borrowed)), encoder)[: len(parts.held_out)]
+        return tuple(drop_empty(items, self.counts.dropped, table.name))
 
     def _with_reward_columns(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
         return KINDS[self.spec.kind].with_reward_columns(records)

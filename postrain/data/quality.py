@@ -16,7 +16,7 @@ import torch
 from postrain.config.extras import load
 from postrain.data.records import Record
 from postrain.data.repetition import distinct_ngram_share
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, RowError
 from postrain.seeds import generator
 from postrain.types import Count, CountOrZero, Fraction
 
@@ -159,5 +159,5 @@ def _value(record: Record, column: str) -> Hashable:
     value = getattr(record, column, None) if column == "label" else record.columns.get(column)
     if value is None:
         there = ", ".join([*record.columns, *(["label"] if hasattr(record, "label") else [])]) or "(none)"
-        raise ConfigError(f"data.quality.balance={column}: row {record.row} has no such column; it has {there}")
+        raise RowError(record.row, f"data.quality.balance={column}: the row has no such column; it has {there}")
     return value if isinstance(value, Hashable) else repr(value)

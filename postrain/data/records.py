@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
+from postrain.data.conversation import Answer, Messages
 from postrain.data.encode import Encoded, Encoder
 from postrain.data.layouts import names
 from postrain.data.tokenizing import Encoding, finish_all
@@ -53,6 +54,10 @@ class Record(ABC):
     def completions(self) -> tuple[str, ...]:
         """The texts of the record without the prompt."""
         return self.content()[1:]
+
+    def conversation(self) -> tuple[Messages, tuple[Answer, ...]] | None:
+        """The prompt and the answers that the chat template renders; None for running text."""
+        return None
 
     def has_answer_in_loss(self, *, last_only: bool) -> bool:
         """False if all answers (`last_only`: the last answer) have weight 0."""
@@ -195,4 +200,4 @@ def _missing_side(record: Record) -> str:
     if len(there) != 1:
         return ""
     (missing,) = set(sides) - set(there)
-    return f" (row {record.row} has {there[0]} but no column {missing})"
+    return f" (with a column {there[0]}, but no column {missing})"

@@ -40,6 +40,14 @@ REWRITTEN = (
 )
 
 
+class TemplateRefusal(ConfigError):
+    """A template raised an error for a conversation; `reason` is its message."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the chat template refuses the conversation: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class RenderedAnswer:
     """An answer as the template renders it after a prompt."""
@@ -123,7 +131,7 @@ def render(
     """Renders a conversation; returns its text, and with `marks` the spans between generation marks.
 
     `prompt` adds the generation prompt; with `continues` the text ends with the last message, a prefill. `special` are
-    the tokenizer's special tokens by name; `tools` are function schemas. Raises ConfigError if the template fails.
+    the tokenizer's special tokens by name; `tools` are function schemas. Raises TemplateRefusal if the template fails.
     """
     # Template arguments cannot replace strftime_now, a global of transformers' template environment.
     moment = _clock.get() or datetime.now()
@@ -140,7 +148,7 @@ def render(
         )
     except (TemplateError, TypeError, ValueError) as error:
         reason = str(error).partition("Final message to continue")[0]
-        raise ConfigError(f"the chat template refuses the conversation: {' '.join(reason.split())}") from None
+        raise TemplateRefusal(" ".join(reason.split())) from None
     return texts[0], [(int(start), int(end)) for start, end in spans[0]] if marks else []
 
 

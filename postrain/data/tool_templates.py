@@ -8,7 +8,7 @@ from typing import Any
 
 from postrain.data import rendering, template_choice
 from postrain.data.conversation import DECLARATION, Message, tools_of
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, RowError
 
 TOOLS, CALLS, RESULTS, REASONING = "tools", "tool_calls", "tool messages", "reasoning_content"
 SYSTEM = "system messages"
@@ -78,10 +78,10 @@ def with_tools(source: str | None, tokenizer: Any, *, bos: bool) -> str:
 def answer_after(before: str, whole: str, ends: Sequence[str], *, row: int) -> rendering.RenderedAnswer:
     """An answer with calls or reasoning up to its last end-of-turn token, from the prompt and the whole conversation.
 
-    Raises ConfigError if the conversation does not continue the prompt.
+    Raises RowError if the conversation does not continue the prompt.
     """
     if not whole.startswith(before):
-        raise ConfigError(f"row {row}: {NOT_CONTINUED}")
+        raise RowError(row, NOT_CONTINUED)
     text = whole[len(before) :]
     end = max((text.rindex(token) + len(token) for token in ends if token in text), default=None)
     return rendering.RenderedAnswer(text.rstrip() if end is None else text[:end], ended=end is not None, verbatim=False)

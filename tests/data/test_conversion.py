@@ -72,7 +72,7 @@ def test_pairs_with_equal_sides_make_no_unpaired_preferences():
 
 def test_conversion_error_names_the_missing_side_of_a_pair():
     half = replace(PROMPT, columns={"chosen": "b"})
-    with pytest.raises(ConfigError, match=r"holds Prompt records \(row 5 has chosen but no column rejected\)"):
+    with pytest.raises(ConfigError, match=r"holds Prompt records \(with a column chosen, but no column rejected\)"):
         convert([half], "Preference", source="rows.csv")
 
 

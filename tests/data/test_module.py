@@ -86,7 +86,7 @@ LABELLED = {"prompt": "a", "completion": "b", "label": True}
         ),
         (lines({**PAIR, "rejected": "b "}), "UnpairedPreference", "no row can be used: 1 chosen equals rejected"),
         (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
-        (lines({"prompt": "a", "chosen": "b"}), "Preference", "row 1 has chosen but no column rejected"),
+        (lines({"prompt": "a", "chosen": "b"}), "Preference", "with a column chosen, but no column rejected"),
         (lines(LABELLED), "Preference", "trains on Preference records, but .* holds UnpairedPreference records"),
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],

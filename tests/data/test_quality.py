@@ -89,7 +89,9 @@ def test_balance_reduces_every_value_to_the_count_of_the_rarest(seed):
 def test_balance_works_on_labels_and_refuses_a_missing_column():
     labelled = [UnpairedPreference(row=row, prompt=chat("p"), completion="a", label=row > 0) for row in range(4)]
     assert len(filter_rows(labelled, balance="label")[0]) == 2
-    with pytest.raises(ConfigError, match=r"data\.quality\.balance=task: row 0 has no such column; it has label"):
+    with pytest.raises(
+        ConfigError, match=r"row 0: data\.quality\.balance=task: the row has no such column; it has label"
+    ):
         filter_rows(labelled, balance="task")
 
 

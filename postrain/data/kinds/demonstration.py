@@ -35,7 +35,7 @@ from postrain.data.records import Record, conversion
 from postrain.data.solutions import answer_columns
 from postrain.data.tokenizing import Encoding
 from postrain.data.tool_calls import calls
-from postrain.errors import ConfigError
+from postrain.errors import RowError
 
 NO_ANSWER = "the conversation does not end with an answer"
 
@@ -58,6 +58,9 @@ class Demonstration(Record):
     def completions(self) -> tuple[str, ...]:
         return (self.messages[-1].text,)
 
+    def conversation(self) -> tuple[Messages, tuple[Answer, ...]]:
+        return self.messages[:-1], (as_answer(self.messages[-1]),)
+
     def has_answer_in_loss(self, *, last_only: bool) -> bool:
         answers = [message for message in self.messages if message.role == "assistant"]
         return any(answer.in_loss for answer in (answers[-1:] if last_only else answers))
@@ -74,9 +77,10 @@ class Demonstration(Record):
             (row,) = yield from encoder.answers(self.row, tuple(prompt), (as_answer(answer),))
             return row
         if encoder.loss_on == "all" and not all(turn.in_loss or turn.role == "assistant" for turn in prompt):
-            raise ConfigError(
-                f"row {self.row}: data.loss_on=all trains on every turn, but a turn of another role than the assistant "
-                "has weight 0; use data.loss_on=assistant"
+            raise RowError(
+                self.row,
+                "data.loss_on=all trains on every turn, but a turn of another role than the assistant "
+                "has weight 0; use data.loss_on=assistant",
             )
         ids, is_assistant, weightless = yield from encoder.template.conversation(self.messages, row=self.row)
         last = len(is_assistant) - _trailing(is_assistant)

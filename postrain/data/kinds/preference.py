@@ -51,6 +51,9 @@ class Preference(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt), answer_text(self.chosen), answer_text(self.rejected))
 
+    def conversation(self) -> tuple[Messages, tuple[Answer, ...]]:
+        return self.prompt, (self.chosen, self.rejected)
+
     def contradiction(self) -> str | None:
         _, chosen, rejected = self.content()
         return EQUAL_SIDES if chosen.strip() == rejected.strip() else None

@@ -8,14 +8,14 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from postrain.data.conversation import Messages, is_transcript, plain_text, tools_of, without_tools
+from postrain.data.conversation import Answer, Messages, is_transcript, plain_text, tools_of, without_tools
 from postrain.data.encode import Encoded, Encoder, TokenUse
 from postrain.data.layouts import Fields, row_format
 from postrain.data.prompt_columns import add_context, read_prompt
 from postrain.data.records import Record
 from postrain.data.rendering import as_mapping
 from postrain.data.tokenizing import Encoding
-from postrain.errors import ConfigError
+from postrain.errors import RowError
 from postrain.types import Batch
 
 
@@ -30,6 +30,9 @@ class Prompt(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt),)
 
+    def conversation(self) -> tuple[Messages, tuple[Answer, ...]]:
+        return self.prompt, ()
+
     @property
     def text(self) -> str:
         """The prompt without chat template and tools."""
@@ -39,7 +42,7 @@ class Prompt(Record):
         """The tokens of the prompt, truncated on the left if it is too long."""
         ids = yield from encoder.template.prompt(self.prompt, row=self.row)
         if not len(ids):
-            raise ConfigError(f"row {self.row}: the prompt is empty; write at least one character or remove the row")
+            raise RowError(self.row, "the prompt is empty; write at least one character or remove the row")
         return EncodedPrompt(self.row, encoder.cut_prompt(ids), self.text, self.columns)
 
     @classmethod

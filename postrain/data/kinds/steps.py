@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from postrain.data.chat import Template
-from postrain.data.conversation import Messages, plain_text
+from postrain.data.conversation import Answer, Messages, plain_text
 from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt, prompt_record
@@ -54,6 +54,9 @@ class Steps(Record):
 
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt), *self.steps)
+
+    def conversation(self) -> tuple[Messages, tuple[Answer, ...]]:
+        return self.prompt, self.steps[:1]
 
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         return ("steps", "labels") if kind == "Prompt" else ()

@@ -47,6 +47,9 @@ class UnpairedPreference(Record):
     def content(self) -> tuple[str, ...]:
         return (plain_text(self.prompt), answer_text(self.completion))
 
+    def conversation(self) -> tuple[Messages, tuple[Answer, ...]]:
+        return self.prompt, (self.completion,)
+
     def unused_parts(self, kind: str) -> tuple[str, ...]:
         return ("completion", "label") if kind == "Prompt" else ()
 
