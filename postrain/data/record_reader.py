@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from heapq import nsmallest
+from heapq import heapify, heappop
 
 from postrain.data.encode import Encoded, LossOn
 from postrain.data.end_tokens import REPEATED_END, without_end_tokens
@@ -131,7 +131,10 @@ class Split:
 
 
 def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: int, source: str) -> Split:
-    """Holds out a fraction of the prompts with all their rows, at most `eval_rows` prompts and rows."""
+    """Holds out a fraction of the prompts with all their rows, at most `eval_rows` prompts and rows.
+
+    Conversations with the same opening are drawn together: one may continue another, or answer the same question.
+    """
     prompts = {record.prompt_content() for record in records}
     if len(prompts) < 2:
         raise ConfigError(
@@ -139,10 +142,30 @@ def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: i
             "data.eval_path=FILE"
         )
     wanted = min(math.ceil(fraction * len(prompts)), eval_rows, len(prompts) - 1)
-    drawn = {*nsmallest(wanted, prompts, key=lambda prompt: (derive_seed(seed, f"held out: {prompt}"), prompt))}
+    drawn = _drawn({record.prompt_content(): record.opening() for record in records}, wanted, seed)
     held_out = tuple(record for record in records if record.prompt_content() in drawn)
     train = tuple(record for record in records if record.prompt_content() not in drawn)
     return Split(train, held_out[:eval_rows], {SURPLUS: len(held_out[eval_rows:])})
+
+
+def _drawn(openings: Mapping[str, str], wanted: int, seed: int) -> set[str]:
+    """At most `wanted` of the prompts; `openings` has the opening of each.
+
+    Prompts are drawn by their opening, unless more prompts share it than are wanted: then it is an instruction that all
+    conversations begin with, and not their question.
+    """
+    sizes = Counter(openings.values())
+    groups: dict[str, list[str]] = {}
+    for prompt, opening in openings.items():
+        groups.setdefault(opening if sizes[opening] <= wanted else prompt, []).append(prompt)
+    order = [(derive_seed(seed, f"held out: {name}"), name) for name in groups]
+    heapify(order)
+    drawn: set[str] = set()
+    while order and len(drawn) < wanted:
+        group = groups[heappop(order)[1]]
+        if len(drawn) + len(group) <= wanted:
+            drawn.update(group)
+    return drawn
 
 
 def drop_overlap(train: Sequence[Record], held_out: Sequence[Record], *, eval_rows: int, source: str) -> Split:

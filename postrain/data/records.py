@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from postrain.data.conversation import Answer, Messages
+from postrain.data.conversation import LAST_TURN, Answer, Messages, plain_text
 from postrain.data.encode import Encoded, Encoder
 from postrain.data.layouts import names
 from postrain.data.tokenizing import Encoding, finish_all
@@ -50,6 +50,15 @@ class Record(ABC):
     def prompt_content(self) -> str:
         """The text that training and held-out records must not share: the prompt, or all of a text."""
         return self.content()[0]
+
+    def opening(self) -> str:
+        """The text of the prompt up to its first user message; all of it for a prompt without further turns."""
+        prompt, _ = self.conversation() or ((), ())
+        end = next((at for at, turn in enumerate(prompt, start=1) if turn.role == "user"), len(prompt))
+        if end == len(prompt):
+            return self.prompt_content()
+        # A transcript of one turn ends with the speaker of the answer.
+        return plain_text(prompt[:end]) + (LAST_TURN if prompt[end - 1].written is not None else "")
 
     def completions(self) -> tuple[str, ...]:
         """The texts of the record without the prompt."""

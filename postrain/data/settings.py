@@ -38,7 +38,8 @@ class DataSettings:
     """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts. Several
     paths by name, as {easy: a.jsonl, hard: b.jsonl}, are also evaluated one by one (eval/easy/loss)."""
     eval_fraction: Share = 0.1
-    """Fraction of the prompts to hold out if the source has no held-out rows; at most data.eval_rows prompts."""
+    """Fraction of the prompts to hold out if the source has no held-out rows; at most data.eval_rows prompts.
+    Conversations that begin with the same system and user message are held out together."""
     eval_rows: Size = 128
     """Maximum number of held-out rows; of each source of a mixture, and of each file of data.eval_path."""
     max_rows: Count | None = None

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from postrain.data.conversation import Message, transcript
 from postrain.data.kinds.demonstration import Demonstration
+from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import UnpairedPreferences
 from postrain.data.record_reader import OVERLAP, SURPLUS, RecordReader, RowCounts, drop_overlap, split
 from postrain.data.records import Record
@@ -202,3 +204,38 @@ def test_eval_rows_that_occur_in_training_are_dropped():
     assert parts.dropped == {OVERLAP: 1, SURPLUS: 1}
     with pytest.raises(ConfigError, match=r"every held-out row has a prompt that is also in training"):
         drop_overlap(rows([1, 2]), rows([2]), eval_rows=1, source="x")
+
+
+def test_conversations_with_the_same_first_message_are_held_out_together():
+    short = [Demonstration(row=n, messages=chat(f"q{n}", f"a{n}")) for n in range(40)]
+    long = [Demonstration(row=40 + n, messages=chat(f"q{n}", f"a{n}", f"r{n}", f"b{n}")) for n in range(40)]
+    # an instruction at the beginning of more conversations than are held out is not their question
+    told = [Demonstration(row=80 + n, messages=chat("Play.", "Yes", f"s{n}", f"c{n}")) for n in range(20)]
+    parts = split([*short, *long, *told], fraction=0.15, eval_rows=99, seed=0, source="x")
+    assert len(parts.held_out) == 15  # of 100 prompts
+    held_out = {record.row for record in parts.held_out}
+    assert {row - 40 for row in held_out if 40 <= row < 80} == {row for row in held_out if row < 40}
+    assert 0 < sum(row >= 80 for row in held_out) < 20
+    assert not parts.dropped[SURPLUS]
+
+
+HH_TURN = "\n\nAssistant: a\n\nHuman: r"
+
+
+@pytest.mark.parametrize("system", ["", "s"])
+def test_opening_ends_with_the_first_user_message_also_in_transcripts(system):
+    before = (Message("system", system),) if system else ()
+    one, two = (Prompt(row=0, prompt=(*before, *chat(*turns))) for turns in (("q",), ("q", "a", "r")))
+    assert one.opening() == two.opening() == ("s\n\nq" if system else "q")
+    one, two = (Prompt(row=0, prompt=transcript(f"\n\nHuman: q{more}\n\nAssistant:")) for more in ("", HH_TURN))
+    assert one.opening() == two.opening() == "\n\nHuman: q\n\nAssistant:"
+
+
+def test_split_of_single_turns_does_not_change():
+    """The reports of earlier runs are compared by their held-out rows."""
+    records = rows(list(range(40)))
+    found = [
+        sorted(record.row for record in split(records, fraction=0.1, eval_rows=99, seed=seed, source="x").held_out)
+        for seed in (0, 1)
+    ]
+    assert found == [[0, 25, 29, 38], [6, 11, 19, 20]]
