@@ -68,11 +68,12 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
     if not table.rows:
         return Parsed((), {})
     renames = {ours: theirs for ours, theirs in columns.items() if theirs}
-    rows = [parse_json_cells(_renamed(table, row.values, renames), table, row.number) for row in table.rows]
+    _check_mapped(table, renames)
+    rows = [parse_json_cells(_renamed(row.values, renames), table, row.number) for row in table.rows]
     if template is not None:
         filled = (template.fill(values, table.where(row.number)) for row, values in zip(table.rows, rows, strict=True))
         rows = [{**values, "prompt": prompt} for values, prompt in zip(rows, filled, strict=True)]
-    shadowed = {name for name in renames if name in table.rows[0].values and name not in renames.values()}
+    shadowed = renames.keys() - renames.values()
     layout = _layout(table, rows, renames if template is None else {*renames, "prompt"})
     records: list[Record] = []
     dropped, unused, repaired = Counter[str](), Counter[str](), Counter[str](table.repaired)
@@ -88,7 +89,7 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
             raise ConfigError(f"{table.where(row)}: {problem}") from None
         used = template.columns if template else ()
         rest = (name for name, value in fields.rest().items() if not empty(value) and name not in used)
-        for name in (*rest, *(fields.unused | shadowed)):
+        for name in (*rest, *fields.unused.union(shadowed & table.rows[at].values.keys())):
             unused[name] += 1
         for change in fields.repaired:
             repaired[change] += 1
@@ -109,17 +110,23 @@ def _with_all_answers(records: Sequence[Record]) -> tuple[Record, ...]:
     )
 
 
-def _renamed(table: Table, values: Values, renames: Mapping[str, str]) -> Values:
+def _check_mapped(table: Table, renames: Mapping[str, str]) -> None:
+    """Raises ConfigError for a mapped column that no row has."""
+    columns = dict.fromkeys(name for row in table.rows for name in row.values) if renames else {}
     for ours, theirs in renames.items():
-        if theirs not in values:
+        if theirs not in columns:
             raise ConfigError(
-                f"data.columns.{ours}={theirs}: {table.name} has no such column; its columns are {names(values)}"
+                f"data.columns.{ours}={theirs}: {table.name} has no such column; its columns are {names(columns)}"
             )
+
+
+def _renamed(values: Values, renames: Mapping[str, str]) -> Values:
     if not renames:
         return values
-    # A mapped column replaces a column that already has the name.
-    others = {name: value for name, value in values.items() if name not in renames.values()}
-    return others | {ours: values[theirs] for ours, theirs in renames.items()}
+    # A mapped column replaces a column that already has the name, also in a row that lacks the mapped one.
+    replaced = {*renames, *renames.values()}
+    others = {name: value for name, value in values.items() if name not in replaced}
+    return others | {ours: values[theirs] for ours, theirs in renames.items() if theirs in values}
 
 
 def _layout(table: Table, rows: Sequence[Values], mapped: Collection[str]) -> Layout:

@@ -211,7 +211,7 @@ class Fields:
         """Like `find`, but raises Malformed if the row has no such column."""
         found = self.find(part)
         if found is None:
-            missing = self.layout.parts[part][0]
+            missing = f"that data.columns.{part} names" if part in self.layout.mapped else self.layout.parts[part][0]
             raise Malformed(f"the column {missing} is missing; the columns here are {names(self.values)}")
         return found
 

@@ -153,6 +153,20 @@ def test_error_of_a_missing_mapped_column_lists_the_columns():
         parse_one({"q": "a", "a": "b"}, prompt="frage")
 
 
+def test_mapped_column_is_optional_in_a_row_and_looked_up_in_all_rows():
+    rows = [{"q": "a", "r": "b"}, {"q": "a", "r": "b", "s": "c", "system": "x"}, {"q": "a", "r": "b", "system": "x"}]
+    found = parse(table(rows), {"prompt": "q", "completion": "r", "system": "s"})
+    plain, told = chat("a", "b"), (Message("system", "c"), *chat("a", "b"))
+    assert [getattr(record, "messages", None) for record in found.records] == [plain, told, plain]
+    assert found.unused == {"system": 2}
+    with pytest.raises(ConfigError, match=r"data\.columns\.system=t: rows\.jsonl has no such .* are q, r, s, system"):
+        parse(table(rows), {"prompt": "q", "completion": "r", "system": "t"})
+    with pytest.raises(
+        ConfigError, match=r"line 2: the column that data\.columns\.completion names is missing; .* prompt"
+    ):
+        parse(table([*rows[:1], {"q": "a"}]), {"prompt": "q", "completion": "r"})
+
+
 def test_unknown_columns_are_listed_with_a_remedy():
     with pytest.raises(ConfigError, match=r"no known layout has the columns frage, antwort; .*data\.columns\.prompt="):
         parse_one({"frage": "a", "antwort": "b"})
