@@ -45,6 +45,8 @@ TIMEOUT = timedelta(hours=1)
 NCCL's default of ten minutes ends such a run; a rank that died is noticed without it."""
 # Environment variable with the path of the rendezvous file of one machine's ranks.
 RENDEZVOUS = "POSTRAIN_RENDEZVOUS"
+VLLM_STATE = "vllm.distributed.parallel_state"
+"""The module with vLLM's process groups. A colocated vLLM in a run of one process makes a group of one rank."""
 # Seconds in which the first rank may raise the error that ended another rank.
 GRACE_SECONDS = 10.0
 # The original function: during a run, runs/status.py replaces os._exit by an exception.
@@ -58,6 +60,7 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         assert folder is not None
         yield folder
         return
+    check_group(hardware)
     before, threads, finished = dict(os.environ), torch.get_num_threads(), threading.Event()
     others: list[subprocess.Popen[bytes]] = []
     # Readable by this user only (0700).
@@ -97,11 +100,36 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
         for process in others:
             process.kill()
         if created:
-            dist.destroy_process_group()
+            end_groups()
         torch.set_num_threads(threads)
         os.environ.clear()
         os.environ.update(before)
         rendezvous.cleanup()
+
+
+def check_group(hardware: Hardware) -> None:
+    """Ends the group that an earlier run's vLLM left in this process, for a run with another number of ranks.
+
+    Raises ConfigError for such a group of something else.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == hardware.ranks:
+        return
+    if VLLM_STATE not in sys.modules:
+        raise ConfigError(
+            f"trainer.strategy={hardware.strategy}: expected a process group of {hardware.ranks}, and this process is "
+            f"in one of {dist.get_world_size()}; start the run in a process of its own"
+        )
+    end_groups()
+
+
+def end_groups() -> None:
+    """Ends all process groups, also those of a colocated vLLM, which otherwise expects the same number of ranks in
+    later runs of this process."""
+    if vllm := sys.modules.get(VLLM_STATE):
+        vllm.destroy_model_parallel()
+        vllm.destroy_distributed_environment()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def loopback_environment(rendezvous: Path) -> dict[str, str]:

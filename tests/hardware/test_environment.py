@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch.distributed as dist
 
 from postrain.errors import ConfigError
 from postrain.hardware.environment import check_ranks, first_node, launcher, read_srun, refuse_ranks
-from postrain.hardware.ranks import process_group
+from postrain.hardware.ranks import VLLM_STATE, check_group, init_process_group, loopback_environment, process_group
 from postrain.hardware.trainer import Hardware
 from tests.cli.test_main import run
 
@@ -124,3 +129,34 @@ def test_lost_rank_is_one_line(message, lost, environment):
     )
     with expected, process_group(Hardware(strategy="ddp"), Path()):
         raise RuntimeError(message)
+
+
+@pytest.fixture
+def one_rank(tmp_path, monkeypatch) -> Iterator[None]:
+    """A process group of one rank, as a colocated vLLM leaves it."""
+    for name, value in (loopback_environment(tmp_path / "store") | {"RANK": "0", "WORLD_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    init_process_group("gloo")
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_group_that_vllm_left_is_ended_for_a_run_with_more_ranks(monkeypatch):
+    vllm, ended = ModuleType("parallel_state"), []
+    for name in ("destroy_model_parallel", "destroy_distributed_environment"):
+        monkeypatch.setattr(vllm, name, partial(ended.append, name), raising=False)
+    monkeypatch.setitem(sys.modules, VLLM_STATE, vllm)
+    check_group(Hardware(strategy="ddp", devices=1))
+    assert dist.is_initialized()
+    check_group(Hardware(strategy="ddp", devices=2))
+    assert not dist.is_initialized()
+    assert ended == ["destroy_model_parallel", "destroy_distributed_environment"]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_group_of_something_else_is_refused_for_a_run_with_more_ranks(monkeypatch):
+    monkeypatch.delitem(sys.modules, VLLM_STATE, raising=False)
+    with pytest.raises(ConfigError, match=r"^trainer\.strategy=ddp: expected a process group of 2, and .* of 1; start"):
+        check_group(Hardware(strategy="ddp", devices=2))
