@@ -173,6 +173,9 @@ class Hardware:
     @property
     def device(self) -> torch.device:
         """The device of this rank."""
+        if self.available == "cpu":
+            # Without an index: tensors have none, and fake tensors of cpu and cpu:0 are refused together.
+            return torch.device("cpu")
         return torch.device(self.available.replace("gpu", "cuda"), int(os.environ.get("LOCAL_RANK", 0)))
 
     def check(self) -> None:

@@ -211,21 +211,28 @@ def optimizer_bytes(config: TrainConfig, policy: nn.Module, critic: int = 0) -> 
     inside = {p for each in lists for p in each.parameters() if p.requires_grad}
     blocks = sum(p.numel() for p in inside)
     rest = critic + sum(p.numel() for p in policy.parameters() if p.requires_grad) - blocks
-    return blocks * state_bytes(config, in_block=True) + rest * state_bytes(config, in_block=False)
+    in_block, outside = state_bytes(config)
+    return blocks * in_block + rest * outside
 
 
-def state_bytes(config: TrainConfig, *, in_block: bool) -> float:
-    """Bytes of optimizer state per trained parameter, measured on one small matrix."""
+def state_bytes(config: TrainConfig) -> tuple[float, float]:
+    """Bytes of optimizer state per trained parameter of a block and outside of blocks, measured on small matrices."""
     hardware = config.trainer
     dtype = hardware.dtype if isinstance(config.adapter, NoAdapter) else torch.float32
-    layer = nn.Linear(128, 64, bias=False, dtype=dtype)
-    module = nn.ModuleList([layer]) if in_block else layer
     make = config.make_optimizer or torch.optim.AdamW
-    optimizer = make_optimizer(module, make, lr=1e-3, weight_decay=0.0, master_weights=hardware.master_weights)
-    layer.weight.float().sum().backward()
-    optimizer.step()
-    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-    return sum(value.numel() * value.element_size() for value in state) / layer.weight.numel()
+
+    def measured(outside: int) -> float:
+        layers = [nn.Linear(128, 64, bias=False, dtype=dtype) for _ in range(1 + outside)]
+        # Muon refuses a model without a matrix in a block.
+        module = nn.Sequential(nn.ModuleList(layers[:1]), *layers[1:])
+        optimizer = make_optimizer(module, make, lr=1e-3, weight_decay=0.0, master_weights=hardware.master_weights)
+        sum((layer.weight.float().sum() for layer in layers), torch.zeros(())).backward()
+        optimizer.step()
+        state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+        return sum(value.numel() * value.element_size() for value in state) / layers[0].weight.numel()
+
+    in_block = measured(0)
+    return in_block, measured(1) - in_block
 
 
 def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> float:

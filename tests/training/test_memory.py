@@ -29,17 +29,21 @@ def estimated(*overrides):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], 8),  # two float32 moments
-        (["optim=sgd"], 4),  # one momentum
-        (["optim=muon"], 4),  # one momentum of a matrix of a block
-        (["trainer.precision=bf16"], 12),  # a float32 copy and two moments
-        (["trainer.precision=bf16", "trainer.master_weights=false"], 4),
-        (["trainer.precision=bf16", "adapter=lora"], 8),
+        ([], (8, 8)),  # two float32 moments
+        (["optim=sgd"], (4, 4)),  # one momentum
+        (["optim=muon"], (4, 8)),  # one momentum of a matrix of a block, AdamW's moments of the others
+        (["trainer.precision=bf16"], (12, 12)),  # a float32 copy and two moments
+        (["trainer.precision=bf16", "trainer.master_weights=false"], (4, 4)),
+        (["trainer.precision=bf16", "adapter=lora"], (8, 8)),
     ],
 )
-def test_optimizer_bytes_per_parameter(overrides, expected):
-    config = train_config(["method=sft", *overrides])
-    assert state_bytes(config, in_block=True) == pytest.approx(expected, abs=0.01)
+def test_optimizer_bytes_per_parameter_in_and_outside_of_blocks(overrides, expected):
+    assert state_bytes(train_config(["method=sft", *overrides])) == pytest.approx(expected, abs=0.01)
+
+
+def test_pairs_with_masks_of_shared_prompts_are_traced():
+    """Masks are on the device of the run, as its tensors are: cpu, not cpu:0."""
+    assert estimated("method=dpo", "data.source.count=64", "data.max_length=64").activations > 0
 
 
 def test_reference_in_the_loss_is_a_second_model_except_with_an_adapter():
