@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from postrain.config.check import check_objects
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, with_prefill
-from postrain.data.layouts import Malformed
+from postrain.data.layouts import Malformed, Unusable
 from postrain.data.messages import messages
 from postrain.data.tool_calls import declare
 from postrain.errors import ConfigError
@@ -242,6 +242,8 @@ def _messages(prompt: Any) -> Messages:
         return with_prefill(messages(set(), prompt, "prompt", or_text="a text or ", is_prompt=True))
     except Malformed as error:
         raise ConfigError(str(error)) from None
+    except Unusable as error:
+        raise ConfigError(f"prompt: {error}") from None
 
 
 def _ids(tokens: Any) -> Tensor:

@@ -21,6 +21,7 @@ from postrain.data.layouts import (
     FORMATS,
     LABEL_LIKE_COLUMNS,
     PARTS,
+    Empty,
     Fields,
     Layout,
     Malformed,
@@ -30,9 +31,11 @@ from postrain.data.layouts import (
     names,
     number,
 )
-from postrain.data.messages import KNOWN_ROLES, awaits_answer, is_messages
+from postrain.data.message_fields import KNOWN_ROLES
+from postrain.data.messages import awaits_answer, is_messages
 from postrain.data.prompt_columns import repeats_prompt
 from postrain.data.prompt_template import PromptTemplate
+from postrain.data.quality import IfEmpty, empty_error
 from postrain.data.readers import Table
 from postrain.data.reading_progress import tracked
 from postrain.data.records import NO_COLUMNS, Record
@@ -60,10 +63,16 @@ class Parsed:
     """Number of rows by what they should not have."""
 
 
-def parse(table: Table, columns: Mapping[str, str | None], template: PromptTemplate | None = None) -> Parsed:
+def parse(
+    table: Table,
+    columns: Mapping[str, str | None],
+    template: PromptTemplate | None = None,
+    *,
+    if_empty: IfEmpty = "drop",
+) -> Parsed:
     """The records of a table. `columns` maps our column names to those of the table; `template` writes the prompt.
 
-    Raises ConfigError.
+    Raises ConfigError, with `if_empty="error"` also for a row without a prompt, completion or messages.
     """
     if not table.rows:
         return Parsed((), {})
@@ -83,6 +92,8 @@ def parse(table: Table, columns: Mapping[str, str | None], template: PromptTempl
         try:
             records.append(_record(row, fields))
         except Unusable as reason:
+            if isinstance(reason, Empty) and if_empty == "error":
+                raise empty_error(table.where(row), reason.part) from None
             dropped[str(reason)] += 1
             continue
         except Malformed as problem:
@@ -145,16 +156,18 @@ def _layout(table: Table, rows: Sequence[Values], mapped: Collection[str]) -> La
             "label, or text; other names are mapped with data.columns, as in data.columns.prompt=their_name"
         )
     turns = found.parts["messages"]
-    if "messages" in found.format.needs and all(any(awaits_answer(row.get(name)) for name in turns) for row in rows):
+    filled = [row for row in rows if not all(empty(row.get(name)) for name in turns)]
+    asks = filled and all(any(awaits_answer(row.get(name)) for name in turns) for row in filled)
+    if "messages" in found.format.needs and asks:
         return replace(found, format=FORMATS["prompt"], parts={**found.parts, "prompt": turns})
     answers = found.format.answers
     return replace(found, repeats_prompt=all(_repeats(found, row, answers) for row in rows)) if answers else found
 
 
 def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:
-    """True if the answers of a row begin with its prompt."""
+    """True if the answers of a row begin with its prompt, or if one is empty."""
     prompt, *rest = (next((values.get(name) for name in layout.parts[part]), None) for part in ("prompt", *answers))
-    return repeats_prompt(prompt, rest)
+    return any(map(empty, rest)) or repeats_prompt(prompt, rest)
 
 
 def _record(row: int, fields: Fields) -> Record:

@@ -156,6 +156,14 @@ class Unusable(Exception):
     """A well-formed row that cannot be used for training; the message states the reason."""
 
 
+class Empty(Unusable):
+    """A row whose prompt, completion, conversation or message is null or an empty list."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(f"empty {part}")
+        self.part = part
+
+
 class Fields:
     """The columns of one row under the layout of its table."""
 
@@ -232,6 +240,11 @@ def empty(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, Sequence | Mapping) and not value)
+
+
+def absent(value: Any) -> bool:
+    """True for null and an empty list, but not for blank text."""
+    return empty(value) and not isinstance(value, str)
 
 
 def text(value: Any, name: str) -> str:

@@ -13,63 +13,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postrain.data.conversation import Message, Messages, is_transcript, transcript, with_prefill
-from postrain.data.layouts import MEDIA, REFUSED_COLUMNS, Malformed, empty, is_list, names, text
+from postrain.data.layouts import MEDIA, Empty, Malformed, empty, is_list, names, text
+from postrain.data.message_fields import (
+    CALL_FIELDS,
+    CALL_ROLES,
+    KNOWN_ROLES,
+    PREFIXES,
+    REASONING_FIELDS,
+    REFUSED,
+    REFUSED_WORDS,
+    RESULT_ROLES,
+    ROLES,
+    TEXT_PARTS,
+    WEIGHTS,
+)
 from postrain.data.tool_calls import calls, declaration
 
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "ai": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "developer": "system",
-}
-RESULT_ROLES = ("tool", "function", "observation", "ipython", "tool_response")
-CALL_ROLES = ("function_call", "tool_call")
-"""Roles of ShareGPT for an assistant message that holds calls as JSON text."""
-KNOWN_ROLES = (*ROLES, *RESULT_ROLES, *CALL_ROLES)
-CALL_FIELDS = ("tool_calls", "function_call")
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-PREFIXES = ("prefix", "partial", "continue_final_message")
-"""Fields that mark an assistant message as a prefill."""
-TOOLS = "calls are read from tool_calls of an assistant message, results from tool messages, tools from a column"
-REASONING = "reasoning is read from reasoning_content of an assistant message"
-REFUSED: Mapping[str, str] = {
-    **REFUSED_COLUMNS,
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id", "tool_call"), TOOLS),
-    "file": MEDIA,
-    "files": MEDIA,
-    "input_audio": MEDIA,
-    **dict.fromkeys((*REASONING_FIELDS, "reasoning_details", "thought"), REASONING),
-    "refusal": "write the refusal into the content",
-    "name": "names of speakers are not supported; write the name into the content",
-    "channel": REASONING,
-    "recipient": TOOLS,
-    **dict.fromkeys(("label", "kto_tag"), "a label belongs in a column of the row, not in a message"),
-    **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), "give the message a weight of 0 or 1"),
-    **dict.fromkeys(PREFIXES, "only an assistant message at the end of a prompt can be continued"),
-}
-"""Fields that change the meaning of a message, with the reason why they are not supported."""
-REFUSED_WORDS: Mapping[str, str] = {
-    **dict.fromkeys(("tool", "tools", "function", "functions"), TOOLS),
-    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos", "media", "attachments"), MEDIA),
-    **dict.fromkeys(("reasoning", "thinking", "think", "thought", "thoughts"), REASONING),
-}
-"""The same for words in field names and in types of content parts, such as tool_responses and thinking_text."""
-WEIGHTS = ("weight", "loss_weight", "loss", "train", "training", "trainable", "learnable", "train_on_turn")
 WORD = re.compile(r"[A-Z]?[a-z]+")
-TEXT_PARTS = ("text", "input_text", "output_text")
 REMEDY = "remove the field or the row"
 
 
 def messages(unused: set[str], value: Any, name: str, *, or_text: str = "", is_prompt: bool = False) -> Messages:
-    """Parses a list of messages, or a single message, of the column `name`. Raises Malformed.
+    """Parses a list of messages, or a single message, of the column `name`. Raises Malformed, and Empty for null.
 
     `unused` collects the names of fields that are not used, such as messages.id.
     `or_text` is a part of the error message. With `is_prompt` an assistant message at the end may be marked as a
@@ -78,10 +43,38 @@ def messages(unused: set[str], value: Any, name: str, *, or_text: str = "", is_p
     listed = _listed(value)
     if not is_list(listed) or not listed:
         raise Malformed(f"{name} has to be {or_text}a list of messages with role and content, got {value!r:.60}")
-    last = len(listed) - 1
+    filled = _without_nulls(listed)
+    last = len(filled) - 1
     return tuple(
-        _message(unused, item, name, may_be_prefill=is_prompt and at == last) for at, item in enumerate(listed)
+        _message(unused, item, name, may_be_prefill=is_prompt and at == last) for at, item in enumerate(filled)
     )
+
+
+def _without_nulls(listed: Sequence[Any]) -> list[Any]:
+    """The messages without system messages of null; null as the last answer is an empty answer.
+
+    Raises Empty for null in another message.
+    """
+    found: list[Any] = []
+    for at, item in enumerate(listed, start=1):
+        role = _null_role(item)
+        if role == "assistant" and at == len(listed):
+            found.append({**item, "content": "", "value": ""})
+        elif role is None:
+            found.append(item)
+        elif role != "system":
+            raise Empty("message")
+    return found
+
+
+def _null_role(item: Any) -> str | None:
+    """The role of a message whose content is null, without calls and reasoning; None for other messages."""
+    if not isinstance(item, Mapping) or not any(item.get(field, "") is None for field in ("content", "value")):
+        return None
+    if any(not empty(item.get(field)) for field in ("content", "value", *CALL_FIELDS, *REASONING_FIELDS)):
+        return None
+    role = item.get("role") or item.get("from")
+    return ROLES.get(role.lower()) if isinstance(role, str) else None
 
 
 def _listed(value: Any) -> Any:

@@ -19,7 +19,7 @@ from postrain.data.conversation import (
     is_transcript,
     without_tools,
 )
-from postrain.data.layouts import PARTS, Fields, Malformed, empty, is_list, text
+from postrain.data.layouts import PARTS, Empty, Fields, Malformed, absent, empty, is_list, text
 from postrain.data.messages import history, messages, parse_prompt
 from postrain.data.tool_calls import HERMES, check_tool_turns, declaration, without_hermes_tags
 
@@ -35,6 +35,8 @@ def read_prompt(fields: Fields) -> Messages:
     if found is None:
         return ()
     name, value = found
+    missing = absent(value)
+    value = "" if missing else value
     plain = isinstance(value, str) and not is_transcript(value)
     if plain and context and not (empty(context[1]) or isinstance(context[1], str)):
         # In rows without an answer, a list or an object in this column is for rewards.
@@ -47,7 +49,15 @@ def read_prompt(fields: Fields) -> Messages:
             fields.repaired.add(INPUT_IN_PROMPT)
         elif part:
             value = "\n\n".join(part for part in (str(value), str(context[1])) if part)
-    return parse_prompt(fields.unused, value, name)
+    return () if missing and not value else parse_prompt(fields.unused, value, name)
+
+
+def needed_prompt(fields: Fields) -> Messages:
+    """`read_prompt`, and raises Empty for a row without a prompt."""
+    prompt = read_prompt(fields)
+    if not prompt:
+        raise Empty("prompt")
+    return prompt
 
 
 def _contains(prompt: str, part: str) -> bool:
@@ -134,6 +144,8 @@ def _contents(turns: Messages) -> list[tuple[str, str]]:
 def read_conversation(fields: Fields) -> Messages:
     """The turns of the column `messages`. Raises Malformed if they lack a prompt or completion column."""
     name, value = fields.needed("messages")
+    if absent(value):
+        raise Empty("conversation")
     turns = messages(fields.unused, value, name)
     if "messages" in fields.layout.mapped:
         return turns

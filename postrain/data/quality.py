@@ -14,12 +14,14 @@ from typing import Any, Literal
 import torch
 
 from postrain.config.extras import load
+from postrain.data.layouts import Empty
 from postrain.data.records import Record
 from postrain.data.repetition import distinct_ngram_share
 from postrain.errors import ConfigError, RowError
 from postrain.seeds import generator
 from postrain.types import Count, CountOrZero, Fraction
 
+IfEmpty = Literal["drop", "error"]
 PERMUTATIONS = 64
 SHINGLE_WORDS = 3
 REPEATED_WORDS = 3
@@ -29,8 +31,9 @@ REPEATED_WORDS = 3
 class Quality:
     """The filters of rows, in the order of application."""
 
-    empty: Literal["drop", "error"] = "drop"
-    """Rows with an empty completion: drop, or error (stop with an error)."""
+    empty: IfEmpty = "drop"
+    """Rows with an empty completion, or with null as prompt, completion or message: drop, or error (stop with an
+    error)."""
     min_characters: CountOrZero = 0
     """Minimum characters of a completion (or text); 0 disables the filter."""
     max_characters: Count | None = None
@@ -54,6 +57,13 @@ class Filtered:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
+def empty_error(where: str, part: str) -> ConfigError:
+    """The error of data.quality.empty=error for a row whose `part` is empty."""
+    return ConfigError(
+        f"{where}: the {part} is empty; fill it, remove the row, or drop such rows with data.quality.empty=drop"
+    )
+
+
 def drop_invalid(records: Iterable[Record], quality: Quality, where: Callable[[int], str]) -> Filtered:
     """Drops records with an empty completion or contradictory labels; `where` describes a row in errors."""
     kept: list[Record] = []
@@ -62,11 +72,8 @@ def drop_invalid(records: Iterable[Record], quality: Quality, where: Callable[[i
         answers = record.completions()
         if not all(answer.strip() for answer in answers):
             if quality.empty == "error":
-                raise ConfigError(
-                    f"{where(record.row)}: the completion is empty; fill it, remove the row, or drop such rows with "
-                    "data.quality.empty=drop"
-                )
-            dropped["empty completion"] += 1
+                raise empty_error(where(record.row), "completion")
+            dropped[str(Empty("completion"))] += 1
         elif reason := record.contradiction():
             dropped[reason] += 1
         else:

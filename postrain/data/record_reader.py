@@ -66,7 +66,7 @@ class RecordReader:
 
     def records(self, table: Table, counts: RowCounts) -> tuple[Record, ...]:
         """The records of a table. Raises ConfigError if none is left."""
-        parsed = parse(table, self.columns, self.prompt_template)
+        parsed = parse(table, self.columns, self.prompt_template, if_empty=self.quality.empty)
         joined = tuple(replace(one, joiner=self.joiner) if isinstance(one, Steps) else one for one in parsed.records)
         converted = convert(self._without_end_tokens(joined, counts), self.kind, source=table.name)
         weighted = self._drop_zero_weight(converted.records, counts)

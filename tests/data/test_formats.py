@@ -233,26 +233,25 @@ def test_cell_is_a_boolean_as_a_label_and_text_elsewhere(cell, label):
     [
         ({"text": 3}, "text has to be text, got 3"),
         ({"prompt": 3, "completion": "b"}, "prompt has to be text or a list of messages"),
-        ({"prompt": "a", "completion": None}, "completion has to be text or a list of messages"),
+        ({"prompt": "a", "completion": 3}, "completion has to be text or a list of messages"),
         (
             {"prompt": "a", "completion": turns(("user", "b"))},
             "completion has to be text, or messages that end with",
         ),
         ({"messages": [{"role": "judge", "content": "b"}]}, "the role 'judge'; known are"),
-        ({"messages": [{"role": "user", "content": None}]}, "whose content is not text"),
+        ({"messages": [{"role": "user", "content": 3}]}, "whose content is not text"),
         ({"messages": ["b"]}, "messages has to hold messages"),
         ({"chosen": "b", "rejected": "c"}, "the column prompt is missing, and chosen is not a transcript"),
         ({"chosen": "Well.\n\nAssistant: b", "rejected": "Well.\n\nAssistant: c"}, "chosen is not a transcript"),
         (
-            {"prompt": "a", "chosen": "b", "rejected": None},
-            "have to be two texts or two message lists, got 'b' and None",
+            {"prompt": "a", "chosen": "b", "rejected": 3},
+            "have to be two texts or two message lists, got 'b' and 3",
         ),
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "the prompt is missing; add"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"}, "margin has to be a finite number"),
         ({"prompt": "a", "steps": "b", "labels": [True]}, "steps has to be a list of texts, got 'b'"),
         ({"prompt": "a", "steps": ["b"], "labels": [2]}, "each of the labels has to be true or false"),
         ({"prompt": "a", "steps": ["b"], "labels": []}, "there are 1 steps but 0 labels"),
-        ({"prompt": "a", "steps": [], "labels": []}, "steps is an empty list; write at least one step, or remove"),
     ],
 )
 def test_malformed_row_error_names_the_line(row, message):
@@ -285,6 +284,68 @@ def test_unusable_rows_are_counted(row, reason):
     ((message, number),) = parsed.dropped.items()
     assert reason in message
     assert number == 2
+
+
+USER, ANSWER = turns(("user", "a"), ("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("row", "part", "nothing"),
+    [
+        ({"prompt": "a", "completion": "b"}, "prompt", None),
+        ({"prompt": "a"}, "prompt", []),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "rejected", None),
+        ({"prompt": "a", "chosen": [ANSWER], "rejected": [ANSWER]}, "chosen", []),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "prompt", None),
+        ({"prompt": "a", "chosen": [ANSWER], "rejected": [ANSWER]}, "prompt", None),
+        ({"prompt": "a", "response1": "b", "response2": "c", "preference": 1}, "response2", None),
+        ({"prompt": "a", "response1": "b", "response2": "c", "preference": 1}, "prompt", None),
+        ({"prompt": "a", "steps": ["b"], "labels": [True]}, "steps", []),
+        ({"messages": [USER, ANSWER]}, "messages", []),
+        ({"messages": [USER, ANSWER]}, "messages", None),
+        ({"messages": [USER]}, "messages", None),
+    ],
+)
+def test_rows_with_null_or_an_empty_list_are_dropped_and_counted_or_refused(row, part, nothing):
+    rows = table([row, {**row, part: nothing}])
+    found = parse(rows, {})
+    assert [record.row for record in found.records] == [1]
+    name = {"messages": "prompt" if row == {"messages": [USER]} else "conversation", "prompt": "prompt"}
+    assert found.dropped == {f"empty {name.get(part, 'completion')}": 1}
+    with pytest.raises(
+        ConfigError, match=r"rows\.jsonl, line 2: the \w+ is empty; fill it, .*data\.quality\.empty=drop"
+    ):
+        parse(rows, {}, if_empty="error")
+
+
+@pytest.mark.parametrize(
+    ("content", "dropped"),
+    [
+        ([{**USER, "content": None}, ANSWER], {"empty message": 1}),
+        ([USER, {**ANSWER, "content": None}, USER, ANSWER], {"empty message": 1}),
+        ([{"role": "system", "content": None}, USER, ANSWER], {}),
+        ([USER, {"from": "gpt", "value": None}], {}),
+    ],
+)
+def test_null_in_a_message_is_counted_in_a_system_message_left_out_and_an_empty_last_answer(content, dropped):
+    found = parse(table([{"messages": content}]), {})
+    assert found.dropped == dropped
+    expected = chat("a", content[-1].get("content", ""))
+    assert [getattr(record, "messages", None) for record in found.records] == [expected] * (not dropped)
+
+
+def test_null_as_completion_or_text_is_empty_text_which_is_dropped_where_it_is_used():
+    for nothing in (None, []):
+        assert parse_one({"prompt": "a", "completion": nothing}) == Demonstration(row=1, messages=chat("a", ""))
+    assert parse_one({"text": None}) == Text(row=1, text="")
+
+
+def test_prompt_may_be_null_where_the_answer_holds_it_or_an_input_follows():
+    whole = {"prompt": None, "chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "c"}]}
+    assert parse_one(whole) == Preference(row=1, prompt=chat("a"), chosen="b", rejected="c")
+    assert parse_one({"prompt": None, "completion": [USER, ANSWER]}) == Demonstration(row=1, messages=chat("a", "b"))
+    given = {"instruction": None, "input": "a", "output": "b"}
+    assert parse_one(given) == Demonstration(row=1, messages=chat("a", "b"))
 
 
 def test_transcript_splits_exactly_at_the_last_assistant_turn():

@@ -38,8 +38,9 @@ def test_row_tokens_are_those_of_the_longest_prompt_with_its_completion(data_pat
 
 
 @pytest.mark.parametrize("empty", ["drop", "error"])
-def test_empty_completions_are_dropped_or_refused(empty, tmp_path):
-    rows = [*DEMONSTRATIONS, {"prompt": "q", "completion": ""}]
+@pytest.mark.parametrize("nothing", ["", None])
+def test_empty_completions_are_dropped_or_refused(empty, nothing, tmp_path):
+    rows = [*DEMONSTRATIONS, {"prompt": "q", "completion": nothing}]
     path = write_lines(tmp_path / "x.jsonl", rows)
     if empty == "drop":
         assert prepared("jsonl", f"data.path={path}").audit.dropped == {"empty completion": 1}

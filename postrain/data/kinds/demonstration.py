@@ -22,11 +22,12 @@ from postrain.data.conversation import (
 from postrain.data.encode import EncodedRow, Encoder
 from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.text import Text
-from postrain.data.layouts import Fields, Malformed, Unusable, empty, row_format
+from postrain.data.layouts import Empty, Fields, Malformed, Unusable, absent, empty, row_format
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import (
     add_context,
     joined_once,
+    needed_prompt,
     read_conversation,
     read_prompt,
     strip_repeated_prompt,
@@ -115,7 +116,7 @@ def parse_call(row: int, fields: Fields) -> Demonstration:
     """
     name, value = fields.needed("tool_calls")
     answer = Message("assistant", "", tool_calls=calls(value, name) if not empty(value) else ())
-    return Demonstration(row=row, messages=add_context(fields, (*read_prompt(fields), answer)))
+    return Demonstration(row=row, messages=add_context(fields, (*needed_prompt(fields), answer)))
 
 
 @row_format("answer", needs=("prompt", "completion"), answers=("completion",), rank=30)
@@ -125,6 +126,7 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
     name, value = fields.needed("completion")
     if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
+    value = "" if absent(value) else value  # dropped as an empty completion, unless only the prompt is used
     if isinstance(value, str):
         (completion,) = strip_repeated_prompt(fields, (str(value),))
         turns = (*prompt, Message("assistant", completion))
@@ -134,6 +136,8 @@ def parse_answer(row: int, fields: Fields) -> Demonstration:
         turns = prompt + found if whole is None else whole
         if turns[-1].role != "assistant":
             raise Malformed(f"{name} has to be text, or messages that end with the assistant's, got {len(found)}")
+    if not prompt and without_tools(turns)[0].role == "assistant":
+        raise Empty("prompt")
     columns = _reference_columns(name, value) if isinstance(value, str) else {}
     return Demonstration(row=row, messages=add_context(fields, turns), columns=columns)
 

@@ -9,17 +9,27 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from postrain.data.conversation import FIRST_TURN, LAST_TURN, Answer, Messages, answer_text, plain_text, transcript
+from postrain.data.conversation import (
+    FIRST_TURN,
+    LAST_TURN,
+    Answer,
+    Messages,
+    answer_text,
+    is_transcript,
+    plain_text,
+    transcript,
+)
 from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.unpaired_preference import UnpairedPreference
-from postrain.data.layouts import Fields, Malformed, Unusable, empty, number, row_format, text
+from postrain.data.layouts import Empty, Fields, Malformed, Unusable, absent, empty, number, row_format, text
 from postrain.data.messages import messages
 from postrain.data.prompt_columns import (
     add_context,
     last_answer,
     merge_prompts,
+    needed_prompt,
     read_prompt,
     strip_repeated_prompt,
 )
@@ -73,6 +83,8 @@ def parse(row: int, fields: Fields) -> Preference:
     prompt = _pair_prompt(fields)
     shared, chosen, rejected = _sides(fields, prompt)
     whole = merge_prompts(prompt, shared, "chosen and rejected")
+    if not whole and fields.layout.parts["prompt"]:
+        raise Empty("prompt")
     if not whole:
         raise Malformed("the prompt is missing; add a column prompt, or a user message before chosen")
     margin = fields.optional("margin")
@@ -91,10 +103,13 @@ def parse_compared(row: int, fields: Fields) -> Preference:
 
     The margin is the magnitude of the preference. Ties are dropped.
     """
-    prompt = add_context(fields, read_prompt(fields))
-    responses = tuple(text(value, name) for name, value in map(fields.needed, ("response1", "response2")))
+    prompt = add_context(fields, needed_prompt(fields))
+    found = [fields.needed(part) for part in ("response1", "response2")]
+    if any(absent(value) for _, value in found):
+        raise Empty("completion")
+    responses = tuple(text(value, name) for name, value in found)
     name, value = fields.needed("preference")
-    preference = number(value, name)
+    preference = 0 if value is None else number(value, name)
     if preference == 0:
         raise Unusable(TIE)
     first, second = strip_repeated_prompt(fields, responses)
@@ -119,7 +134,11 @@ def _pair_prompt(fields: Fields) -> Messages:
 def _sides(fields: Fields, prompt: Messages) -> tuple[Messages, Answer, Answer]:
     """The turns that both sides share, and the two answers."""
     (first, chosen), (second, rejected) = fields.needed("chosen"), fields.needed("rejected")
+    if absent(chosen) or absent(rejected):
+        raise Empty("completion")
     if isinstance(chosen, str) and isinstance(rejected, str):
+        if not prompt and fields.layout.parts["prompt"] and not is_transcript("\n\n" + chosen.lstrip()):
+            raise Empty("prompt")
         if not prompt:
             return _split(str(chosen), str(rejected), first)
         better, worse = strip_repeated_prompt(fields, (str(chosen), str(rejected)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from postrain.data.conversation import Answer, Messages, is_transcript, plain_text, tools_of, without_tools
 from postrain.data.encode import Encoded, Encoder, TokenUse
 from postrain.data.layouts import Fields, row_format
-from postrain.data.prompt_columns import add_context, read_prompt
+from postrain.data.prompt_columns import add_context, needed_prompt
 from postrain.data.records import Record
 from postrain.data.rendering import as_mapping
 from postrain.data.tokenizing import Encoding
@@ -73,7 +73,7 @@ def prompt_record(record: Record, prompt: Messages, **columns: Any) -> Prompt:
 def parse(row: int, fields: Fields) -> Prompt:
     """A prompt from its column, or from messages without an answer."""
     fields.needed("prompt")
-    prompt = add_context(fields, read_prompt(fields))
+    prompt = add_context(fields, needed_prompt(fields))
     tools = tools_of(prompt)
     return Prompt(row=row, prompt=prompt, columns={"tools": tools} if tools else {})
 

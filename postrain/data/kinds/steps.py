@@ -22,8 +22,8 @@ from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.unpaired_preference import UnpairedPreference, label
-from postrain.data.layouts import Fields, Malformed, is_list, row_format
-from postrain.data.prompt_columns import add_context, read_prompt
+from postrain.data.layouts import Empty, Fields, Malformed, absent, is_list, row_format
+from postrain.data.prompt_columns import add_context, needed_prompt
 from postrain.data.records import Record, conversion
 from postrain.data.tokenizing import Encoding, finish
 from postrain.errors import ConfigError
@@ -77,16 +77,16 @@ class Steps(Record):
 def parse(row: int, fields: Fields) -> Steps:
     """A chain from a prompt, a list of steps and a list of one label per step."""
     (name, steps), (_, labels) = fields.needed("steps"), fields.needed("labels")
+    if absent(steps):
+        raise Empty("completion")
     if not is_list(steps) or not all(isinstance(step, str) for step in steps):
         raise Malformed(f"{name} has to be a list of texts, got {steps!r:.60}")
-    if not steps:
-        raise Malformed(f"{name} is an empty list; write at least one step, or remove the row")
     if not is_list(labels):
         raise Malformed(f"labels has to be a list of true and false, got {labels!r:.60}")
     right = tuple(label(fields, one, "each of the labels") for one in labels)
     if len(steps) != len(labels):
         raise Malformed(f"there are {len(steps)} steps but {len(labels)} labels")
-    return Steps(row=row, prompt=add_context(fields, read_prompt(fields)), steps=tuple(steps), labels=right)
+    return Steps(row=row, prompt=add_context(fields, needed_prompt(fields)), steps=tuple(steps), labels=right)
 
 
 @dataclass(frozen=True)

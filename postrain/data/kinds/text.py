@@ -60,7 +60,7 @@ class Text(Record):
 def parse(row: int, fields: Fields) -> Text:
     """A document from a column of text."""
     name, value = fields.needed("text")
-    return Text(row=row, text=text(value, name))
+    return Text(row=row, text="" if value is None else text(value, name))
 
 
 def beginning(text: str) -> str:
