@@ -86,13 +86,19 @@ class SFT(Method):
         return self.kl_coef > 0
 
     def on_model_attached(self) -> None:
+        super().on_model_attached()
+        # Before Lightning restores a checkpoint, whose weights are not the initial ones.
         self.initial: list[Tensor] = []
+        if self.l2_coef:
+            self.initial = [parameter.detach().clone() for parameter in self.trainable_parameters()]
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.l2_coef and self.device_mesh is not None:
             raise ConfigError("method.l2_coef: not with trainer.strategy=fsdp, which shards the parameters; use ddp")
         if self.l2_coef:
-            self.initial = [parameter.detach().clone() for parameter in self.trainable_parameters()]
+            now = self.trainable_parameters()
+            self.initial = [then.to(parameter) for then, parameter in zip(self.initial, now, strict=True)]
 
     def loss_sum(self, batch: Rows) -> LossSum:
         tokens = self.denominator(batch)
