@@ -30,6 +30,7 @@ from postrain.hardware.ranks import _free_port, init_process_group, loopback_env
 from postrain.hardware.sharding import full_state_dict, shard
 from postrain.hardware.shares import map_items
 from postrain.jobs.session import TRAIN, execute
+from postrain.methods.master_weights import MasterWeights
 from postrain.models.sharded_loading import load_sharded
 from postrain.models.weight_sync import merged_weights
 from postrain.rollout.vllm_adapter import AdapterTransfer
@@ -174,6 +175,7 @@ def two_ranks(output: Path, configs: Sequence[dict[str, Any]]) -> None:
     check_loading(output)
     check_transfers()
     check_shares()
+    check_missing_gradients()
 
 
 def resume_sharded(output: Path, name: str) -> None:
@@ -259,3 +261,14 @@ def check_shares() -> None:
 
     with pytest.raises(ConfigError, match="no such column"):
         map_items(2, fail_on_second)
+
+
+def check_missing_gradients() -> None:
+    """The sum of float32 gradients of bf16 parameters, where the first rank has none; 2⁻⁹ would be lost in bf16."""
+    parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    MasterWeights(partial(torch.optim.SGD, lr=1.0), [{"params": [parameter]}])
+    if collectives.rank() == 1:
+        parameter.grad = torch.full((3,), 1 + 2**-9)
+    collectives.sum_gradients([parameter])
+    assert parameter.grad is not None
+    assert parameter.grad.tolist() == [1 + 2**-9] * 3

@@ -85,12 +85,17 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
     if not whole:
         return
     for bucket in in_buckets(whole):
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        flat = torch.cat(
+            [(torch.zeros_like(p, dtype=grad_dtype(p)) if p.grad is None else p.grad).flatten() for p in bucket]
+        )
         dist.all_reduce(flat)
         for parameter, total in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-            # With master weights, the gradients of 16-bit parameters are float32.
-            dtype = getattr(parameter, "grad_dtype", None) or parameter.dtype
-            parameter.grad = total.view_as(parameter).to(dtype, copy=True)
+            parameter.grad = total.view_as(parameter).to(grad_dtype(parameter), copy=True)
+
+
+def grad_dtype(parameter: Parameter) -> torch.dtype:
+    """The dtype of a parameter's gradient: float32 for 16-bit parameters with master weights."""
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
 
 
 def in_buckets(parameters: Sequence[Parameter]) -> list[list[Parameter]]:
