@@ -25,8 +25,9 @@ from postrain.data.tool_calls import HERMES, check_tool_turns, declaration, with
 
 PROMPT_REMOVED = "prompt removed from an answer that repeats it"
 INPUT_IN_PROMPT = "input not appended to a prompt that contains it"
-BEFORE_PART, AFTER_PART = r"(?:\A|\n\s*\n|:\s)\s*", r"\s*(?:\Z|\n\s*\n|\n[^\n:]{1,40}:)"
-"""What surrounds a part of a prompt: its beginning or end, blank lines, and labels such as `Input:`."""
+BEFORE_PART = r"(?:\A|\n\s*\n|:\s)\s*[\"'“‘`]*"
+AFTER_PART = r"[\"'”’`]*\.?\s*(?:\Z|\n\s*\n|\n[^\n:]{1,40}:)"
+"""What surrounds a part of a prompt: its beginning or end, blank lines, and labels such as `Input:`; and quotes."""
 
 
 def read_prompt(fields: Fields) -> Messages:

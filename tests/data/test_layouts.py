@@ -113,14 +113,18 @@ def test_system_and_history_apply_to_every_kind_of_record(answer):
     assert getattr(record, "prompt", None) == (SYSTEM, *chat("h", "g", "a"))
 
 
-@pytest.mark.parametrize("prompt", ["Is it even?\n\n2", "Read: 2\nQuestion: even?", "Input:\n2\n\nIs it even?", "2"])
+@pytest.mark.parametrize(
+    "prompt", ["Is it even?\n\n2", "Read: 2\nQuestion: even?", "Input:\n2\n\nIs it even?", "2", "Is it: '2'."]
+)
 def test_input_that_is_a_part_of_the_prompt_is_not_appended_and_counted(prompt):
     found = parse(table([{"prompt": prompt, "input": "2", "completion": "b"}]), {})
     assert found.records == (Demonstration(row=1, messages=chat(prompt, "b")),)
     assert found.repaired == {"input not appended to a prompt that contains it": 1}
 
 
-@pytest.mark.parametrize("prompt", ["Is it even? Say 1 for odd, 2 for even.", "Is it one of:\n1\n2\n3"])
+@pytest.mark.parametrize(
+    "prompt", ["Is it even? Say 1 for odd, 2 for even.", "Is it one of:\n1\n2\n3", "Say: '2' or '3'."]
+)
 def test_input_that_occurs_in_a_sentence_or_list_of_the_prompt_is_appended(prompt):
     found = parse(table([{"instruction": prompt, "input": "2", "output": "b"}]), {})
     assert found.records == (Demonstration(row=1, messages=chat(f"{prompt}\n\n2", "b")),)
