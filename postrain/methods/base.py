@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from postrain.data.module import DataModule
+from postrain.errors import ConfigError
 from postrain.methods.components import MethodComponents, RewardLike, components_of
 from postrain.methods.learning_rate_search import settle_learning_rate
 from postrain.methods.learning_rates import LearningRates, Multiple, resolve
@@ -124,6 +125,9 @@ class Method(UpdateLoop):
         seed: int,
     ) -> None:
         UpdateLoop.__init__(self)
+        for name, needed in self.unused_options().items():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"method.{name}={getattr(self, name)}: has no effect without {needed}; leave it out")
         self.accumulated: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
         if model is None:
@@ -164,6 +168,10 @@ class Method(UpdateLoop):
 
     def check_teacher(self, teacher: str | None) -> None:
         """Raises ConfigError if the key `reference` of a config does not fit; called before the model is resolved."""
+
+    def unused_options(self) -> dict[str, str]:
+        """The options that these settings do not use, each with a setting that does: changing them is an error."""
+        return {}
 
     def data_remedy(self) -> str:
         """A setting of the method that admits data of another record kind, appended to the error about the kind."""

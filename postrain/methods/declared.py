@@ -126,5 +126,5 @@ declare("pass_rate/mean", "mean pass rate of the prompts seen", direction="max",
 declare("grad_norm", "global gradient norm before clipping", bounds=POSITIVE, title="Gradient norm")
 declare("learning_rate", "learning rate of the optimizer, after warm-up and decay", bounds=POSITIVE)
 declare("optimizer_steps", "optimizer steps of the run so far", bounds=POSITIVE)
-declare("episodes", "rows, pairs or prompts trained on so far", bounds=POSITIVE)
+declare("episodes", "rows, pairs or prompts taken from the training data so far", bounds=POSITIVE)
 declare("tokens", "tokens trained on so far", unit="tokens", bounds=POSITIVE)

@@ -187,6 +187,10 @@ class GRPO(GroupRelative):
             return ~reward_PG.isnan().all(1)
         return super().has_gradient(reward_PG)
 
+    def unused_options(self) -> dict[str, str]:
+        unused = {} if self.overlong_buffer else {"overlong_penalty": "method.overlong_buffer above 0"}
+        return {**super().unused_options(), **unused}
+
     def check(self) -> None:
         super().check()
         if self.overlong_buffer > self.sampling.max_new_tokens:

@@ -48,12 +48,14 @@ class OnlinePairs(Batch):
     """Log-probability of the whole completion under the reference."""
     ref_rejected_B: Tensor
     decided_B: Tensor
-    """False for ties: they carry no gradient and skip the forward pass."""
+    """False for ties: they have no DPO loss."""
+    in_loss_B: Tensor
+    """False for pairs without a gradient, which skip the forward pass: ties, except with xpo_alpha."""
     second_chosen_B: Tensor
     """True where the chosen completion is the second of its prompt: with xpo_alpha, the reference's."""
 
     def cost(self) -> list[int]:
-        return [cost * decided for cost, decided in zip(self.pairs.cost(), self.decided_B.tolist(), strict=True)]
+        return [cost * in_loss for cost, in_loss in zip(self.pairs.cost(), self.in_loss_B.tolist(), strict=True)]
 
 
 class OnlineDPO(OnlinePreference):
@@ -91,6 +93,9 @@ class OnlineDPO(OnlinePreference):
         self.start_next_rollout(1 if self.xpo_alpha else self.group_size)
         average_PG = average_preference(self.preferences(rollouts, rollouts))
         best_P, worst_P = average_PG.nan_to_num(-1.0).argmax(1), average_PG.nan_to_num(2.0).argmin(1)
+        if self.xpo_alpha:
+            # Also of a tie, whose best and worst completion would be the first.
+            worst_P = 1 - best_P
         first_P = torch.arange(len(batch), device=self.device) * self.group_size
         chosen, rejected = ((first_P + which_P).tolist() for which_P in (best_P, worst_P))
         rows, ref_B = rollouts.rows, self.reference_logps(rollouts.rows).sum(1)
@@ -100,7 +105,9 @@ class OnlineDPO(OnlinePreference):
         own = rollouts.select(range(0, len(rollouts), 2)) if self.xpo_alpha else rollouts
         self.accumulate({**self.rollout_metrics(own), "tie_rate": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
-        return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P, best_P == 1)
+        # The term of XPO does not depend on the comparison.
+        in_loss_P = torch.ones_like(decided_P) if self.xpo_alpha else decided_P
+        return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P, in_loss_P, best_P == 1)
 
     def xpo_rollout(self, batch: Prompts) -> Rollouts:
         """A completion of the policy and one of the reference for each prompt, prompt-major."""
@@ -118,7 +125,7 @@ class OnlineDPO(OnlinePreference):
         both = batch.pairs.chosen + batch.pairs.rejected
         found = PairScores.from_concatenated(score(self.policy, both, temperature=self.sampling.temperature))
         chosen_B, rejected_B = found.chosen.logps_BT.sum(1), found.rejected.logps_BT.sum(1)
-        total = losses.dpo(
+        loss_B = losses.dpo(
             chosen_B,
             rejected_B,
             batch.ref_chosen_B,
@@ -127,12 +134,14 @@ class OnlineDPO(OnlinePreference):
             loss_type=self.loss,
             chosen_lengths=lengths(found.chosen),
             rejected_lengths=lengths(found.rejected),
-            reduction="sum",
+            reduction="none",
         )
+        total = (loss_B * batch.decided_B).sum()
         if self.xpo_alpha:
             total = total + self.xpo_alpha * torch.where(batch.second_chosen_B, chosen_B, rejected_B).sum()
         log_ratios = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
-        return LossSum(total, pair_metrics(self.beta * log_ratios[0], self.beta * log_ratios[1], found))
+        chosen_B, rejected_B = (self.beta * log_ratio_B[batch.decided_B] for log_ratio_B in log_ratios)
+        return LossSum(total, pair_metrics(chosen_B, rejected_B, found.select(batch.decided_B)))
 
     def denominator(self, batch: OnlinePairs) -> int:
         return len(batch)

@@ -42,6 +42,11 @@ class PairScores:
         (chosen_BT, rejected_BT), masks = both.logps_BT.chunk(2), both.mask_BT.chunk(2)
         return cls(Scores(chosen_BT, masks[0]), Scores(rejected_BT, masks[1]))
 
+    def select(self, kept_B: Tensor) -> PairScores:
+        """The scores of the pairs where `kept_B` is True."""
+        sides = (Scores(side.logps_BT[kept_B], side.mask_BT[kept_B]) for side in (self.chosen, self.rejected))
+        return PairScores(*sides)
+
 
 def score_pairs(model: nn.Module, pairs: Pairs) -> PairScores:
     """Scores of the chosen and the rejected completions, from one forward pass."""

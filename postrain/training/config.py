@@ -117,6 +117,14 @@ class TrainConfig(Section):
             product = " × ".join(f"{key}={size}" for key, size in sizes.items() if size > 1)
             raise ConfigError(f"{product}: expected at most {MAX_TOKENS} tokens per update; lower one of them")
         self._check_early_stop()
+        if self.optim is not None:
+            own = [key for key in ("adam_betas", "adam_eps") if getattr(method, key) != getattr(type(method), key)]
+            if own:
+                name = self.optim.target.__name__
+                raise ConfigError(
+                    f"method.{own[0]}: is used by the default optimizer alone, and optim is {name}; set it under "
+                    "optim, or leave out one of them"
+                )
         if self.dialect is not None and "/" not in self.dialect:
             covered = sorted(file.stem for file in (CONF / "dialect" / self.dialect).glob("*.yaml"))
             raise ConfigError(

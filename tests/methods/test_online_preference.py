@@ -11,7 +11,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from postrain.errors import ConfigError
+from postrain.methods.metrics import combine
 from postrain.methods.online_dpo import average_preference
+from postrain.models.scoring import score
 from postrain.rewards.function import PairwiseFunction
 from postrain.rollout.engine import Mixture
 from postrain.types import Completion, Sampling, Stop
@@ -103,6 +105,21 @@ def test_online_dpo_pairs_the_best_with_the_worst_completion():
     assert prepared.cost()[1] == 0
     # The policy equals its reference: log-ratios are 0 and the loss of a pair is ln 2.
     assert float(method.loss_sum(prepared.select([0])).total.detach()) == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_tied_pairs_of_xpo_have_its_own_term_alone():
+    # Completion 2 is the policy's, 7 the reference's; no preference between them.
+    method = scripted_method("online_dpo", [[2, 0], [7, 0]], {}, batch_size=1, xpo_alpha=0.3)
+    prepared = method.prepare(prompts(1))
+    assert (prepared.decided_B.tolist(), prepared.in_loss_B.tolist()) == ([False], [True])
+    assert prepared.cost()[0] > 0
+    both = (prepared.pairs.chosen, prepared.pairs.rejected)
+    assert [rows.ids[0].tolist()[2:] for rows in both] == [[2, 0], [7, 0]]
+    found = method.loss_sum(prepared)
+    of_reference = float(score(method.policy, prepared.pairs.rejected).logps_BT.sum())
+    assert float(found.total.detach()) == pytest.approx(0.3 * of_reference, rel=1e-5)
+    # Nothing to compare: no accuracy.
+    assert combine(found.metrics) == {}
 
 
 SCORES = {"1": 0.1, "2": 0.5, "3": 0.9}

@@ -1,0 +1,63 @@
+"""An option that the other settings do not use is refused, with the setting that would use it."""
+
+from __future__ import annotations
+
+import pytest
+
+from postrain.errors import ConfigError
+from tests.methods.builders import make_method
+from tests.tiny import tiny_model
+from tests.training_runs import train_config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "method=ppo method.kl_coef=0 method.kl_target=6",
+            "kl_target=6.0: has no effect without method.kl_coef",
+        ),
+        ("method=ppo method.kl_horizon=9", "method.kl_horizon=9: has no effect without method.kl_target; leave it out"),
+        (
+            "method=grpo method.overlong_penalty=5",
+            "overlong_penalty=5.0: has no effect without method.overlong",
+        ),
+        ("method=dpo method.bco_momentum=0.5", "method.bco_momentum=0.5: has no effect without method.loss=bco"),
+        ("method=dpo method.discopop_tau=0.5", "method.discopop_tau=0.5: has no effect without method.loss=discopop"),
+        ("method=dpo method.divergence_alpha=0.4", "has no effect without method.divergence=alpha; leave it out"),
+        ("method=kto method.ref_mixup_alpha=0.5", "has no effect without method.ref_sync_steps above 0; leave it out"),
+        ("method=distill reference=nano method.beta=0.3", "has no effect without method.divergence=jsd; leave it out"),
+        ("method=distill reference=nano method.skew_alpha=0.3", "without method.divergence=skewed_reverse_kl"),
+        ("method=distill reference=nano method.teacher_update_rate=1", "without method.teacher_model_kind=ema"),
+        (
+            "method=sft optim=muon method.adam_eps=1e-4",
+            "method.adam_eps: is used by the default optimizer alone",
+        ),
+        ("method=sft optim=sgd method.adam_betas=[0.5,0.6]", "and optim is SGD; set it under optim, or leave out one"),
+    ],
+)
+def test_option_without_effect_is_refused(words, message):
+    with pytest.raises(ConfigError) as caught:
+        train_config(words.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "method=ppo method.kl_target=6 method.kl_horizon=9",
+        "method=dpo method.loss={sigmoid:0.5,bco:0.5} method.bco_momentum=0.5",
+        "method=distill reference=nano method.divergence=skewed_forward_kl method.skew_alpha=0.3",
+        "method=sft method.adam_eps=1e-4",
+        # The default may be written down.
+        "method=dpo method.bco_momentum=0.9",
+    ],
+)
+def test_option_with_an_effect_is_accepted(words):
+    train_config(words.split())
+
+
+def test_option_without_effect_is_refused_in_python():
+    with pytest.raises(ConfigError, match=r"method\.overlong_penalty=5.0: has no effect"):
+        make_method("grpo", tiny_model(), overlong_penalty=5)
