@@ -36,7 +36,7 @@ from postrain.methods.curriculum import CurriculumPrompts
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import completion_mask, local_indices
-from postrain.models.scoring import concatenated, in_micro_batches, score_with_reference
+from postrain.models.scoring import ReferenceScores, Scores, concatenated, in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows
 
@@ -86,8 +86,9 @@ class GroupRelative(CurriculumPrompts):
     """Upper clip ε_high of the importance ratio: 1 + ε_high. null is that of the loss: 0.2 for the clipped
     surrogate."""
     use_bias_correction_kl: bool = False
-    """Multiply the KL in the loss by the importance ratio: the gradient of k3 becomes that of KL(policy ‖ reference),
-    not of KL(reference ‖ policy) (DeepSeek-AI 2025, DeepSeek-V3.2, arXiv 2512.02556, eq. 7; TRL's default)."""
+    """Multiply k3 in the loss by the importance ratio of the token: its gradient becomes that of KL(policy ‖
+    reference), not of KL(reference ‖ policy) (DeepSeek-AI 2025, DeepSeek-V3.2, arXiv 2512.02556, eq. 7; TRL's default).
+    The other estimators need no correction and are refused with it."""
     dynamic_sampling: CountOrZero = 2
     """Maximum number of further batches of prompts sampled per update to replace zero-variance groups (DAPO's dynamic
     sampling); 0 disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in
@@ -109,6 +110,15 @@ class GroupRelative(CurriculumPrompts):
                 f"method.group_size={self.group_size}: advantages need several completions of each prompt; "
                 f"give at least {self.smallest_group()}"
             )
+        if self.use_bias_correction_kl and (self.kl_estimator, self.kl_in) != ("k3", "loss"):
+            raise ConfigError(
+                f"method.use_bias_correction_kl: corrects k3 in the loss, not method.kl_estimator={self.kl_estimator} "
+                f"with method.kl_in={self.kl_in}; set method.use_bias_correction_kl=false, or method.kl_estimator=k3 "
+                "and method.kl_in=loss"
+            )
+
+    def has_biased_kl(self) -> bool:
+        return super().has_biased_kl() and not self.use_bias_correction_kl
 
     def smallest_group(self) -> int:
         """The smallest group_size with which advantages are not all 0."""
@@ -134,6 +144,11 @@ class GroupRelative(CurriculumPrompts):
     def weights(self, lengths_B: Tensor, counted_B: Tensor) -> Tensor:
         """Weight of each completion's tokens, [B]; by default 1/length, the mean over its tokens."""
         return completion_weights(lengths_B, counted_B)
+
+    def kl_penalty(self, found: Scores | ReferenceScores, batch: GroupExperience) -> Tensor:
+        """The KL in the loss, of each token, [B, T], or of whole completions, [B, 1]."""
+        kl_BT = self.kl_term(found, batch.ref_logps_BT)
+        return kl_BT * (found.logps_BT - batch.logps_BT).exp() if self.use_bias_correction_kl else kl_BT
 
     def clips(self) -> dict[str, Any]:
         """The clips that are set."""
@@ -271,8 +286,7 @@ class GroupRelative(CurriculumPrompts):
         # `minibatches` adds the count: completions without a gradient are not in this micro-batch.
         metrics["policy_loss"] = Mean(weighted_sum(loss_BT.detach(), mask_BT, batch.weight_B), 0)
         if self.kl_in_this_loss():
-            kl_BT = self.kl_term(found, batch.ref_logps_BT)
-            loss_BT = loss_BT + self.coef * (kl_BT * terms.ratio if self.use_bias_correction_kl else kl_BT)
+            loss_BT = loss_BT + self.coef * self.kl_penalty(found, batch)
         assert found.entropy_BT is not None
         metrics["entropy/exact"] = Mean(found.entropy_BT.detach().sum(), mask_BT.sum())
         if self.entropy_weight:

@@ -81,11 +81,14 @@ class PolicyGradient(RolloutCorrection):
 
     def check(self) -> None:
         super().check()
+        if self.has_biased_kl():
+            reason = BIASED_KL[self.kl_estimator, self.kl_in]
+            raise ConfigError(f"method.kl_estimator={self.kl_estimator} with method.kl_in={self.kl_in}: {reason}")
+
+    def has_biased_kl(self) -> bool:
+        """Whether the KL penalty has another gradient than the KL, and the method's paper does not use it."""
         chosen = (self.kl_estimator, self.kl_in)
-        if chosen in BIASED_KL and chosen not in self.published_kl:
-            raise ConfigError(
-                f"method.kl_estimator={self.kl_estimator} with method.kl_in={self.kl_in}: {BIASED_KL[chosen]}"
-            )
+        return chosen in BIASED_KL and chosen not in self.published_kl
 
     def logs_kl(self) -> bool:
         return self.needs_reference()
@@ -131,7 +134,7 @@ class PolicyGradient(RolloutCorrection):
         return score(self.policy, rows, **options)
 
     def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
-        """The KL term of each token by `kl_estimator`, differentiable, [B, T], or [B, 1] for whole completions."""
+        """The KL term of each token by `kl_estimator`, differentiable, [B, T]."""
         if isinstance(found, ReferenceScores):
             return found.kl_BT
         assert self.kl_estimator != "exact"

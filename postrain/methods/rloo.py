@@ -30,8 +30,8 @@ class RLOO(GroupRelative):
         reward_PG = reward_PG - penalty_BT.sum(1).view_as(reward_PG)
         return leave_one_out(reward_PG).view(-1, 1) * mask_BT
 
-    def kl_term(self, found: Scores | ReferenceScores, ref_logps_BT: Tensor) -> Tensor:
-        return super().kl_term(found, ref_logps_BT).sum(1, keepdim=True)
+    def kl_penalty(self, found: Scores | ReferenceScores, batch: GroupExperience) -> Tensor:
+        return super().kl_penalty(found, batch).sum(1, keepdim=True)
 
     def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:
         # All tokens of a completion have its ratio; weights of 1/length give one loss per completion.

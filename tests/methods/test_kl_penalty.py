@@ -36,6 +36,10 @@ EIGHT = [[word] for word, times in enumerate(POLICY) for _ in range(times)]
 BETA = 0.3
 METHODS = ("ppo", "grpo", "rloo", "reinforce")
 IN_LOSS = [(method, estimator) for method in METHODS for estimator in ("k2", "exact")]
+UNCORRECTED = [(method, {"kl_estimator": estimator}) for method, estimator in IN_LOSS]
+CORRECTION = {"kl_estimator": "k3", "use_bias_correction_kl": True}
+# The ratio of GSPO's loss is that of the completion, the ratio of the correction that of the token.
+CORRECTED = [*((method, CORRECTION) for method in METHODS[1:]), ("grpo", {"loss": "gspo", **CORRECTION})]
 
 
 def unigram_model(weights: Sequence[float]) -> Any:
@@ -156,6 +160,14 @@ def test_biased_kl_combinations_are_refused_with_the_reason(method, estimator, k
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "estimator", "kl_in"), [("grpo", "k2", "loss"), ("grpo", "exact", "loss"), ("rloo", "k1", "reward")]
+)
+def test_correction_of_another_estimator_than_k3_is_refused(method, estimator, kl_in):
+    with pytest.raises(ConfigError, match=rf"use_bias_correction_kl: corrects k3 in .*={estimator} .*={kl_in}; set .*"):
+        make_method(method, tiny_model(), kl_estimator=estimator, kl_in=kl_in, use_bias_correction_kl=True)
+
+
 COMPLETIONS = [torch.tensor(pair) for pair in product(range(4), repeat=2)]
 """Every completion of two words."""
 
@@ -177,13 +189,11 @@ def token_logps_of(model: Any) -> Tensor:
     return model(ids).logits[:, 1:3].log_softmax(-1).gather(-1, torch.stack(COMPLETIONS)[..., None]).squeeze(-1)
 
 
-@pytest.mark.parametrize(("method", "estimator"), IN_LOSS)
-def test_penalty_in_the_loss_of_two_tokens_has_the_gradient_of_the_kl(method, estimator):
+@pytest.mark.parametrize(("method", "changes"), [*UNCORRECTED, *CORRECTED])
+def test_penalty_in_the_loss_of_two_tokens_has_the_gradient_of_the_kl(method, changes):
     """KL of each token given its prefix, summed over the completion (grpo, reinforce: mean of the two tokens)."""
     policy, reference = bigram_model(0), bigram_model(1)
-    learner = make_method(
-        method, policy, reference=reference, kl_coef=BETA, kl_in="loss", kl_estimator=estimator
-    ).double()
+    learner = make_method(method, policy, reference=reference, kl_coef=BETA, kl_in="loss", **changes).double()
     batch = rows([torch.tensor([1, 2])] * 16, COMPLETIONS)
     mine, theirs = token_logps_of(policy), token_logps_of(reference).detach()
     old, zeros = mine.detach(), torch.zeros(16, 2, dtype=torch.float64)

@@ -36,7 +36,8 @@ GROUPED: list[Change] = [
     ({"clip_low": 0.99}, {}),
     ({"clip_high": 9.0}, {}),
     ({"kl_coef": 0.3}, {}),
-    ({"use_bias_correction_kl": True}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
+    # Without the correction, RLOO and REINFORCE++ refuse k3 in the loss.
+    ({"use_bias_correction_kl": True, "kl_estimator": "k3"}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
     ({"kl_estimator": "exact"}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
     ({"kl_in": "reward", "kl_estimator": "k1"}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k2"}),
     ({"entropy_coef": 0.3}, {}),
