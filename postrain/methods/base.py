@@ -106,7 +106,7 @@ class Method(UpdateLoop):
     """Recompute each layer in the backward pass instead of keeping its activations: less memory, about a third more
     computation, the same gradients."""
     dropout: bool = False
-    """Whether the model's dropout is active during training."""
+    """Whether the dropout of the trained models is active in updates; rollouts are without it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -73,7 +73,7 @@ class LearningRateTrials:
         # Rollouts hold for several steps; other batches are cheap to prepare.
         count = 1 if method.samples else STEPS
         self.items = items_per_step(method)
-        method.policy.eval()
+        method.set_dropout(active=False)
         with unchanged(method), self.smaller_batches():
             given = method.items_per_update() // collectives.world_size()
             self.batches = [
@@ -117,7 +117,7 @@ class LearningRateTrials:
     def train(self, rate: float) -> None:
         """STEPS optimizer steps."""
         method, done = self.method, 0
-        method.policy.train(method.dropout)
+        method.set_dropout(active=method.dropout)
         set_learning_rate(method.optimizer, rate)
         while done < STEPS:
             for prepared in self.batches:
@@ -126,7 +126,7 @@ class LearningRateTrials:
                     if done < STEPS:
                         method.update(minibatch)
                     done += 1
-        method.policy.eval()
+        method.set_dropout(active=False)
 
     @torch.no_grad()
     def mean_loss(self) -> float:
@@ -233,7 +233,7 @@ def unchanged(method: Method) -> Iterator[Reference]:
         optimizer.state.update(saved)
         method.counters, method.accumulated = counters, metrics
         method.load_state(state)
-        method.policy.train(training)
+        method.set_dropout(active=training)
         torch.set_rng_state(random)
 
 

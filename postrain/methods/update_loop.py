@@ -167,9 +167,9 @@ class UpdateLoop(LightningHooks):
         self.accumulated = {}
         set_learning_rate(self.optimizer, self.peak_learning_rate * self.lr_factor())
         self.accumulate({"learning_rate": Max(self.peak_learning_rate * self.lr_factor())})
-        self.policy.eval()
+        self.set_dropout(active=False)
         prepared = self.prepare(batch.to(self.device))
-        self.policy.train(self.dropout)
+        self.set_dropout(active=self.dropout)
         self.dummy_batch = prepared.select([0])
         for minibatch in self.minibatches(prepared):
             self.update(minibatch)
@@ -178,6 +178,11 @@ class UpdateLoop(LightningHooks):
         self.last_metrics = self.combined(self.accumulated)
         self.log_update(self.last_metrics, len(batch))
         self.stop_after_last_update()
+
+    def set_dropout(self, *, active: bool) -> None:
+        """Switches the dropout of all trained models on or off, by training and eval mode."""
+        for model in self.trained_models():
+            model.train(active)
 
     def update(self, minibatch: Batch) -> None:
         """One optimizer step on a global mini-batch, given this rank's share; skipped if `may_step` returns False."""

@@ -79,7 +79,8 @@ class Reference:
             else:
                 # Lightning moves only the policy, since no module owns the reference. `to` would free gathered weights.
                 device = next(self._policy.parameters()).device
-                yield frozen if next(frozen.parameters()).device == device else frozen.to(device)
+                with in_eval_mode(frozen):
+                    yield frozen if next(frozen.parameters()).device == device else frozen.to(device)
 
     @contextmanager
     def resident(self) -> Iterator[nn.Module | None]:

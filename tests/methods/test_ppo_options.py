@@ -96,6 +96,35 @@ def test_every_key_has_a_case():
     assert set(schema_of(pt.PPO).keys) - set(schema_of(Method).keys) - tried == ELSEWHERE
 
 
+class RecordedModes(pt.PPO):
+    """PPO that records the modes of policy and critic in rollouts and in updates."""
+
+    def prepare(self, batch: Any) -> Any:
+        self.modes = [[model.training for model in self.trained_models()]]
+        return super().prepare(batch)
+
+    def update(self, minibatch: Any) -> None:
+        self.modes.append([model.training for model in self.trained_models()])
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+def test_separate_critic_has_dropout_where_the_policy_has_it(dropout):
+    model, tokenizer, data = parts()
+    given = {
+        "critic": "separate",
+        "epochs": 1,
+        "updates": 1,
+        "dropout": dropout,
+        "reward": lambda prompts, **_: [0.0] * len(prompts),
+    }
+    engine = instantiate(composed([*SMALL, *BASE])["rollout"])
+    # PEFT gives models in training mode, load_model in eval mode.
+    method = RecordedModes(deepcopy(model).train(not dropout), tokenizer, engine=engine, batch_size=8, **given)
+    Trainer(limit_val_batches=0, **QUIET).fit(method, datamodule=data)
+    assert method.modes == [[False, False], *[[dropout, dropout]] * 2]
+
+
 def test_minibatch_beyond_target_kl_is_not_applied(tmp_path):
     folder = small_run(tmp_path, *BASE, "method.target_kl=1e-6")
     state = final_state(folder)

@@ -49,6 +49,13 @@ def test_scoring_uses_eval_mode_without_gradients_and_restores_the_policy(adapte
     assert learner(input_ids=torch.tensor([[1, 2]])).logits.requires_grad
 
 
+def test_frozen_model_in_training_mode_scores_without_dropout() -> None:
+    frozen = policy(True).train()
+    with Reference.for_policy(policy(False), frozen).scoring() as model:
+        assert not any(module.training for module in model.modules())
+    assert frozen.training
+
+
 def test_reference_pass_between_forward_and_backward_keeps_the_gradient() -> None:
     learner = moved(policy(True))
     reference = Reference.for_policy(learner)
