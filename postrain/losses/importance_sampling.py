@@ -22,8 +22,8 @@ from torch import Tensor
 ImportanceSamplingMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"]
 """Level of the ratio, and what happens to ratios outside the bounds."""
 
-# exp(20) = 5e8: the product over a long completion must not become infinite.
 MAX_LOG_RATIO = 20.0
+"""Bound of the logarithm of a ratio, exp(20) = 5e8: the product over a long completion must not become infinite."""
 
 
 def sampling_ratio(

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from postrain.losses.importance_sampling import MAX_LOG_RATIO
 from postrain.losses.token_selection import clip_cov_tokens, kl_cov_tokens
 from postrain.types import NonNegative, Positive
 
@@ -39,11 +40,15 @@ class PolicyTerms(NamedTuple):
 
 
 def importance_ratio(log_ratio: Tensor, mask: Tensor, level: ImportanceSamplingLevel = "token") -> Tensor:
-    """π/π_old from log π − log π_old [B, T]: per token, [B, T], or per completion, [B, 1]."""
-    if level == "token":
-        return log_ratio.exp()
-    total_B1 = (log_ratio * mask).sum(1, keepdim=True)
-    return (total_B1 / mask.sum(1, keepdim=True).clamp(min=1) if level == "sequence" else total_B1).exp()
+    """π/π_old from log π − log π_old [B, T]: per token, [B, T], or per completion, [B, 1].
+
+    At most exp(MAX_LOG_RATIO), and constant there: the gradient of an infinite ratio is NaN, also beyond a clip.
+    """
+    if level != "token":
+        log_ratio = (log_ratio * mask).sum(1, keepdim=True)
+    if level == "sequence":
+        log_ratio = log_ratio / mask.sum(1, keepdim=True).clamp(min=1)
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
 
 def clipped_surrogate(
@@ -201,7 +206,7 @@ def kl_cov(
     KL-Cov, arXiv 2505.22617; |log r| is the estimate of KL(π_old ‖ π) of its code). It has no clip. The penalty
     has no gradient at ratio 1: it needs several mini-batches or epochs."""
     log_ratio_BT = logps - old_logps
-    ratio_BT = log_ratio_BT.exp()
+    ratio_BT = importance_ratio(log_ratio_BT, mask)
     loss_BT = -ratio_BT * advantages + ppo_kl_coef * log_ratio_BT.abs() * selected
     return PolicyTerms(loss_BT, ratio_BT, selected & mask)
 

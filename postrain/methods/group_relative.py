@@ -31,7 +31,7 @@ from postrain.hardware import collectives
 from postrain.losses.advantages import group_std, has_variance, turn_returns
 from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import completion_weights, weighted_logps, weighted_sum
-from postrain.losses.policy_losses import PolicyTerms, clipped
+from postrain.losses.policy_losses import PolicyTerms, clipped, importance_ratio
 from postrain.methods.curriculum import CurriculumPrompts
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
@@ -148,7 +148,9 @@ class GroupRelative(CurriculumPrompts):
     def kl_penalty(self, found: Scores | ReferenceScores, batch: GroupExperience) -> Tensor:
         """The KL in the loss, of each token, [B, T], or of whole completions, [B, 1]."""
         kl_BT = self.kl_term(found, batch.ref_logps_BT)
-        return kl_BT * (found.logps_BT - batch.logps_BT).exp() if self.use_bias_correction_kl else kl_BT
+        if not self.use_bias_correction_kl:
+            return kl_BT
+        return kl_BT * importance_ratio(found.logps_BT - batch.logps_BT, found.mask_BT)
 
     def clips(self) -> dict[str, Any]:
         """The clips that are set."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from postrain.losses.policy_gradient import ppo_value
+from postrain.losses.policy_gradient import ppo_value, rloo
 from postrain.losses.policy_losses import (
     cispo,
     clip_cov,
@@ -60,6 +60,16 @@ def test_rloo_ratio_is_that_of_the_whole_completion():
     ratio_B1 = importance_ratio(torch.tensor([[0.1, 0.2, 5.0]]), mask_BT, "completion")
     assert ratio_B1.tolist() == [[pytest.approx(math.exp(0.3))]]
     assert clipped_surrogate(ratio_B1, torch.tensor([[2.0]]), **CLIP).tolist() == [[pytest.approx(-2.4)]]
+
+
+@pytest.mark.parametrize(("advantage", "value"), [(1.0, -1.2), (-1.0, math.exp(20))])
+def test_rloo_gradient_is_finite_where_the_ratio_of_a_long_completion_overflows(advantage, value):
+    # 100 tokens of 1 nat each: e^100 exceeds float32. The clip at 1.2 bounds the gain, e^20 the loss.
+    old_BT, mask_BT = torch.full((1, 100), -1.1), torch.ones(1, 100, dtype=torch.bool)
+    logps_BT = (old_BT + 1).requires_grad_()
+    loss = rloo(logps_BT, old_BT, torch.tensor([advantage]), mask_BT)
+    assert float(loss) == pytest.approx(value)
+    assert torch.equal(torch.autograd.grad(loss, logps_BT)[0], torch.zeros(1, 100))
 
 
 def test_policy_loss_is_clipped_only_where_clipping_is_pessimistic():
