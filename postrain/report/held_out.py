@@ -30,11 +30,11 @@ class HeldOutRows:
         return Estimate.ratio(self.after, self.counts)
 
     def change(self) -> Estimate:
-        """After minus before, over the same rows."""
-        if self.counts_before is not None:
-            return Estimate.ratio_gap((self.after, self.counts), (self.before, self.counts_before))
-        gaps = [later - earlier for earlier, later in zip(self.before, self.after, strict=True)]
-        return Estimate.gain(gaps) if set(self.counts) == {1} else Estimate.ratio(gaps, self.counts)
+        """After minus before, over the same rows. The metric may have bounds, its change has none: that no row got
+        worse does not exclude 0."""
+        if self.counts_before is None and set(self.counts) == {1}:
+            return Estimate.gain([later - earlier for earlier, later in zip(self.before, self.after, strict=True)])
+        return Estimate.ratio_gap((self.after, self.counts), (self.before, self.counts_before or self.counts))
 
     def change_of_perplexity(self, before: float) -> Estimate:
         """The change of exp(metric) from `before`, the value before training: before · (exp(change) − 1)."""

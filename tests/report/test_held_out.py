@@ -36,6 +36,16 @@ def test_loss_per_token_weighs_rows_by_their_tokens() -> None:
     assert perplexity.low == pytest.approx(exp(1.5 + change.low) - exp(1.5))
 
 
+def test_change_of_one_row_in_eight_is_undecided() -> None:
+    rows = HeldOutRows([20.0] * 8, [20.0] * 7 + [18.0], [10, 11, 12, 13, 10, 11, 12, 13])
+    change, perplexity = rows.change(), rows.change_of_perplexity(5.0)
+    # -2 nats in 92 tokens. Without row i -2 / (92 - count of row i), without the last row 0.
+    expected = Estimate.jackknife(-2 / 92, [-2 / left for left in (82, 81, 80, 79, 82, 81, 80)] + [0.0])
+    assert (change.value, change.low, change.high, change.n) == pytest.approx((-2 / 92, expected.low, expected.high, 8))
+    assert change.low < 0 < change.high
+    assert perplexity.low < 0 < perplexity.high
+
+
 def test_last_value_has_the_interval_of_its_own_rows() -> None:
     saved = read_held_out(records(loss=([2.0, 9.0], [1.0, 6.0], [1, 4]), parsed=([0, 0, 0], [1, 0, 1], [1, 1, 1])))
     assert saved["loss"].last() == Estimate.ratio([1.0, 6.0], [1, 4])
