@@ -138,6 +138,10 @@ class RunFolder:
         return Status(self.path / "status.json")
 
 
+WANDB_LOG = ("logs", "debug-core.log")
+"""A log that wandb links in folders of its own, and that nothing here reads or writes; loggers.py removes new ones."""
+
+
 def check_contained(folder: Path) -> None:
     """Raises ConfigError for a folder with links that lead out of it, or with devices or pipes.
 
@@ -148,6 +152,8 @@ def check_contained(folder: Path) -> None:
     roots = [root, *(above for above in root.parents[1:2] if (above / "sweep.yaml").is_file())]
     for directory, directories, files in os.walk(root):
         for path in (Path(directory, name) for name in (*directories, *files)):
+            if path.parts[-2:] == WANDB_LOG and path.parts[-4:-3] == ("wandb",):
+                continue
             if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in roots):
                 raise ConfigError(f"{path} is a link to {path.resolve()}, out of the folder; replace it with a copy")
             if path.exists() and not (path.is_file() or path.is_dir()):

@@ -127,6 +127,7 @@ class Wandb:
             )
         except wandb.Error as error:
             raise ConfigError(f"logger.online: W&B did not respond ({error}); use logger.online=false") from error
+        remove_outside_links(run_dir / "wandb")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         return [WandbLogger(experiment=run, project=self.project, save_dir=run_dir)]
@@ -136,14 +137,22 @@ class Wandb:
             return
         import wandb  # noqa: PLC0415 - start-up time
 
-        if wandb.run is not None:
+        if (run := wandb.run) is not None:
             wandb.finish(exit_code=0 if status == "done" else 1)
+            remove_outside_links(Path(run.settings.wandb_dir))
 
     def _check_login(self) -> None:
         import wandb  # noqa: PLC0415 - start-up time
 
         if self.online and not wandb.login(prompt=False):
             raise ConfigError("logger.online: no W&B key is configured; run `wandb login` or use logger.online=false")
+
+
+def remove_outside_links(folder: Path) -> None:
+    """Removes links that lead out of a folder: wandb links a log in the user's cache, and a run folder must not."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            path.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.summary.writer import event_file_writer
 
 from postrain.errors import ConfigError
-from postrain.runs.folder import RunFolder
+from postrain.runs.folder import RunFolder, check_contained
 from postrain.training.logger_media import log_histograms, log_table, markdown_table
 from postrain.training.loggers import NoTracker, TensorBoard, Tracker, Wandb, discard_after
 
@@ -95,6 +95,11 @@ def test_two_wandb_jobs_in_one_process_make_two_runs(tmp_path: Path) -> None:
     for folder in folders:
         assert len(list((folder.path / "wandb").glob(f"offline-run-*/run-{folder.name}.wandb"))) == 1
         assert list((folder.path / "wandb").rglob("media/table/samples_*.table.json"))
+        # The report, resume and verify refuse a folder with links that lead out of it.
+        links = [path for path in folder.path.rglob("*") if path.is_symlink()]
+        assert links
+        assert all(path.resolve().is_relative_to(folder.path.resolve()) for path in links)
+        check_contained(folder.path)
     OFFLINE.close("done")  # Closing twice is allowed.
 
 
