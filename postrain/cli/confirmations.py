@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from postrain.config.override_text import format_override
 from postrain.config.trust import join_flags, restricted_values
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.generation.config import GenerateConfig
 from postrain.jobs.pipeline import FILE, Pipeline
 from postrain.jobs.plan import restricted_stage_values
-from postrain.jobs.study import format_override
 from postrain.report.sweep_results import FILE as SWEEP
 from postrain.report.sweep_results import JOBS
 from postrain.runs.folder import RunFolder

@@ -7,7 +7,6 @@ and sweep=NAME start a sweep, whose jobs run this module again in separate proce
 from __future__ import annotations
 
 import gc
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,13 +25,14 @@ from yaml import YAMLError
 from postrain.cli.commands import ignore_closed_pipe
 from postrain.cli.early_check import check_early
 from postrain.cli.resume_auto import with_newest_run
+from postrain.cli.resume_hints import resume_hint, with_full_resume_commands
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_flags, to_config_error
 from postrain.config.check import check
 from postrain.config.groups import listing, listing_of_named_groups, overview
 from postrain.config.masking import MASK, masked_text
 from postrain.config.overrides import DRY_RUN, PROGRAMS, job_overrides, prepare
-from postrain.config.paths import CONF, command, shell_line
+from postrain.config.paths import CONF, command
 from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import UntrustedFolder, join_flags, override_items
@@ -41,8 +41,6 @@ from postrain.errors import ConfigError
 from postrain.hardware.environment import is_first_of_node, read_srun
 from postrain.jobs.parent_watchdog import watch_parent
 
-RESUME = re.compile(r"(?<![\w.'])resume=([^\s;,:'\"]+)")
-"""resume=FOLDER in a message."""
 Run = Callable[[DictConfig, list[str], str | None, Path | None], float | None]
 """Runs one job, given its config, its overrides, the name of its sweep and its folder (None creates one)."""
 
@@ -78,25 +76,8 @@ def start(argv: Sequence[str], conf: Path = CONF, *, config_name: str = "config"
     except SystemExit as end:
         # For runs/interrupt.py's Interrupted, whose import takes seconds. This is the last line that is printed.
         if folder := getattr(end, "folder", None):
-            print(f"interrupted; {_resume_hint(config_name, folder, argv[1:])}", file=sys.stderr)
+            print(f"interrupted; {resume_hint(config_name, folder, argv[1:])}", file=sys.stderr)
         raise
-
-
-def _resume_hint(config_name: str, folder: Path, argv: Sequence[str]) -> str:
-    if config_name in ("evaluate", "stress"):
-        return "an evaluation cannot be resumed; start it again"
-    # sweep.yaml does not record the launcher.
-    launched = [word for word in argv if word.startswith("hydra")] if (folder / "sweep.yaml").is_file() else []
-    return masked_text(
-        f"resume with: {PROGRAMS[config_name]} {resume_overrides(folder)} {shell_line(launched)}".rstrip()
-    )
-
-
-def resume_overrides(folder: Path) -> str:
-    """resume=FOLDER and the overrides that must be repeated with it, quoted for a shell."""
-    from postrain.cli.confirmations import confirmations  # noqa: PLC0415 - start-up time
-
-    return shell_line([f"resume={folder}", *confirmations(folder)])
 
 
 def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -> int:
@@ -299,8 +280,5 @@ def report_error(error: ConfigError) -> int:
     """
     if not is_first_of_node():
         return 2
-    text = RESUME.sub(
-        lambda found: resume_overrides(Path(found[1])) if Path(found[1]).is_dir() else found[0], str(error)
-    )
-    print(f"error: {masked_text(text)}", file=sys.stderr)
+    print(f"error: {masked_text(with_full_resume_commands(str(error)))}", file=sys.stderr)
     return 2

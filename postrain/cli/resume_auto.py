@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from postrain.config.override_text import format_override
 from postrain.config.schema import Paths
 from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder, file_name
@@ -40,7 +41,7 @@ def with_newest_run(words: Sequence[str]) -> list[str]:
         raise ConfigError(f"{AUTO}: is for single runs, not with {several[0]}; give the folder, as resume=FOLDER")
     found = newest_run(Path(_value(values.get("paths.output")) or Paths.output), str(name))
     rest = [word for word in words if word not in automatic]
-    return [_resume(found), *rest] if found else rest
+    return [format_override("resume", str(found)), *rest] if found else rest
 
 
 def newest_run(output: Path, name: str) -> Path | None:
@@ -73,9 +74,3 @@ def _value(override: Override | None) -> Any:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{AUTO}: {override and override.input_line}: {reason}; give the value itself") from None
-
-
-def _resume(folder: Path) -> str:
-    from postrain.jobs.study import format_override  # noqa: PLC0415 - as above
-
-    return format_override("resume", str(folder))

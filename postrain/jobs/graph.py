@@ -17,8 +17,8 @@ from typing import Any, Literal, Self
 from omegaconf import OmegaConf
 
 from postrain.config.arguments import resolved as resolved_config
+from postrain.config.override_text import format_override
 from postrain.config.tree import SESSION
-from postrain.jobs.study import format_override
 from postrain.runs.folder import config_hash, is_started
 from postrain.runs.status import Status
 

@@ -12,9 +12,10 @@ from itertools import pairwise, product
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from postrain.config.override_text import format_override, format_overrides
 from postrain.jobs.graph import Job, is_done
 from postrain.jobs.plan import SweepPlanner, in_earlier_folder
-from postrain.jobs.study import UPDATES, Setting, Study, format_override, format_overrides, label_of, settings
+from postrain.jobs.study import UPDATES, Setting, Study, label_of, settings
 from postrain.report.sweep_results import read_sweep
 from postrain.runs.folder import RunFolder
 

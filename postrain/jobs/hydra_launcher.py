@@ -25,9 +25,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import open_dict, read_write
 
+from postrain.config.override_text import format_override
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, overrides_of
-from postrain.jobs.study import format_override
 from postrain.runs.folder import Status
 from postrain.types import Count
 

@@ -23,13 +23,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from postrain.config.check import check
+from postrain.config.override_text import format_override
 from postrain.config.overrides import PROGRAMS, forced
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, is_done, overrides_of
 from postrain.jobs.hydra_launcher import HydraLauncher
 from postrain.jobs.parent_watchdog import JOB
 from postrain.jobs.plan import extra_folder, flags
-from postrain.jobs.study import format_override
 from postrain.processor import usable_cores
 from postrain.report.sweep_cells import TIMED_OUT
 from postrain.runs.folder import Status, writing

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.config.arguments import composition_errors, set_values
 from postrain.config.arguments import resolved as resolved_config
 from postrain.config.check import check
+from postrain.config.override_text import format_override
 from postrain.config.overrides import forced, last_choices
 from postrain.config.paths import CONF
 from postrain.config.tree import complete, parse, settings
@@ -33,7 +34,7 @@ from postrain.jobs.graph import Job, Kind, references, resolved
 from postrain.jobs.quantities import claim_problems
 from postrain.jobs.session import PROGRAMS
 from postrain.jobs.stages import check_seeds, over_seeds, split, stage_overrides, stages_of, unused
-from postrain.jobs.study import Setting, Study, format_override
+from postrain.jobs.study import Setting, Study
 from postrain.runs.folder import config_hash
 from postrain.runs.forks import ForkPoint
 

@@ -12,10 +12,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from postrain.config.extras import installed, load, missing
+from postrain.config.override_text import format_overrides
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job
 from postrain.jobs.plan import SweepPlanner, in_earlier_folder
-from postrain.jobs.study import Setting, Study, format_overrides
+from postrain.jobs.study import Setting, Study
 from postrain.report.sweep_results import read_job
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,6 +29,7 @@ from postrain.config import renamed
 from postrain.config.arguments import composition_errors
 from postrain.config.check import check
 from postrain.config.groups import SWEEP
+from postrain.config.override_text import format_override, format_overrides, parse_value
 from postrain.config.paths import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
@@ -40,7 +40,6 @@ from postrain.types import Count, Fraction
 
 # The key that holds the name of a setting of `jobs`.
 NAMED = "setting"
-BARE = re.compile(r"[A-Za-z0-9_./+-]+")
 Direction = Literal["max", "min"]
 UPDATES = "method.updates"
 
@@ -224,12 +223,6 @@ def _values(override: Override) -> list[Any]:
     return [parse_value(text) for text in override.sweep_string_iterator()]
 
 
-def parse_value(text: str) -> Any:
-    """Parses a value in Hydra's grammar; the inverse of `format_value`."""
-    (override,) = _parse([f"value={text}"])
-    return plain_value(override.value())
-
-
 def _set(node: dict[str, Any], key: str, value: Any) -> None:
     """Changes a value of the study: `grid.method.kl_coef` is a key of grid, `plot.x` a key of plot."""
     head, _, rest = key.partition(".")
@@ -268,29 +261,3 @@ def _node(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: {path}: expected keys such as question, base, grid, seeds")
     return node
-
-
-def format_override(key: str, value: Any) -> str:
-    """An override in Hydra's grammar."""
-    return f"{key}={format_value(value)}"
-
-
-def format_overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """An override for each key."""
-    return tuple(format_override(key, value) for key, value in values.items())
-
-
-def format_value(value: Any) -> str:
-    """A value in Hydra's grammar; texts that are not plain words are quoted."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(format_value, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{format_value(item)}" for key, item in value.items()) + "}"
-    if not isinstance(value, str):
-        return str(value)
-    plain = BARE.fullmatch(value) and parse_value(value) == value
-    return value if plain else "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"

@@ -15,7 +15,7 @@ from typing import Literal
 from rich.console import Console
 from rich.panel import Panel
 
-from postrain.config.paths import command
+from postrain.config.override_text import resume_command
 from postrain.errors import ConfigError
 from postrain.models import hub
 from postrain.models.directory import (
@@ -247,7 +247,7 @@ def model_directory(path: Path) -> Path:
     if (path / "model").is_dir():
         return path / "model"
     if (path / "manifest.json").is_file():
-        raise ConfigError(f"the run in {path} has no model/ yet; finish it first: {command('train')} resume={path}")
+        raise ConfigError(f"the run in {path} has no model/ yet; finish it first: {resume_command('train', path)}")
     return path
 
 

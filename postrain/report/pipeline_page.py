@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from postrain.config import paths
+from postrain.config.override_text import resume_command
 from postrain.formatting import figure, short
 from postrain.jsonl import Record, read_json
 from postrain.report import blocks
@@ -98,7 +98,7 @@ def write_pipeline(path: Path, output: Path | None = None, formats: Sequence[str
             ),
             blocks.Samples(same_prompts[:MOST_PROMPTS]),
         ),
-        resumption("finished stages are skipped", f"{paths.command('train')} resume={whole.path}", command, whole.path),
+        resumption("finished stages are skipped", resume_command("train", whole.path), command, whole.path),
     )
     done = f"{sum(stage.state == 'done' for stage in stages)} of {len(stages)}"
     header = (blocks.Facts([("stages done", done)]), blocks.end_reason(whole.status.get("reason")))

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from postrain.config.override_text import format_override
 from postrain.config.paths import command as start
 from postrain.config.paths import shell_line
 from postrain.evaluation.estimate import Interval
@@ -74,7 +75,7 @@ def write_sweep(path: Path, output: Path | None = None, formats: Sequence[str] =
         ),
         resumption(
             "finished jobs are skipped, failed ones are run again",
-            command(study.overrides, f"resume={path}"),
+            command(study.overrides, format_override("resume", str(path))),
             command(study.overrides),
             path.resolve(),
         ),

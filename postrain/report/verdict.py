@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from postrain.config import old_names
+from postrain.config.override_text import resume_command
 from postrain.config.paths import command, shell_line
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
@@ -146,7 +147,7 @@ def _trust(run: Run, warnings: Sequence[str], main: Change | None) -> str:
 
 def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, str]:
     """The next step and its command."""
-    resume = f"{command('train')} resume={shlex.quote(str(run.path))}"
+    resume = resume_command("train", run.path)
     if run.state == "running":
         return "Next: keep its report current:", f"{command('report')} {shlex.quote(str(run.path))} --watch"
     if run.state == "interrupted":

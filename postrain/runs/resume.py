@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.config import renamed
-from postrain.config.paths import command
+from postrain.config.override_text import resume_command
 from postrain.config.tree import SESSION
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
@@ -52,7 +52,7 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
     saved = checked_config(folder)
     if ("selection" in saved) != ("selection" in composed):
         what, program = ("generation", "generate") if "selection" in saved else ("training run", "train")
-        raise ConfigError(f"resume: {folder.path} is a {what}; resume it with {command(program)} resume={folder.path}")
+        raise ConfigError(f"resume: {folder.path} is a {what}; resume it with {resume_command(program, folder.path)}")
     changed = changed_config(saved, composed, overrides)
     if changed.get("fork") != saved.get("fork"):
         raise ConfigError("fork: starts a new run, and resume= continues one; leave out one of them")

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 from postrain import __version__
 from postrain.config.masking import masked_text
+from postrain.config.override_text import resume_word
 from postrain.errors import ConfigError, Interrupted
 from postrain.jsonl import Record, atomic_write_text, number, read_json
 from postrain.runs.locks import process_ended, process_identity
@@ -228,7 +229,7 @@ def space_remedy(folder: Path) -> str:
     """The remedy for a full disk."""
     if not (folder / "checkpoints").is_dir():
         return "free some space and restart"
-    return f"{last_checkpoint(folder)}; free some space and continue with resume={folder}"
+    return f"{last_checkpoint(folder)}; free some space and continue with {resume_word(folder)}"
 
 
 def clear_leftovers(folder: Path) -> None:

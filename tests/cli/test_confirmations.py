@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from postrain.cli.confirmations import confirmations
-from postrain.cli.main import report_error, resume_overrides
-from postrain.config.trust import UntrustedFolder, override_items
+from postrain.cli.main import report_error
+from postrain.cli.resume_hints import resume_overrides
+from postrain.config.override_text import resume_command, resume_word
+from postrain.config.trust import UntrustedFolder, override_items, plain_value
 from postrain.errors import ConfigError
 from postrain.jobs.pipeline import Pipeline
 from postrain.jobs.stages import stages_of
@@ -69,3 +72,15 @@ def test_unreadable_folder_has_no_confirmations(tmp_path: Path) -> None:
     assert confirmations(tmp_path) == []
     (tmp_path / "config.yaml").write_text("[")
     assert confirmations(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["ü", "a=b", "my runs/it's", "x,y(1)", "1"])
+def test_printed_resume_command_is_read_as_the_folder(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    _, _, *words = shlex.split(resume_command("train", folder))
+    (override,) = OverridesParser.create().parse_overrides(words)
+    assert plain_value(override.value()) == name
+    report_error(ConfigError(f"the disk is full; continue with {resume_word(folder)}"))
+    assert capsys.readouterr().err == f"error: the disk is full; continue with {resume_overrides(folder)}\n"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from postrain.config.override_text import format_override, format_value, parse_value
 from postrain.errors import ConfigError
-from postrain.jobs.study import Plot, Study, format_override, format_value, parse_value, read, settings, short
+from postrain.jobs.study import Plot, Study, read, settings, short
 from tests.training_runs import CONF
 
 NAMES = sorted(path.stem for path in (CONF.parent / "sweep").glob("*.yaml"))

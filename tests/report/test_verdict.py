@@ -151,3 +151,8 @@ def test_a_change_without_direction_is_neither_better_nor_worse() -> None:
 
 def test_warning_rules_are_diagnostic_rules() -> None:
     assert {rule.name for rule in RULES} >= set(WARNING_RULES)
+
+
+def test_resume_command_of_the_verdict_is_quoted_for_hydra() -> None:
+    run = Run(path=Path("/tmp/x=ü"), status={"status": "failed"})
+    assert verdict(run).lines[2].endswith("""python train.py "resume='/tmp/x=ü'\"""")
