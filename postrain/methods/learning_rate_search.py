@@ -3,7 +3,8 @@
 `method.learning_rate=auto` takes the largest rate whose first STEPS updates move the policy by `rates.target`, a KL
 divergence per token from its initial weights, and lower the loss of the same rows. While it is small, the divergence
 grows with the square of the rate, so that each trial predicts the next one: rate · √(target / KL). A reward model has
-no next tokens; there the divergence is that of the two sigmoids of its scores.
+no next tokens; there the divergence is that of the two sigmoids of its scores. Rows without a gradient (completions of
+equal reward) give no measurement; further rows replace them.
 
 A rate that the user sets far above the default gets one trial, and is refused if it moves the policy by more than
 LIMIT or raises the loss.
@@ -12,11 +13,11 @@ LIMIT or raises the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, cast
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from postrain.errors import RefusedRun
 from postrain.hardware import collectives
-from postrain.hardware.sharding import sharded_parameters
+from postrain.methods.metrics import combine
 from postrain.methods.optim import set_learning_rate
+from postrain.methods.undo import unchanged
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches, score_with_reference, sequence_scores
 from postrain.precision import widest
@@ -38,6 +40,8 @@ STEPS = 3
 """Optimizer steps of a trial."""
 TRIALS = 5
 """Trials of a search."""
+DRAWS = 4
+"""Draws of rows until a trial has a gradient."""
 SHARE = 0.04
 """Share of a run's items that all trials may train on together."""
 LIMIT = 100.0
@@ -58,6 +62,13 @@ class Trial:
     loss_after: float
     target: float
     """The divergence of a suitable rate."""
+    grad_norm: float
+    """Mean over the steps."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether the rows have a gradient, and it moves the policy."""
+        return self.grad_norm != 0 and self.divergence != 0
 
     @property
     def learns(self) -> bool:
@@ -70,42 +81,67 @@ class LearningRateTrials:
 
     def __init__(self, method: Method, batches: Iterator[Batch]) -> None:
         self.method = method
-        # Rollouts hold for several steps; other batches are cheap to prepare.
-        count = 1 if method.samples else STEPS
+        self.source, self.draws = batches, 0
         self.items = items_per_step(method)
         method.set_dropout(active=False)
-        with unchanged(method), self.smaller_batches():
+        self.draw()
+
+    def draw(self) -> bool:
+        """Prepares the next rows of the run; returns False if there are none."""
+        method = self.method
+        # Rollouts hold for several steps; other batches are cheap to prepare.
+        found = list(islice(self.source, 1 if method.samples else STEPS))
+        if not found:
+            return False
+        with unchanged(method), self.settings():
+            # The number of the update is in the seeds of rollouts and in the prompts of a curriculum.
+            method.counters.updates = self.draws
             given = method.items_per_update() // collectives.world_size()
             self.batches = [
-                method.prepare(batch.select(range(min(len(batch), given))).to(method.device))
-                for batch, _ in zip(batches, range(count), strict=False)
+                method.prepare(batch.select(range(min(len(batch), given))).to(method.device)) for batch in found
             ]
             self.loss = self.mean_loss()
+        self.draws += 1
+        return True
 
     @contextmanager
-    def smaller_batches(self) -> Iterator[None]:
-        """Sets the batch size of the trials."""
-        whole = self.method.batch_size
-        self.method.batch_size = self.items * collectives.world_size()
+    def settings(self) -> Iterator[None]:
+        """Sets the batch size of the trials, and no critic warm-up, which does not train the policy."""
+        changed = {"batch_size": self.items * collectives.world_size(), "critic_warmup": 0}
+        before = {name: getattr(self.method, name) for name in changed if hasattr(self.method, name)}
+        for name in before:
+            setattr(self.method, name, changed[name])
         try:
             yield
         finally:
-            self.method.batch_size = whole
+            for name, value in before.items():
+                setattr(self.method, name, value)
 
     def run(self, rate: float) -> Trial:
         """Trains at this rate, measures, and restores everything."""
-        with unchanged(self.method) as initial, self.smaller_batches():
-            self.train(rate)
+        with unchanged(self.method) as initial, self.settings():
+            grad_norm = self.train(rate)
             target = self.method.learning_rates().target(self.loss)
             with initial.resident():
                 divergence = self.divergence(initial)
-            return Trial(rate, divergence, self.loss, self.mean_loss(), target)
+            return Trial(rate, divergence, self.loss, self.mean_loss(), target, grad_norm)
 
-    def search(self, rate: float) -> Trial:
-        """The trial with the largest rate whose divergence is at most the target and whose loss falls, from `rate`."""
+    def first(self, rate: float) -> Trial | None:
+        """A trial on the first rows that have a gradient; None if DRAWS draws have none."""
+        while not (trial := self.run(rate)).measures:
+            if self.draws == DRAWS or not self.draw():
+                return None
+        return trial
+
+    def search(self, rate: float) -> Trial | None:
+        """The trial with the largest rate whose divergence is at most the target and whose loss falls, from `rate`;
+        None without a gradient."""
         best: Trial | None = None
-        for _ in range(TRIALS):
-            trial = self.run(rate)
+        trial = self.first(rate)
+        if trial is None:
+            return None
+        for number in range(TRIALS):
+            trial = self.run(rate) if number else trial
             excess = trial.divergence / trial.target
             if trial.learns and excess <= 1.5 and (best is None or rate > best.rate):
                 best = trial
@@ -114,8 +150,8 @@ class LearningRateTrials:
             rate *= next_factor(trial)
         return best or self.run(rate)
 
-    def train(self, rate: float) -> None:
-        """STEPS optimizer steps."""
+    def train(self, rate: float) -> float:
+        """STEPS optimizer steps; returns their mean gradient norm."""
         method, done = self.method, 0
         method.set_dropout(active=method.dropout)
         set_learning_rate(method.optimizer, rate)
@@ -127,6 +163,7 @@ class LearningRateTrials:
                         method.update(minibatch)
                     done += 1
         method.set_dropout(active=False)
+        return combine(method.accumulated)["grad_norm"]
 
     @torch.no_grad()
     def mean_loss(self) -> float:
@@ -181,62 +218,6 @@ def next_factor(trial: Trial) -> float:
     return predicted if trial.learns else min(predicted, 1 / 3)
 
 
-class InitialWeights(Reference):
-    """The policy with the weights that it had before the trial; both share one module."""
-
-    def __init__(self, method: Method, values: Mapping[str, Tensor]) -> None:
-        super().__init__(method.policy, None, description="")
-        self.method, self.values = method, values
-
-    @contextmanager
-    def scoring(self) -> Iterator[torch.nn.Module]:
-        exchange_weights(self.method, self.values)
-        try:
-            with torch.no_grad():
-                yield self._policy
-        finally:
-            exchange_weights(self.method, self.values)
-
-
-def trained_weights(method: Method) -> dict[str, Tensor]:
-    """Copies of the trained weights, of this rank's shards if they are sharded."""
-    weights = {name: each for name, each in sharded_parameters(method).items() if each.requires_grad}
-    return {name: each.detach().clone() for name, each in weights.items()}
-
-
-@torch.no_grad()
-def exchange_weights(method: Method, values: Mapping[str, Tensor]) -> None:
-    """Exchanges the trained weights and `values`."""
-    parameters = sharded_parameters(method)
-    for name, value in values.items():
-        current = parameters[name].detach().clone()
-        parameters[name].copy_(value)
-        value.copy_(current)
-
-
-@contextmanager
-def unchanged(method: Method) -> Iterator[Reference]:
-    """Restores weights, optimizer, counters, state, metrics and random numbers; yields the initial policy."""
-    values, optimizer = trained_weights(method), cast("Any", method.optimizer)
-    saved = {parameter: deepcopy(values) for parameter, values in optimizer.state.items()}
-    counters, state, metrics = deepcopy(method.counters), deepcopy(method.state()), method.accumulated
-    random, training = torch.get_rng_state(), method.policy.training
-    method.accumulated = {}
-    try:
-        # Exchanging the weights of a sharded policy would gather them again for each piece of the vocabulary's logits.
-        yield InitialWeights(method, values) if method.device_mesh is None else method.reference_policy
-    finally:
-        exchange_weights(method, values)
-        for parameter in method.trainable_parameters():
-            parameter.grad = None
-        optimizer.state.clear()
-        optimizer.state.update(saved)
-        method.counters, method.accumulated = counters, metrics
-        method.load_state(state)
-        method.set_dropout(active=training)
-        torch.set_rng_state(random)
-
-
 def rows_of(batch: Batch) -> Rows:
     """The first rows in a batch: prompts with completions, the chosen side of pairs."""
     if isinstance(batch, Rows):
@@ -257,25 +238,37 @@ def settle_learning_rate(method: Method, batches: Iterator[Batch]) -> None:
     if method.learning_rate == "auto":
         trials = LearningRateTrials(method, batches)
         found = trials.search(default)
-        method.learning_rate = float(f"{found.rate:.1e}")
+        method.learning_rate = default if found is None else float(f"{found.rate:.1e}")
         if collectives.rank() == 0:
-            print(describe_found(method.learning_rate, found), flush=True)
+            print(describe_found(method.learning_rate, found, draws=trials.draws), flush=True)
     elif method.device_mesh is None and method.check_learning_rate and method.peak_learning_rate > SUSPICIOUS * default:
         check_rate(method, default, batches)
 
 
-def describe_found(rate: float, found: Trial) -> str:
+def describe_found(rate: float, found: Trial | None, *, draws: int) -> str:
     """The line of the console."""
+    if found is None:
+        return f"learning rate {rate:.2g} (default): auto cannot measure one, {no_gradient(draws)}"
     return (
         f"learning rate {rate:.2g} (auto): {STEPS} updates at it move the policy by {found.divergence:.2g} nats/token, "
         f"loss of their rows {found.loss_before:.3g} → {found.loss_after:.3g}"
     )
 
 
+def no_gradient(draws: int) -> str:
+    """The reason why there is no trial."""
+    return f"because the first {draws} batches of the run give the policy no gradient"
+
+
 def check_rate(method: Method, default: float, batches: Iterator[Batch]) -> None:
     """Raises RefusedRun for a rate that destroys the policy in its first updates."""
     rate = method.peak_learning_rate
-    trial = LearningRateTrials(method, batches).run(rate)
+    trials = LearningRateTrials(method, batches)
+    trial = trials.first(rate)
+    if trial is None:
+        if collectives.rank() == 0:
+            print(f"learning rate {rate:g}: not checked, {no_gradient(trials.draws)}", flush=True)
+        return
     limit = LIMIT * trial.target
     if trial.divergence <= limit and trial.learns:
         return

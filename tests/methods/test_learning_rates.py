@@ -15,7 +15,7 @@ from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
 from postrain.methods.dpo import DPO
 from postrain.methods.grpo import GRPO
-from postrain.methods.learning_rate_search import Trial, next_factor
+from postrain.methods.learning_rate_search import LearningRateTrials, Trial, next_factor
 from postrain.methods.learning_rates import count, describe, resolve
 from postrain.methods.pretrain import Pretrain
 from postrain.methods.sft import SFT
@@ -151,10 +151,10 @@ def test_console_line_names_the_default_where_another_rate_is_set():
 @pytest.mark.parametrize(
     ("trial", "factor"),
     [
-        (Trial(1e-3, 0.04, 2.0, 1.9, target=0.01), 0.5),
-        (Trial(1e-3, 0.0001, 2.0, 1.9, target=0.01), 10.0),
-        (Trial(1e-3, 0.01, 2.0, 2.5, target=0.01), 1 / 3),
-        (Trial(1e-3, float("nan"), 2.0, 2.5, target=0.01), 0.1),
+        (Trial(1e-3, 0.04, 2.0, 1.9, target=0.01, grad_norm=1.0), 0.5),
+        (Trial(1e-3, 0.0001, 2.0, 1.9, target=0.01, grad_norm=1.0), 10.0),
+        (Trial(1e-3, 0.01, 2.0, 2.5, target=0.01, grad_norm=1.0), 1 / 3),
+        (Trial(1e-3, float("nan"), 2.0, 2.5, target=0.01, grad_norm=1.0), 0.1),
     ],
 )
 def test_next_rate_follows_from_a_quadratic_divergence(trial, factor):
@@ -169,15 +169,62 @@ def trained(name: str, **changes: Any) -> Any:
     return method
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
-def test_automatic_rate_leaves_nothing_behind(name, capsys):
-    automatic = trained(name, learning_rate="auto")
-    assert f"learning rate {automatic.learning_rate:.2g} (auto)" in capsys.readouterr().out
-    explicit = trained(name, learning_rate=automatic.learning_rate, check_learning_rate=False)
+# The policy moves in the trials, though the critic warms up in the run.
+@pytest.mark.parametrize(("name", "changes"), [("sft", {}), ("reward", {}), ("ppo", {"critic_warmup": 1})])
+def test_automatic_rate_leaves_nothing_behind(name, changes, capsys):
+    automatic = trained(name, learning_rate="auto", **changes)
+    printed = capsys.readouterr().out
+    assert f"learning rate {automatic.learning_rate:.2g} (auto)" in printed
+    assert "move the policy by 0 nats" not in printed
+    explicit = trained(name, learning_rate=automatic.learning_rate, check_learning_rate=False, **changes)
     assert all(
         torch.equal(mine, theirs) for mine, theirs in zip(automatic.parameters(), explicit.parameters(), strict=True)
     )
     assert automatic.last_metrics == explicit.last_metrics
+
+
+class ScriptedTrials(LearningRateTrials):
+    """Trials whose n-th draw of rows has the n-th gradient norm; the divergence is (rate / 1e-3)² · target."""
+
+    def __init__(self, *grad_norms: float) -> None:
+        self.grad_norms, self.draws = grad_norms, 1
+
+    def draw(self) -> bool:
+        if self.draws == len(self.grad_norms):
+            return False
+        self.draws += 1
+        return True
+
+    def run(self, rate: float) -> Trial:
+        norm = self.grad_norms[self.draws - 1]
+        return Trial(rate, 0.01 * (rate / 1e-3) ** 2 * (norm > 0), 1.0, 1.0, target=0.01, grad_norm=norm)
+
+
+@pytest.mark.parametrize(
+    ("norms", "rate", "draws"),
+    [((2.0,), 1e-3, 1), ((0.0, 0.0, 2.0), 1e-3, 3), ((0.0, 0.0), None, 2), ((0.0,) * 5, None, 4)],
+)
+def test_search_draws_rows_until_they_have_a_gradient(norms, rate, draws):
+    trials = ScriptedTrials(*norms)
+    found = trials.search(1e-4)
+    assert (found and found.rate) == (rate and pytest.approx(rate))
+    assert trials.draws == draws
+
+
+@pytest.mark.parametrize(
+    ("rate", "line"),
+    [
+        ("auto", "learning rate 0.0005 (default): auto cannot measure one, because the first 2 batches "),
+        (0.01, "learning rate 0.01: not checked, because the first 2 batches "),
+    ],
+)
+def test_rate_without_a_gradient_is_the_default_and_is_not_checked(rate, line, capsys):
+    def constant(prompts: list[str], **_: Any) -> list[float]:
+        return [1.0] * len(prompts)
+
+    method = trained("grpo", learning_rate=rate, reward=constant, dynamic_sampling=0, batch_size=2, group_size=2)
+    assert method.learning_rate == (5e-4 if rate == "auto" else rate)
+    assert f"{line}of the run give the policy no gradient" in capsys.readouterr().out
 
 
 def test_rate_that_destroys_the_policy_is_refused_with_its_divergence():
