@@ -1,9 +1,9 @@
 """Every held-out metric of a run before and after training, with a 95 % interval of the change where one is known.
 
-Scores of completions are compared prompt by prompt, losses and accuracies row by row (held_out.py): Student's interval
-of the paired differences, and a jackknife over rows for means over tokens. Win rates, and accuracies of a run that
-saved no rows, have the interval of Newcombe (1998, Statistics in Medicine 17, method 10), which ignores that both
-measurements are of the same rows and is therefore too wide rather than too narrow.
+Scores of completions are compared prompt by prompt, losses and accuracies row by row (held_out.py): the interval of the
+paired differences as in `evaluate`, and a jackknife over rows for means over tokens. Win rates, accuracies of a run
+that saved no rows, and shares of different rows have the interval of Newcombe (1998, Statistics in Medicine 17,
+method 10), which ignores that both measurements are of the same rows and is therefore too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _of_rows(run: Run, name: str, before: float) -> tuple[Estimate, str] | None:
 def _rows_of(run: Run, name: str) -> HeldOutRows | None:
     """The saved rows of a metric, if they are enough for an interval."""
     known = run.held_out.get(name.removeprefix("eval/"))
-    return None if known is None or len(known.counts) < MIN_SAMPLES else known
+    return None if known is None or known.n < MIN_SAMPLES else known
 
 
 def _log_perplexity(run: Run, name: str) -> HeldOutRows | None:
@@ -159,7 +159,7 @@ def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Inte
     if after is None:
         return None
     if saved := _log_perplexity(run, name):
-        return saved.perplexity(after), len(saved.counts)
+        return saved.perplexity(after), saved.n
     if rows := _rows_of(run, name):
         known = rows.last()
         return Interval(after, known.low, known.high), known.n

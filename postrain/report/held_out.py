@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import exp
+from statistics import fmean
 
-from postrain.evaluation.estimate import Estimate, Interval
+from postrain.evaluation.estimate import Estimate, Interval, newcombe
 from postrain.jsonl import Record, number
 from postrain.report.values import update_of
 
@@ -19,22 +20,33 @@ class HeldOutRows:
     """The total of each row before training, such as the loss of all its tokens."""
     after: Sequence[float]
     counts: Sequence[float]
-    """What the totals of the last evaluation are sums over: the tokens of a row in the loss, or 1."""
+    """What the totals of the last evaluation are sums over: the tokens of a row in the loss, or 1; 0 if it has none."""
     counts_before: Sequence[float] | None = None
     """The same of the first one if it differs, as for the tokens of a completion; else None."""
 
+    @property
+    def n(self) -> int:
+        """The number of rows with a value in both evaluations: a gold score may not apply to a completion."""
+        return sum(1 for one, other in zip(self.counts, self._counts_before, strict=True) if one and other)
+
     def last(self) -> Estimate:
         """The metric in the last evaluation."""
-        if set(self.counts) == {1}:
-            return Estimate.of(self.after)
-        return Estimate.ratio(self.after, self.counts)
+        known = _values(self.after, self.counts)
+        return Estimate.of(known) if known else Estimate.ratio(self.after, self.counts)
 
     def change(self) -> Estimate:
         """After minus before, over the same rows. The metric may have bounds, its change has none: that no row got
         worse does not exclude 0."""
-        if self.counts_before is None and set(self.counts) == {1}:
-            return Estimate.gain([later - earlier for earlier, later in zip(self.before, self.after, strict=True)])
-        return Estimate.ratio_gap((self.after, self.counts), (self.before, self.counts_before or self.counts))
+        after, before = _values(self.after, self.counts), _values(self.before, self._counts_before)
+        if after and before and self.counts == self._counts_before:
+            return Estimate.paired(after, before)
+        if after and before and {*after, *before} <= {0, 0.5, 1}:
+            return newcombe(fmean(before), fmean(after), min(len(before), len(after)))
+        return Estimate.ratio_gap((self.after, self.counts), (self.before, self._counts_before))
+
+    @property
+    def _counts_before(self) -> Sequence[float]:
+        return self.counts if self.counts_before is None else self.counts_before
 
     def change_of_perplexity(self, before: float) -> Estimate:
         """The change of exp(metric) from `before`, the value before training: before · (exp(change) − 1)."""
@@ -61,6 +73,11 @@ def read_held_out(records: Iterable[Record]) -> dict[str, HeldOutRows]:
         if len(by_update) > 1 and len(counts) == len(counts_before):
             found[name] = HeldOutRows(before, after, counts, None if counts == counts_before else counts_before)
     return found
+
+
+def _values(totals: Sequence[float], counts: Sequence[float]) -> list[float]:
+    """The value of each row that has one; empty if the metric is a mean over tokens."""
+    return [total for total, count in zip(totals, counts, strict=True) if count] if set(counts) <= {0, 1} else []
 
 
 def _exp(value: float) -> float:

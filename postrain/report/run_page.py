@@ -12,7 +12,7 @@ from markupsafe import Markup
 from postrain.formatting import duration, figure, short
 from postrain.jsonl import Record, number
 from postrain.report import blocks
-from postrain.report.changes import Change, change_table, changes
+from postrain.report.changes import Change, change_table, changes, interval_after
 from postrain.report.charts import Group, curves, distribution, histogram, lines_of
 from postrain.report.folders import MOST_SECONDS, MaskedRow, Run, read_run
 from postrain.report.forks import fork_section
@@ -291,7 +291,7 @@ def _model_stats(run: Run, tag: str, samples: Sequence[Sample], end: int) -> Map
     metrics = {}
     for name, (_, values) in run.metrics.items():
         if name.startswith(("eval/", "gold/")):
-            found = interval(samples, name, values[end])
+            found = interval_after(run, samples, name) if end else interval(samples, name, values[end])
             around = {"low": found[0].low, "high": found[0].high, "n": found[1]} if found else {}
             metrics[name] = {"value": values[end], "low": None, "high": None, "n": None} | around
     tasks = {"held_out": {"metrics": metrics, "example": "", "curves": {}, "notes": [], "seconds": None}}

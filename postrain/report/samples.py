@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from postrain.evaluation.estimate import Interval, mean_interval
+from postrain.evaluation.estimate import Estimate, Interval
 from postrain.jsonl import JsonLines, Record, number
 from postrain.report.panels import totals_first
 from postrain.report.values import LARGEST, mapping, update_of, whole
@@ -176,5 +176,6 @@ def interval(samples: Sequence[Sample], metric: str, value: float) -> tuple[Inte
     values = [sample.scores[name] for sample in samples if name in sample.scores]
     if len(values) < MIN_SAMPLES:
         return None
-    found = mean_interval(values)
-    return (found, len(values)) if found.low <= value <= found.high else None
+    found = Estimate.of(values)
+    around = Interval(found.value, found.low, found.high)
+    return (around, found.n) if found.low <= value <= found.high else None

@@ -105,14 +105,19 @@ def test_interval_is_that_of_the_sample_scores() -> None:
     def samples(*values: float) -> list[Sample]:
         return [Sample(0, row, "", "", {"gold/total": value}) for row, value in enumerate(values)]
 
-    # Eight values of mean 0.5 and variance 8 / 7 * 0.25: 2.3646 * sqrt(2 / 7 / 8) = 0.4469.
+    # Four of eight, Wilson: 1.96 / (1 + 3.8415 / 8) * sqrt(0.25 / 8 + 3.8415 / 256) = 0.2848.
     found = interval(samples(*[0.0, 1.0] * 4), "gold/total", 0.5)
     assert found is not None
-    assert (found[0].low, found[0].high, found[1]) == (
-        pytest.approx(0.0531, abs=1e-4),
-        pytest.approx(0.9469, abs=1e-4),
-        8,
-    )
+    assert (found[0].low, found[0].high, found[1]) == pytest.approx((0.2152, 0.7848, 8), abs=1e-4)
+    # 0.4 and 0.6, four times each: variance 8 / 7 * 0.01, half 2.3646 * sqrt(0.08 / 7 / 8) = 0.08937, on the logit
+    # scale 0.08937 / 0.25 = 0.3575: 1 / (1 + e^-0.3575) = 0.5884.
+    around = interval(samples(*[0.4, 0.6] * 4), "gold/total", 0.5)
+    assert around is not None
+    assert around[0].high == pytest.approx(0.5884, abs=1e-4)
+    # All right is not certain to stay so.
+    certain = interval(samples(*[1.0] * 8), "gold/total", 1.0)
+    assert certain is not None
+    assert certain[0].low < 0.7
     assert interval(samples(0.0, 1.0), "gold/total", 0.5) is None
     # A value outside the interval: the metric is of other completions, or on another scale.
     assert interval(samples(*[0.4, 0.6] * 4), "gold/total", 5.0) is None

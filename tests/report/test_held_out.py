@@ -6,7 +6,7 @@ from math import exp, sqrt
 
 import pytest
 
-from postrain.evaluation.estimate import Estimate, student
+from postrain.evaluation.estimate import Estimate, newcombe, student
 from postrain.report.held_out import HeldOutRows, read_held_out
 
 
@@ -55,6 +55,24 @@ def test_last_value_has_the_interval_of_its_own_rows() -> None:
 def test_accuracy_counts_the_rows_that_changed() -> None:
     saved = read_held_out(records(accuracy=([0, 0, 1, 0.5], [1, 0, 1, 1], [1, 1, 1, 1])))
     assert saved["accuracy"].change().value == pytest.approx(1.5 / 4)
+
+
+def test_rows_that_a_score_does_not_apply_to_are_left_out() -> None:
+    counts = [1, 0, 1, 1]
+    rows = read_held_out(records(**{"gold/steps": ([0, 0, 0, 1], [1, 0, 1, 1], counts)}))["gold/steps"]
+    assert rows.n == 3
+    # As `evaluate` has it: Wilson's interval of 3 in 3, which has a width, and the paired difference of three shares.
+    assert rows.last() == Estimate.share([1, 1, 1])
+    assert rows.change() == Estimate.paired([1, 1, 1], [0, 0, 1])
+    # Scores of different completions are two shares, 1 in 2 before and 3 in 3 after.
+    other = HeldOutRows([0, 1, 0, 0], [1, 0, 1, 1], counts, [1, 1, 0, 0])
+    assert (other.n, other.change()) == (1, newcombe(0.5, 1, 2))
+
+
+def test_length_of_completions_is_not_a_share() -> None:
+    # Every completion is one token longer: a share would have the bounds -1 and 1.
+    rows = HeldOutRows([4, 8, 6], [5, 8, 7], [1, 1, 1])
+    assert rows.change() == Estimate.mean([1, 0, 1])
 
 
 def test_change_of_a_mean_over_sampled_tokens_is_a_difference_of_ratios_over_the_same_prompts() -> None:

@@ -84,6 +84,14 @@ def test_a_perplexity_of_few_rows_has_no_interval(count: int, has_interval: bool
     assert (interval_after(run, [], "eval/perplexity") is not None) == has_interval
 
 
+def test_rows_that_a_score_does_not_apply_to_do_not_count_as_rows_of_an_interval() -> None:
+    rows = HeldOutRows([0.0] * 9, [1.0] * 9, [1.0] * 7 + [0.0] * 2)
+    run = replace(run_with(1.0, "gold/steps"), held_out={"gold/steps": rows})
+    (change, *_) = changes(run)
+    assert change.interval == "no interval: fewer than 8 rows"
+    assert interval_after(run, [], "gold/steps") is None
+
+
 @pytest.mark.parametrize(
     ("run", "learned", "following"),
     [
