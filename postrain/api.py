@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from postrain.config.check import check_objects
+from postrain.config.check import check_arguments, check_objects
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, with_prefill
 from postrain.data.layouts import Malformed, Unusable
@@ -25,6 +26,7 @@ from postrain.data.tool_calls import declare
 from postrain.errors import ConfigError
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.by_name import source_of
+from postrain.models.checks import check_device, check_rows
 from postrain.models.end_tokens import record_end_ids
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
 from postrain.models.provenance import Provenance, provenance_of, record_provenance
@@ -33,14 +35,14 @@ from postrain.models.scoring import score as scores_of
 from postrain.rewards.tool_calls import find_calls
 from postrain.rollout.local import LocalEngine
 from postrain.seeds import derive_seed
-from postrain.types import Rows, Stop
+from postrain.types import Count, Positive, Rows, Seed, Stop
 
 Text = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
 """A text, the messages of a conversation ({"role": ..., "content": ...}), or token ids."""
 
 
 def load_model(
-    name: str = "nano",
+    name: str | Path = "nano",
     *,
     head: Literal["causal", "scalar"] = "causal",
     adapter: Adapter | None = None,
@@ -60,7 +62,12 @@ def load_model(
         >>> tokenizer.decode(tokenizer("Tom found a ball.").input_ids)
         'Tom found a ball.'
     """
-    source = source_of(name, resize=resize)
+    check_arguments(load_model, name=str(name) if isinstance(name, Path) else name, head=head, resize=resize)
+    if not isinstance(adapter, Adapter | None):
+        raise ConfigError(f"adapter: expected an adapter, such as LoRA(r=8), got {adapter!r:.60}")
+    check_objects(adapter=adapter)
+    check_device(device)
+    source = source_of(str(name), resize=resize)
     resolved, adapter = source.resolve(), adapter or NoAdapter()
     tokenizer = load_tokenizer(resolved)
     load = load_causal if head == "causal" else load_scalar
@@ -99,13 +106,13 @@ def generate(
     *,
     tokenizer: Any = None,
     max_new_tokens: int = 256,
-    num_generations: int = 1,
-    seed: int = 0,
+    num_generations: Count = 1,
+    seed: Seed = 0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     template: str = "auto",
     tools: Sequence[Mapping[str, Any] | Callable[..., Any]] = (),
 ) -> list[Generated]:
@@ -123,16 +130,18 @@ def generate(
         >>> len(found), len(found[0].token_ids) == len(found[0].logps)
         (6, True)
     """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
     engine = LocalEngine(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=tuple(stop)
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=stops
     )
     check_objects(rollout=engine)
-    if isinstance(prompts, str) or num_generations < 1:
-        wrong = f"prompts: expected a list, got {prompts!r:.60}" if isinstance(prompts, str) else ""
-        raise ConfigError(wrong or f"num_generations: expected an integer >= 1, got {num_generations}")
+    check_arguments(generate, num_generations=num_generations, seed=seed)
+    if isinstance(prompts, str):
+        raise ConfigError(f"prompts: expected a list, got {prompts!r:.60}")
     mode = "tools" if tools and template == "auto" else template
     chat, declared = Template(_tokenizer(model, tokenizer), mode=mode, install=False), declare(tools)
     ids = [_prompt_ids(prompt, chat, declared) for prompt in prompts]
+    check_rows(model, ids)
     indices = [(prompt, number) for prompt in range(len(ids)) for number in range(num_generations)]
     found = engine.generate(
         model,
@@ -162,9 +171,9 @@ def score(
     rows: Sequence[Generated | tuple[Text, Text] | Mapping[str, Any]] | Rows,
     *,
     tokenizer: Any = None,
-    temperature: float = 1.0,
+    temperature: Positive = 1.0,
     entropy: bool = False,
-    micro_batch_tokens: int = 8192,
+    micro_batch_tokens: Count = 8192,
     template: str = "auto",
 ) -> TokenLogps:
     """Log-probabilities of completions given their prompts: float32 [B, T] with `.mask`, bool [B, T].
@@ -181,7 +190,9 @@ def score(
         >>> logps.shape == logps.mask.shape, bool((logps <= 0).all())
         (True, True)
     """
+    check_arguments(score, temperature=temperature, entropy=entropy, micro_batch_tokens=micro_batch_tokens)
     batch = rows if isinstance(rows, Rows) else _rows(model, rows, tokenizer, template)
+    check_rows(model, batch.ids)
     mode: EntropyMode = "differentiable" if entropy else "off"
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
         found = scores_of(model, batch, temperature=temperature, entropy=mode)
@@ -247,10 +258,15 @@ def _messages(prompt: Any) -> Messages:
 
 
 def _ids(tokens: Any) -> Tensor:
+    wrong = ConfigError(f"prompt: expected a text, messages or token ids, got {tokens!r:.60}")
     try:
-        return torch.as_tensor(tokens, dtype=torch.long).flatten().cpu()
+        found = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"prompt: expected a text, messages or token ids, got {tokens!r:.60}") from None
+        raise wrong from None
+    if not found.ndim or found.is_floating_point() or found.is_complex() or found.dtype is torch.bool:
+        # An empty list is a tensor of floats.
+        raise wrong if not found.ndim or found.numel() else ConfigError("prompt: expected at least one token")
+    return found.long().flatten().cpu()
 
 
 def _tokenizer(model: nn.Module, tokenizer: Any) -> Any:

@@ -10,10 +10,12 @@ import sys
 from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.utils.chat_template_utils import get_json_schema
 
 import postrain as pt
@@ -23,6 +25,8 @@ from postrain.models.provenance import unchanged
 from tests.training_runs import CONF, METHODS, composed
 
 PAGE = (CONF.parent / "docs" / "howto" / "python.md").read_text()
+ANY: Any = pt
+"""For arguments of wrong types."""
 FROM_PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 
@@ -115,6 +119,29 @@ def test_generate_stays_the_function_after_import_of_the_command_module(nano):
     assert len(found.token_ids) == 1
 
 
+def scalar_model() -> Any:
+    config = GPT2Config(vocab_size=5, n_layer=1, n_embd=4, n_head=1)
+    config.num_labels = 1
+    return GPT2ForSequenceClassification(config)
+
+
+def test_a_stop_text_may_be_given_alone(nano):
+    found = [pt.generate(nano[0], ["Tom found"], max_new_tokens=12, seed=1, stop=stop)[0] for stop in (".", ["."])]
+    assert found[0].text == found[1].text
+    (letters,) = pt.generate(nano[0], ["Tom found"], max_new_tokens=12, seed=1, stop="qqq")
+    assert len(letters.token_ids) >= len(found[0].token_ids)
+
+
+def test_a_device_that_cannot_be_used_is_one_line():
+    with pytest.raises(pt.ConfigError, match=r"^device='gpu': cannot be used here \(Expected one.*use cpu$"):
+        pt.load_model(device="gpu")
+
+
+def test_a_model_may_be_named_by_a_path():
+    model, _ = pt.load_model(Path(pt.__file__).parent / "assets" / "nano")
+    assert model.config.vocab_size == 1024
+
+
 @pytest.mark.parametrize(
     ("make", "lines"),
     [
@@ -135,6 +162,26 @@ def test_generate_stays_the_function_after_import_of_the_command_module(nano):
          ["tools: Cannot generate JSON schema for <lambda> because it has no docstring!"]),
         (lambda model, _: pt.generate(torch.nn.Identity(), ["a"]),
          ["tokenizer: pass tokenizer=...; only models from load_model have one"]),
+        (lambda model, _: ANY.load_model(None), ["name: expected text or a path, got null"]),
+        (lambda model, _: ANY.load_model(head="value"), ["head: expected one of causal, scalar, got 'value'"]),
+        (lambda model, _: ANY.load_model(adapter="lora"),
+         ["adapter: expected an adapter, such as LoRA(r=8), got 'lora'"]),
+        (lambda model, _: ANY.load_model(adapter=ANY.LoRA(r=0)), ["adapter.r: expected an integer >= 1, got 0"]),
+        (lambda model, _: ANY.generate(model, ["a"], num_generations=1.5, seed=-1),
+         ["num_generations: expected an integer >= 1, got 1.5", "seed: expected an integer >= 0, got -1"]),
+        (lambda model, _: ANY.generate(model, [[]]), ["prompt: expected at least one token"]),
+        (lambda model, _: ANY.generate(model, [5]), ["prompt: expected a text, messages or token ids, got 5"]),
+        (lambda model, _: ANY.generate(model, [[1.5, 2]]),
+         ["prompt: expected a text, messages or token ids, got [1.5, 2]"]),
+        (lambda model, _: ANY.generate(model, [[3, 99999]]),
+         ["token id 99999: the model has 1024 tokens; is this its tokenizer?"]),
+        (lambda model, _: ANY.score(model, [([3] * 500, [4] * 13)]),
+         ["a row has 513 tokens, and the model's context 512; shorten it"]),
+        (lambda model, _: ANY.score(model, [("a", "b")], temperature=0, micro_batch_tokens=0),
+         ["temperature: expected a number > 0, got 0", "micro_batch_tokens: expected an integer >= 1, got 0"]),
+        (lambda model, _: ANY.score(scalar_model(), [([1], [2])]),
+         ['model: GPT2ForSequenceClassification has a scalar head; expected a language model, as load_model(NAME, '
+          'head="causal") gives']),
         (lambda model, _: pt.score(torch.nn.Identity(), [("a", "b")]),
          ["tokenizer: pass tokenizer=...; only models from load_model have one"]),
     ],

@@ -75,6 +75,16 @@ def check_objects(**objects: Any) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def check_arguments(function: Callable[..., Any], **values: Any) -> None:
+    """Raises one ConfigError with every value that does not fit the annotation of the function's argument."""
+    keys = schema_of(function).keys
+    problems = [
+        line for name, value in values.items() for line in _value_problems(name, value, keys[name].annotation, ())
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The constructor arguments of a node, without `_target_`."""
     return ((str(name), value) for name, value in node.items() if name != TARGET)
