@@ -21,7 +21,7 @@ from postrain.report.folders import Run
 from postrain.report.held_out import HeldOutRows
 from postrain.report.panels import HEADLINES, totals_first
 from postrain.report.samples import MIN_SAMPLES, Sample, first_and_last, interval
-from postrain.report.values import mapping
+from postrain.report.values import is_held_out, mapping
 
 PER_TOKEN = "no interval: mean over tokens"
 PER_SET = "no interval: set statistic"
@@ -79,7 +79,7 @@ def changes(run: Run) -> list[Change]:
     groups = dict(first_and_last(run.samples))
     found = []
     for name, (updates, values) in run.metrics.items():
-        if name.startswith(("eval/", "gold/")) and updates[0] < updates[-1]:
+        if is_held_out(name) and updates[0] < updates[-1]:
             gap, why = _of_rows(run, name, values[0]) or _gap(run, name, values[0], values[-1], groups)
             found.append(Change(name, values[0], values[-1], gap, why))
     return sorted(found, key=_rank)
@@ -153,10 +153,10 @@ def _share_of(run: Run, name: str, samples: Sequence[Sample]) -> int:
 
 
 def interval_after(run: Run, samples: Sequence[Sample], name: str) -> tuple[Interval, int] | None:
-    """The 95 % interval of a metric after training, and n; `samples` are those of the last evaluation. None where it is
-    not known."""
+    """The 95 % interval of a held-out metric after training, and n; `samples` are those of the last evaluation. None
+    where it is not known."""
     after = run.after(name)
-    if after is None:
+    if after is None or not is_held_out(name):
         return None
     if saved := _log_perplexity(run, name):
         return saved.perplexity(after), saved.n

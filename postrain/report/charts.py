@@ -17,7 +17,7 @@ from postrain.formatting import figure
 from postrain.report.palette import DASHES, INK, MUTED, Style, color, css, shade, styles, swatch
 from postrain.report.panels import Panel, smooth
 from postrain.report.pictures import Draw, Entry, Picture, plain
-from postrain.report.values import LARGEST, Curve
+from postrain.report.values import LARGEST, Curve, is_held_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def is_drawable(value: float | None) -> bool:
 def lines_of(panel: Panel, metrics: Mapping[str, Curve], colors: dict[str, int] | None = None) -> list[Line]:
     """The curves of a run's panel; `colors` are those of the page's earlier panels, see `styles`."""
     return [
-        Line(name, metrics[name], style, measured=name.startswith(("eval/", "gold/")))
+        Line(name, metrics[name], style, measured=is_held_out(name))
         for name, style in zip(panel.names, styles(panel.names, colors), strict=True)
     ]
 

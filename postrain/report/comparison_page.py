@@ -22,6 +22,7 @@ from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.run_page import efficiency, run_stats
 from postrain.report.samples import MOST_PROMPTS, Sample, last, responses, side_by_side
+from postrain.report.values import is_held_out
 
 MOST_COLUMNS, MOST_CURVES, MOST_BARS, MOST_LETTERS = 7, 12, 6, 40
 # Keys that do not change what a run computes.
@@ -160,7 +161,7 @@ def headline_table(members: Sequence[Member], metrics: Sequence[str]) -> tuple[l
     rows: dict[str, list[blocks.Cell]] = {one.name: [] for one in members}
     around = {(one.name, metric): interval_after(one.run, one.samples, metric) for one in members for metric in metrics}
     for metric in metrics:
-        ends = {one.name: before_and_after(one.run.metrics[metric]) for one in members if metric in one.run.metrics}
+        ends = {one.name: before_and_after(one.run.metrics, metric) for one in members if metric in one.run.metrics}
         best = best_of(metric, {name: after for name, (_, after) in ends.items()}) if alike else set()
         for name, cells in rows.items():
             both = ends.get(name)
@@ -190,7 +191,7 @@ def _curves(members: Sequence[Member], metrics: Sequence[str]) -> list[Picture]:
     updates = max(one.run.updates for one in members)
     found = []
     for name in selected[:MOST_CURVES]:
-        dots = name.startswith(("eval/", "gold/"))
+        dots = is_held_out(name)
         present = [one for one in members if name in one.run.metrics]
         lines = [Line(one.name, one.run.metrics[name], one.style, measured=dots) for one in present]
         found.append(Picture(*title_of(name), curves(lines, updates, label_of(name))))

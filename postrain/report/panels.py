@@ -13,7 +13,7 @@ from functools import cache
 
 from postrain.formatting import short
 from postrain.metrics import metric
-from postrain.report.values import Curve
+from postrain.report.values import Curve, is_held_out
 
 HEADLINES = (
     "eval/reward/total", "gold/total", "eval/win_rate", "eval/accuracy", "eval/step_accuracy", "eval/perplexity",
@@ -174,10 +174,11 @@ def smooth(values: list[float], window: int) -> list[float]:
     return smoothed
 
 
-def before_and_after(curve: Curve) -> tuple[float, float]:
-    """First and last value of a curve; of 40 values or more, the means over its first and last twentieth."""
-    values = curve[1]
-    count = max(1, len(values) // 20)
+def before_and_after(metrics: Mapping[str, Curve], name: str) -> tuple[float, float]:
+    """First and last value of a metric. Of 40 values or more of training data, which differ from batch to batch, the
+    means over the first and the last twentieth."""
+    values = metrics[name][1]
+    count = 1 if is_held_out(name) else max(1, len(values) // 20)
     return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
@@ -187,7 +188,7 @@ def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
     for name in HEADLINES:
         known = {listed.removeprefix("eval/") for listed, _, _ in found}
         if name in metrics and name not in known and len(found) < LARGE:
-            found.append((name, *before_and_after(metrics[name])))
+            found.append((name, *before_and_after(metrics, name)))
     return found
 
 

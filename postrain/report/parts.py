@@ -67,7 +67,7 @@ def part_section(run: Run, parts: Sequence[str]) -> Section | None:
 
 
 def _change(run: Run, name: str) -> blocks.Cell:
-    one, two = before_and_after(run.metrics[name])
+    one, two = before_and_after(run.metrics, name)
     return blocks.Cell(f"{figure(one)} → {figure(two)}")
 
 

@@ -33,6 +33,7 @@ from postrain.report.panels import Panel, arrange, before_and_after, headlines, 
 from postrain.report.parts import part_names, part_panels, part_section, source_section, without_parts
 from postrain.report.pictures import Picture, Sheet
 from postrain.report.samples import MOST_PROMPTS, Sample, first_and_last, interval, responses, side_by_side
+from postrain.report.values import is_held_out
 from postrain.report.verdict import verdict
 
 LEAST_FOR_A_HISTOGRAM = 12
@@ -148,7 +149,7 @@ def _headlines(run: Run, found: Sequence[Change]) -> Section | None:
         cards.append(
             blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(change), about), "card headline")
         )
-    held_out = " eval and gold are held-out data." if selected and selected[0][0].startswith(("eval/", "gold/")) else ""
+    held_out = " eval and gold are held-out data." if selected and is_held_out(selected[0][0]) else ""
     text = f"Before and after training, with the 95 % interval of the change.{held_out}"
     return section("", blocks.Group(cards, "headlines"), blocks.about(text))
 
@@ -228,9 +229,9 @@ def _enough(groups: Sequence[tuple[str, Sequence[float]]]) -> list[Group]:
 
 def _forgetting(run: Run) -> Section | None:
     rows = []
-    for name, curve in run.metrics.items():
+    for name in run.metrics:
         if name.startswith(FORGETTING):
-            one, two = before_and_after(curve)
+            one, two = before_and_after(run.metrics, name)
             gap = f"{'+' if two > one else ''}{figure(two - one)}"
             rows.append(
                 (
@@ -290,7 +291,7 @@ def run_stats(run: Run, groups: Sequence[tuple[str, Sequence[Sample]]]) -> dict[
 def _model_stats(run: Run, tag: str, samples: Sequence[Sample], end: int) -> Mapping[str, Any]:
     metrics = {}
     for name, (_, values) in run.metrics.items():
-        if name.startswith(("eval/", "gold/")):
+        if is_held_out(name):
             found = interval_after(run, samples, name) if end else interval(samples, name, values[end])
             around = {"low": found[0].low, "high": found[0].high, "n": found[1]} if found else {}
             metrics[name] = {"value": values[end], "low": None, "high": None, "n": None} | around

@@ -21,7 +21,7 @@ from postrain.report.page import PAGE
 from postrain.report.panels import HEADLINES
 from postrain.report.sweep_results import read_sweep
 from postrain.report.sweep_summary import sentences
-from postrain.report.values import finite, mapping, text_of, update_of
+from postrain.report.values import finite, is_held_out, mapping, text_of, update_of
 from postrain.runs.folder import check_contained
 from postrain.runs.status import Status
 
@@ -130,7 +130,7 @@ def _run(entry: Entry, run: Run) -> Entry:
     wanted = ("eval/reward/total", text_of(result.get("metric")), *HEADLINES)
     main = next((name for name in wanted if name in ends), "")
     order = [name for name in HEADLINES if name in ends]
-    order += [name for name in ends if name.startswith(("eval/", "gold/")) and name not in order]
+    order += [name for name in ends if is_held_out(name) and name not in order]
     return replace(
         entry,
         name=run.method if run.settings else entry.name,

@@ -18,6 +18,11 @@ LARGEST = 1e100
 """Larger values, infinity and nan cannot be drawn."""
 
 
+def is_held_out(name: str) -> bool:
+    """Whether evaluations measure a metric; the others are of training data."""
+    return name.startswith(("eval/", "gold/"))
+
+
 def finite(value: Any) -> float | None:
     """A number that can be drawn."""
     known = number(value)

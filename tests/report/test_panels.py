@@ -33,9 +33,13 @@ def test_thinning_keeps_first_and_last(count: int) -> None:
 
 
 def test_before_and_after_average_a_noisy_curve() -> None:
-    assert before_and_after(curve(1, 9, 2)) == (1, 2)
+    metrics = {"short": curve(1, 9, 2), "loss": (long := curve(0, 2, *[5.0] * 36, 7, 9)), "gold/total": long}
+    assert before_and_after(metrics, "short") == (1, 2)
     # Forty values: the first two and the last two.
-    assert before_and_after(curve(0, 2, *[5.0] * 36, 7, 9)) == (1, 8)
+    assert before_and_after(metrics, "loss") == (1, 8)
+    # Evaluations have the same rows: the change from the first to the last one is that of the table and the verdict.
+    assert before_and_after(metrics | {"eval/loss": long}, "eval/loss") == (0, 9)
+    assert headlines({"gold/total": long}) == [("gold/total", 0, 9)]
 
 
 def test_headlines_prefer_held_out_metrics() -> None:
