@@ -18,7 +18,7 @@ from postrain.report.charts import Bars, DataPoint, Line, bar_picture, bars, cur
 from postrain.report.folders import Run, read_run
 from postrain.report.page import PAGE, RESPONSES, STATS, Page, link, section, write_page
 from postrain.report.palette import DASHES, Style, color
-from postrain.report.panels import HEADLINES, axis_of, before_and_after, best_of, label_of, panels, title_of
+from postrain.report.panels import HEADLINES, Ends, axis_of, before_and_after, best_of, label_of, panels, title_of
 from postrain.report.pictures import LARGE, Entry, Picture, Sheet
 from postrain.report.run_page import efficiency, run_stats
 from postrain.report.samples import MOST_PROMPTS, Sample, last, responses, side_by_side
@@ -169,11 +169,12 @@ def headline_table(members: Sequence[Member], metrics: Sequence[str]) -> tuple[l
     return ["run", *map(short, metrics)], list(rows.items())
 
 
-def _ends(both: tuple[float, float], around: tuple[Interval, int] | None, best: bool) -> blocks.Cell:
+def _ends(both: Ends, around: tuple[Interval, int] | None, best: bool) -> blocks.Cell:
     before, after = both
     low, high, n = (around[0].low, around[0].high, around[1]) if around else (None, None, None)
     cell = blocks.estimate(after, low, high, n, best=best)
-    return replace(cell, small=", ".join(filter(None, (f"from {figure(before)}", cell.small))))
+    earlier = "" if before is None else f"from {figure(before)}"
+    return replace(cell, small=", ".join(filter(None, (earlier, cell.small))))
 
 
 def efficiency_table(members: Sequence[Member]) -> tuple[list[str], Rows]:

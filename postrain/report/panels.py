@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
-from postrain.formatting import short
+from postrain.formatting import figure, short
 from postrain.metrics import metric
 from postrain.report.values import Curve, is_held_out
 
@@ -23,6 +23,9 @@ HEADLINES = (
 """The metrics of the cards at the top: the first LARGE of them that were measured."""
 
 LARGE = 4
+
+Ends = tuple[float | None, float]
+"""A metric before and after training, or so far; None before if it was measured once."""
 
 PANELS = (
     "~reward/total", "gold/*", "eval/greedy/*", "eval/win_rate eval/preference",
@@ -174,17 +177,24 @@ def smooth(values: list[float], window: int) -> list[float]:
     return smoothed
 
 
-def before_and_after(metrics: Mapping[str, Curve], name: str) -> tuple[float, float]:
+def before_and_after(metrics: Mapping[str, Curve], name: str) -> Ends:
     """First and last value of a metric. Of 40 values or more of training data, which differ from batch to batch, the
     means over the first and the last twentieth."""
-    values = metrics[name][1]
+    updates, values = metrics[name]
+    if updates[0] == updates[-1]:
+        return None, values[-1]
     count = 1 if is_held_out(name) else max(1, len(values) // 20)
     return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
-def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float, float]]:
+def ends_text(ends: Ends) -> str:
+    """A metric before and after training; one value if it was measured once."""
+    return " → ".join(figure(value) for value in ends if value is not None)
+
+
+def headlines(metrics: Mapping[str, Curve]) -> list[tuple[str, float | None, float]]:
     """Name, before and after of the main metrics; a held-out metric replaces the same one on training data."""
-    found: list[tuple[str, float, float]] = []
+    found: list[tuple[str, float | None, float]] = []
     for name in HEADLINES:
         known = {listed.removeprefix("eval/") for listed, _, _ in found}
         if name in metrics and name not in known and len(found) < LARGE:

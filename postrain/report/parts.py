@@ -10,7 +10,7 @@ from postrain.metrics import metric
 from postrain.report import blocks
 from postrain.report.folders import Run
 from postrain.report.page import Section, section
-from postrain.report.panels import HEADLINES, Panel, before_and_after, titled
+from postrain.report.panels import HEADLINES, Panel, before_and_after, ends_text, titled
 from postrain.report.values import Curve, mapping
 
 COLUMNS = {"rows_train": "rows", "rows_eval": "held out"}
@@ -67,8 +67,7 @@ def part_section(run: Run, parts: Sequence[str]) -> Section | None:
 
 
 def _change(run: Run, name: str) -> blocks.Cell:
-    one, two = before_and_after(run.metrics, name)
-    return blocks.Cell(f"{figure(one)} → {figure(two)}")
+    return blocks.Cell(ends_text(before_and_after(run.metrics, name)))
 
 
 def source_section(run: Run) -> Section | None:

@@ -19,6 +19,7 @@ from postrain.report.claims import claims_table, counts, numbers_table, read_cla
 from postrain.report.evaluations import EvalTask, Number, central, read_evaluation, shares
 from postrain.report.folders import Folder, common, read_generation, read_run
 from postrain.report.generation_page import write_generation
+from postrain.report.headline_cards import interval_text
 from postrain.report.page import PAGE, RESPONSES, Page, link, resumption, section, write_page
 from postrain.report.panels import headlines
 from postrain.report.pictures import Sheet
@@ -30,7 +31,6 @@ STAGES = (
     "Training stages: metrics before → after, with the 95 % interval of the change. Other stages: values with 95 % "
     "intervals."
 )
-NO_INTERVAL = "no interval: training data"
 MOST_HEADLINES, MOST_FILES, MOST_BARS = 3, 8, 9
 
 
@@ -168,9 +168,9 @@ def read_stage(name: str, folder: Path) -> Stage:
     samples: Sequence[Sample] = ()
     if (folder / "metrics.jsonl").is_file():
         run = read_run(folder)
-        around = {one.name: one.interval for one in changes(run)}
+        found = changes(run)
         metrics = [
-            (short(name), figure(one), figure(two), around.get(name, NO_INTERVAL))
+            (short(name), "" if one is None else figure(one), figure(two), interval_text(run, found, name))
             for name, one, two in headlines(run.metrics)
         ]
         samples = last(run.samples)

@@ -12,10 +12,11 @@ from markupsafe import Markup
 from postrain.formatting import duration, figure, short
 from postrain.jsonl import Record, number
 from postrain.report import blocks
-from postrain.report.changes import Change, change_table, changes, interval_after
+from postrain.report.changes import change_table, changes, interval_after, signed
 from postrain.report.charts import Group, curves, distribution, histogram, lines_of
 from postrain.report.folders import MOST_SECONDS, MaskedRow, Run, read_run
 from postrain.report.forks import fork_section
+from postrain.report.headline_cards import headline_section
 from postrain.report.page import (
     RELOAD,
     RESPONSES,
@@ -29,7 +30,7 @@ from postrain.report.page import (
     write_page,
 )
 from postrain.report.palette import POLICY, REFERENCE
-from postrain.report.panels import Panel, arrange, before_and_after, headlines, totals_first
+from postrain.report.panels import Panel, arrange, before_and_after, totals_first
 from postrain.report.parts import part_names, part_panels, part_section, source_section, without_parts
 from postrain.report.pictures import Picture, Sheet
 from postrain.report.samples import MOST_PROMPTS, Sample, first_and_last, interval, responses, side_by_side
@@ -44,7 +45,6 @@ PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
 AUDIT_TABLES = ("shown", "sources")
 """Parts of the data audit with sections of their own."""
 LENGTHS = "words per completion"
-STRONG = Markup("<strong>{}</strong>")
 MASKS = Markup(
     '<span class="mask loss">Marked</span> text is trained on, <span class="mask context">grey</span> text is context. '
     "Special tokens are written out."
@@ -70,7 +70,7 @@ def write_run(path: Path, output: Path | None = None, formats: Sequence[str] = (
     found = change_table(known)
     sections = (
         _verdict(run),
-        _headlines(run, known),
+        headline_section(run, known),
         section("", blocks.details("All held-out metrics, before and after", found)),
         part_section(run, parts),
         _diagnostics(run.diagnostics),
@@ -137,21 +137,6 @@ def facts(run: Run) -> list[tuple[str, str]]:
     if isinstance(git, dict):
         found.append(("code", str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else "")))
     return [(name, value) for name, value in found if value]
-
-
-def _headlines(run: Run, found: Sequence[Change]) -> Section | None:
-    selected = headlines(run.metrics)
-    intervals = {one.name: one.interval for one in found}
-    cards = []
-    for name, one, two in selected:
-        change = blocks.line(blocks.span(figure(one), "was"), blocks.ARROW, STRONG.format(figure(two)))
-        about = blocks.Text(intervals.get(name, "no interval: training data"), "small muted", "span")
-        cards.append(
-            blocks.Group((blocks.Text(short(name), "muted", "span"), blocks.Text(change), about), "card headline")
-        )
-    held_out = " eval and gold are held-out data." if selected and is_held_out(selected[0][0]) else ""
-    text = f"Before and after training, with the 95 % interval of the change.{held_out}"
-    return section("", blocks.Group(cards, "headlines"), blocks.about(text))
 
 
 def _diagnostics(found: Sequence[Record]) -> Section | None:
@@ -232,13 +217,8 @@ def _forgetting(run: Run) -> Section | None:
     for name in run.metrics:
         if name.startswith(FORGETTING):
             one, two = before_and_after(run.metrics, name)
-            gap = f"{'+' if two > one else ''}{figure(two - one)}"
-            rows.append(
-                (
-                    short(name.removeprefix(FORGETTING)),
-                    [blocks.Cell(figure(one)), blocks.Cell(figure(two)), blocks.Cell(gap)],
-                )
-            )
+            cells = ["–", figure(two), "–"] if one is None else [figure(one), figure(two), signed(two - one)]
+            rows.append((short(name.removeprefix(FORGETTING)), [blocks.Cell(cell) for cell in cells]))
     return section(
         "Forgetting",
         blocks.about("Base text and facts that are not in the training data. No intervals: one number per evaluation."),

@@ -18,15 +18,13 @@ from postrain.jsonl import number, read_json
 from postrain.report.folders import MOST_SECONDS, Run, curves, read_metrics
 from postrain.report.kinds import folders
 from postrain.report.page import PAGE
-from postrain.report.panels import HEADLINES
+from postrain.report.panels import HEADLINES, Ends, before_and_after, ends_text
 from postrain.report.sweep_results import read_sweep
 from postrain.report.sweep_summary import sentences
 from postrain.report.values import finite, is_held_out, mapping, text_of, update_of
 from postrain.runs.folder import check_contained
 from postrain.runs.status import Status
 
-Ends = tuple[float, float]
-"""A metric before and after training, or so far."""
 MOST_METRICS = 8
 
 
@@ -68,12 +66,14 @@ class Entry:
         """The metric before and after, else the text."""
         if self.ends is None:
             return self.text
-        return f"{short(self.metric)} {figure(self.ends[0])} → {figure(self.ends[1])}"
+        return f"{short(self.metric)} {ends_text(self.ends)}"
 
     @property
     def data(self) -> str:
         """The metrics as JSON, formatted."""
-        return json.dumps({short(name): [figure(one), figure(two)] for name, (one, two) in self.metrics.items()})
+        return json.dumps(
+            {short(name): [figure(one) for one in ends if one is not None] for name, ends in self.metrics.items()}
+        )
 
 
 def read_entries(root: Path) -> list[Entry]:
@@ -124,7 +124,8 @@ def _run(entry: Entry, run: Run) -> Entry:
     updates = number(result.get("updates"))
     if not ends:
         records, _ = read_metrics(entry.path)
-        ends = {name: (values[0], values[-1]) for name, (_, values) in curves(records).items()}
+        measured = curves(records)
+        ends = {name: before_and_after(measured, name) for name in measured}
         updates = max(map(update_of, records), default=0)
     total = number(mapping(run.settings.get("method")).get("updates"))
     wanted = ("eval/reward/total", text_of(result.get("metric")), *HEADLINES)

@@ -75,6 +75,16 @@ def test_entries_have_progress_and_metric_before_and_after(root: Path) -> None:
     assert (broken.state, broken.result) == ("failed", "<b>loss</b> is nan")
 
 
+def test_entry_of_a_run_with_the_initial_evaluation_only_has_one_value(tmp_path: Path) -> None:
+    path = started_run(tmp_path / "one", "interrupted")
+    (path / "metrics.jsonl").write_text('{"update": 0, "eval/accuracy": 0.5}\n{"update": 1, "loss": 2}\n')
+    (entry,) = read_entries(tmp_path)
+    assert (entry.result, json.loads(entry.data)) == (
+        "eval accuracy 0.50",
+        {"eval accuracy": ["0.50"], "loss": ["2.00"]},
+    )
+
+
 def test_a_run_with_a_pipe_in_its_folder_is_listed_and_not_read(tmp_path: Path) -> None:
     os.mkfifo(started_run(tmp_path / "odd") / "result.json")
     (entry,) = read_entries(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from postrain.report.blocks import Cell, estimate
 from postrain.report.charts import MOST_POINTS, spans_decades, thinned
 from postrain.report.page import flat, link
-from postrain.report.panels import arrange, before_and_after, best_of, headlines, smooth
+from postrain.report.panels import arrange, before_and_after, best_of, ends_text, headlines, smooth
 from postrain.report.values import Curve
 
 
@@ -40,6 +40,11 @@ def test_before_and_after_average_a_noisy_curve() -> None:
     # Evaluations have the same rows: the change from the first to the last one is that of the table and the verdict.
     assert before_and_after(metrics | {"eval/loss": long}, "eval/loss") == (0, 9)
     assert headlines({"gold/total": long}) == [("gold/total", 0, 9)]
+
+
+def test_a_metric_measured_once_has_no_value_before_training() -> None:
+    assert before_and_after({"loss": curve(3)}, "loss") == (None, 3)
+    assert (ends_text((None, 0.25)), ends_text((0.25, 0.5))) == ("0.25", "0.25 → 0.50")
 
 
 def test_headlines_prefer_held_out_metrics() -> None:

@@ -15,6 +15,7 @@ from postrain.evaluation.estimate import newcombe
 from postrain.report.changes import Change, changes, interval_after
 from postrain.report.console import print_result
 from postrain.report.folders import Run
+from postrain.report.headline_cards import headline_section
 from postrain.report.held_out import HeldOutRows
 from postrain.report.samples import Sample
 from postrain.report.verdict import WARNING_RULES, verdict
@@ -131,6 +132,17 @@ def test_verdict_names_every_reason_for_doubt() -> None:
     ).replace("x stood", f"{doubtful.model} stood")
     clean = verdict(run_with(scores=lambda row: 0.5)).trust
     assert clean.startswith("No warning sign (no collapse, 2000 training rows), but one seed (4)")
+
+
+def test_cards_of_a_run_with_the_initial_evaluation_only_have_one_value_each() -> None:
+    run = replace(run_with(state="interrupted"), metrics={"gold/total": ([0], [0.25]), "loss": ([1, 2], [3.0, 1.0])})
+    text = repr(headline_section(run, changes(run)))
+    assert "measured once, at update 0" in text
+    assert text.count("0.25") == 1
+    # The loss has two values, and those are of training data.
+    assert text.count("was") == text.count("no interval: training data") == 1
+    alone = replace(run, metrics={"gold/total": ([0], [0.25])})
+    assert "Before and after" not in repr(headline_section(alone, []))
 
 
 def test_console_shows_at_most_ten_metrics_and_the_verdict(full_run: Path) -> None:
