@@ -91,7 +91,8 @@ def wilson(successes: float, total: int) -> Interval:
     share, z2 = successes / total, Z * Z
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    # Of no and of all successes an end is the share itself, which rounding would miss.
+    return Interval(share, min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share))
 
 
 def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf, *, level: float = 0.95) -> Interval:

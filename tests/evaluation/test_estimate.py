@@ -127,6 +127,11 @@ def test_ratio_without_counts_is_nan() -> None:
     assert Estimate.ratio([2.0, 0.0, 4.0], [2, 0, 1]) == Estimate.ratio([2.0, 4.0], [2, 1])
 
 
+def test_interval_of_no_and_of_all_successes_ends_at_the_share() -> None:
+    # The ends are 0 and 1; in floats the lower one of 0 in 3 came out as 6e-17, the upper one of 4 in 4 below 1.
+    assert (Estimate.share([0] * 3).low, Estimate.share([1] * 4).high) == (0, 1)
+
+
 def test_mean_of_few_values_uses_student_t() -> None:
     # 1, 2, 3: deviation 1; half 4.3027 / sqrt(3) = 2.4842
     assert Estimate.mean([1, 2, 3]).high == pytest.approx(4.4842, abs=1e-4)
