@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from postrain.config.arguments import composition_errors
 from postrain.config.paths import command, shell_line
-from postrain.config.trust import plain_value
 
 BARE = re.compile(r"[A-Za-z0-9_./+-]+")
 
 
 def parse_value(text: str) -> Any:
     """Parses a value in Hydra's grammar; the inverse of `format_value`."""
+    # Imported here: reports print the commands of folders without loading Hydra.
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
+
+    from postrain.config.arguments import composition_errors  # noqa: PLC0415
+    from postrain.config.trust import plain_value  # noqa: PLC0415
+
     with composition_errors():
         (override,) = OverridesParser.create().parse_overrides([f"value={text}"])
     return plain_value(override.value())
@@ -48,7 +50,8 @@ def format_value(value: Any) -> str:
         return "{" + ",".join(f"{key}:{format_value(item)}" for key, item in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
-    plain = BARE.fullmatch(value) and parse_value(value) == value
+    # No number or constant has a slash.
+    plain = BARE.fullmatch(value) and ("/" in value or parse_value(value) == value)
     return value if plain else "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"
 
 
