@@ -26,10 +26,18 @@ from yaml import MarkedYAMLError
 
 from postrain import __version__
 from postrain.config.foreign_keys import suggest_key
+from postrain.config.schema import schema_of
+from postrain.config.static_schema import static_target
 from postrain.errors import ConfigError, Parser
 
 SHELLS = ("bash", "fish", "zsh")
 COMPLETION = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in SHELLS]
+SECTIONS = (
+    ("postrain.methods.group_relative.GroupRelative", "method."),
+    ("postrain.methods.policy_gradient.PolicyGradient", "method."),
+    ("postrain.training.config.TrainConfig", ""),
+)
+"""Classes whose keys are suggested for an unknown flag, and the prefix of these keys."""
 # Beginnings of messages of Hydra and OmegaConf, and their meaning for an override.
 MEANINGS = {
     "Cannot merge DictConfig with ListConfig": "expected a list, got a mapping",
@@ -68,9 +76,19 @@ def split_cfg_flags(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace 
 
 
 def _unknown(token: str) -> str:
-    word = token.lstrip("-").partition("=")[0]
-    hint = suggest_key(word, lambda key: True) or f"did you mean {word or 'method'}=...?"
-    return f"{token}: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; {hint}"
+    word = token.lstrip("-").partition("=")[0].replace("-", "_")
+    hint = suggest_key(word, lambda key: True) or _similar_key(word)
+    text = f"{token}: no such flag; settings are written KEY=VALUE without dashes, as in seed=1"
+    return f"{text}; {hint}" if hint else text
+
+
+def _similar_key(word: str) -> str:
+    """The suggestion of a dotted key, a key of a run, or one of its method; empty without a similar one."""
+    if "." in word:
+        return f"did you mean {word}=...?"
+    keys = {name: f"{section}{name}" for path, section in SECTIONS for name in schema_of(static_target(path)).keys}
+    near = get_close_matches(word, keys, n=1, cutoff=0.75)
+    return f"did you mean {keys[near[0]]}=...?" if near else ""
 
 
 def _misused(arguments: argparse.Namespace) -> Iterator[str]:

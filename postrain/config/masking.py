@@ -13,6 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 MASK = "***"
+PLACEHOLDER = "VALUE"
+"""The value in KEY=VALUE, which messages use to describe settings."""
 SECRET = (
     "secret secrets password passwords passwd pwd passphrase credential credentials authorization auth bearer "
     "apikey accesskey secretkey privatekey accesstoken authtoken apitoken"
@@ -79,7 +81,7 @@ def _masked_text(text: str, secrets: Sequence[str]) -> str:
         if match.start() < position or not is_secret(match["key"]) or not _assigns(text, match):
             continue
         end = _end(text, match.end(), top=text[: match.start()].strip("+~ '\"") == "")
-        if end > match.end():
+        if end > match.end() and text[match.end() : end] != PLACEHOLDER:
             found += text[position : match.end()] + MASK
             position = end
     return _hidden(found + text[position:], secrets)

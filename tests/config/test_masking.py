@@ -68,6 +68,7 @@ def test_harmless_key_is_not_masked(key: str) -> None:
         ("reward.url=http://user:pa55word@host:80/v1", "reward.url=http://user:***@host:80/v1"),
         ("see https://tok3n@host/x and b", "see https://***@host/x and b"),
         (f"http://host/v1?api_key={KEY}&model=m", "http://host/v1?api_key=***&model=m"),
+        ("settings are written KEY=VALUE without dashes", "settings are written KEY=VALUE without dashes"),
         (f"reward.api_key={KEY}: unknown key; known keys: a", "reward.api_key=***: unknown key; known keys: a"),
         ("reward.token: unknown key; known: reward.tokens", "reward.token: unknown key; known: reward.tokens"),
         ("a@b.c, key: value", "a@b.c, key: value"),

@@ -183,9 +183,11 @@ def test_group_without_a_value_lists_its_options(conf: Path) -> None:
             "did you mean method.learning_rate?",
         ),
         (
-            ["--foo=1"],
-            "--foo=1: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; did you mean foo=...?",
+            ["--updates=2"],
+            "--updates=2: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; "
+            "did you mean method.updates=...?",
         ),
+        (["--xyz"], "--xyz: no such flag; settings are written KEY=VALUE without dashes, as in seed=1"),
         (["-sc"], "-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, with one of bash, fish, zsh"),
         (["-sc", "install=tcsh"], "-sc: expected install=SHELL"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: not supported; "),
