@@ -41,6 +41,16 @@ MODEL_NAME_ALONE = (
     "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"
 )
 DRY_RUN = "--dry-run"
+REQUIRED_GROUPS = {
+    "method": "every run has one; choose an option, as in method=ppo",
+    "model": "every run has one; choose an option, as in model=nano",
+    "data": "every run has one; choose an option, or a file: data=jsonl data.path=FILE",
+    "evaluation": "choose an option, as in evaluation=quick; in training, evaluation.completions=0 measures no "
+    "completions, and evaluation.every=1000000 evaluates only before and after",
+    "dialect": "leave out dialect= for the method's own loss",
+    SWEEP: "leave out sweep= for a single run",
+}
+"""Groups that every config needs, and what to write in place of their deletion or null."""
 MAX_BRACKET_DEPTH = 20
 """The deepest nesting of brackets that a value may have."""
 # Command of each primary config.
@@ -194,15 +204,19 @@ def _misplaced(override: Override, conf: Path, root: str, staged: bool) -> Itera
 
 
 def _undeletable(override: Override, conf: Path, root: str) -> Iterator[str]:
-    """A message for the deletion of a key of the primary config, which every run needs."""
+    """A message for the deletion of a group or key of the primary config that every run needs."""
     key = override.key_or_group
+    if override.is_delete() and key in REQUIRED_GROUPS and key in {SWEEP, *groups_in_defaults(conf, root)}:
+        yield f"~{key}: cannot be deleted; {REQUIRED_GROUPS[key]}"
     if override.is_delete() and key.partition(".")[0] in {"hydra", *primary_config(conf, root)} - {"defaults"}:
         yield f"~{key}: cannot be deleted; set it instead, as in {key}=VALUE"
 
 
 def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str]:
     if override.value() is None:
-        yield f"{override.input_line}: no such option; to use none write ~{override.key_or_group}"
+        group = override.key_or_group
+        none = f"to use none write {group}=none" if "none" in options else f"to use none write ~{group}"
+        yield f"{override.input_line}: no such option; {REQUIRED_GROUPS.get(group, none)}"
     for name in (name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in _chosen(override)):
         if name in options:
             continue

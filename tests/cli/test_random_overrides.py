@@ -106,7 +106,7 @@ def test_random_override_is_a_valid_config_or_short_lines(base: int) -> None:
     ("words", "line"),
     [
         (["~name"], "~name: nothing to delete; it has its default or does not exist"),
-        (["~model"], "model: missing; expected a node with _target_ (ModelSource)"),
+        (["~model"], "~model: cannot be deleted; every run has one; choose an option, as in model=nano"),
         (["~hydra.run"], "~hydra.run: cannot be deleted; set it instead, as in hydra.run=VALUE"),
         (["~data.quality.balance"], "~data.quality.balance: nothing to delete; it has its default or does not exist"),
         (["~data.nope"], "~data.nope: nothing to delete; it has its default or does not exist"),

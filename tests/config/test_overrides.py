@@ -76,7 +76,10 @@ def test_overrides_of_the_sweep_are_not_passed_to_hydra(
     [
         ("method=pppo", "method=pppo: no such option; did you mean ppo? (available: ppo, sft)"),
         ("method=xyz", "method=xyz: no such option; available: ppo, sft"),
-        ("method=null", "method=null: no such option; to use none write ~method"),
+        ("method=null", "method=null: no such option; every run has one; choose an option, as in method=ppo"),
+        ("logger=null", "logger=null: no such option; to use none write logger=none"),
+        ("sweep=null", "sweep=null: no such option; leave out sweep= for a single run"),
+        ("~method", "~method: cannot be deleted; every run has one; choose an option, as in method=ppo"),
         ("sweep=kl", "sweep=kl: no such option; available: kl_coef"),
         ("metod=ppo", "metod: no such config group; did you mean method? (available: logger, method, sweep)"),
         ("++method=ppo", "++method=ppo: method is a config group; choose an option with method=..."),
