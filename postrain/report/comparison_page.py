@@ -141,7 +141,8 @@ def warnings(members: Sequence[Member]) -> list[str]:
     if unknown := [one.name for one in members if not one.run.data.get("fingerprint")]:
         found.append(f"The training data of {', '.join(unknown)} is not known; the numbers may not be comparable.")
     if unfinished := [one.name for one in members if one.run.state != "done"]:
-        found.append(f"Not finished: {', '.join(unfinished)}. Their metrics are those of the last update.")
+        text = "Their values are the last ones measured; a value without “from” is the only one."
+        found.append(f"Not finished: {', '.join(unfinished)}. {text}")
     if empty := [one.name for one in members if not one.run.metrics]:
         found.append(f"Without metrics: {', '.join(empty)}.")
     return found
