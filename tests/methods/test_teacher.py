@@ -87,7 +87,8 @@ def test_teacher_prompt_is_filled_with_the_columns_of_the_row():
 def test_teacher_model_kind_sets_the_share_of_the_student_in_the_teacher(kind: str, share: float):
     """After one update, θ_teacher = α θ + (1 − α) θ_0 with α = 0 (base), 1 (live) or teacher_update_rate (ema). Only
     the average is part of the checkpoint."""
-    method = distill(teacher_prompt="{prompt} hint", teacher_model_kind=kind, teacher_update_rate=0.25)
+    rate = {"teacher_update_rate": 0.25} if kind == "ema" else {}
+    method = distill(teacher_prompt="{prompt} hint", teacher_model_kind=kind, **rate)
     method.move_teacher()
     triples = zip(
         *(model.parameters() for model in (method.teacher.frozen, float64_model(1), float64_model())), strict=True
