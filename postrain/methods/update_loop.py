@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -208,13 +208,21 @@ class UpdateLoop(LightningHooks):
         dummies = self.dummy_passes(len(groups))
         for number, group in enumerate(groups, 1):
             sharding.sum_over_copies(self.trained_models(), enabled=number == len(groups) + dummies)
-            with self.no_sync(), gradient_checkpointing(self.policy, enabled=self.gradient_checkpointing):
+            with self.no_sync(), self.checkpointed_layers():
                 found = self.loss_sum(minibatch.select(group))
                 self.manual_backward(found.total / count)
             self.accumulate({**found.metrics, "loss": Mean(found.total.detach(), 0)})
         for number in range(1, dummies + 1):
             sharding.sum_over_copies(self.trained_models(), enabled=number == dummies)
             self.manual_backward(self.loss_sum(self.dummy_batch).total * 0.0)
+
+    @contextmanager
+    def checkpointed_layers(self) -> Iterator[None]:
+        """Gradient checkpointing, if enabled, of all trained models: a separate critic keeps as much as the policy."""
+        with ExitStack() as models:
+            for model in self.trained_models():
+                models.enter_context(gradient_checkpointing(model, enabled=self.gradient_checkpointing))
+            yield
 
     def freed_blocks(self) -> AbstractContextManager[None]:
         """Frees the gathered blocks of sharded models after each forward pass; ranks do equally many inside."""

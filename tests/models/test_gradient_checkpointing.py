@@ -102,6 +102,16 @@ def test_switch_of_transformers_becomes_the_setting() -> None:
     assert make_method("sft", tiny_model(), gradient_checkpointing=True).gradient_checkpointing
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_layers_of_a_separate_critic_are_checkpointed_too(enabled: bool) -> None:
+    method: Any = make_method("ppo", tiny_model(), critic="separate", gradient_checkpointing=enabled)
+    layers = [layer for layer in method.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    assert len(layers) == 2 * 2
+    with method.checkpointed_layers():
+        assert all(("forward" in vars(layer)) is enabled for layer in layers)
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
 def test_model_without_checkpointable_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("postrain.models.gradient_checkpointing.GradientCheckpointingLayer", nn.Bilinear)
     with pytest.raises(ConfigError, match=r"^method\.gradient_checkpointing: .* GPT2LMHeadModel; set it to false"):
