@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.table import Table
 
@@ -59,3 +59,9 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     whole = [columns, ["---"] * len(columns), *rows]
     lines = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in whole]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def available_columns(names: Iterable[str]) -> str:
+    """The columns of a row, for the message that one is missing: `only answer, question`."""
+    found = ", ".join(names)
+    return f"only {found}" if found else "no further columns"

@@ -199,9 +199,9 @@ def _suggestion(word: str) -> str:
     near = get_close_matches(word, known, n=1)
     last = word.rpartition(".")[2]
     similar = near or [key for key in known if key.rpartition(".")[2] == last][:3]
-    hint = (
-        f"did you mean {' or '.join(similar)}?" if similar else f"{command('train')} method=NAME --help lists all keys"
-    )
+    listing = "python -m postrain.metrics" if "/" in word else f"{command('train')} method=NAME --help"
+    what = "metrics" if "/" in word else "keys"
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"{listing} lists all {what}"
     return f"no such key, group or option; {hint}"
 
 

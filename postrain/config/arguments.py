@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -179,11 +180,25 @@ def to_config_error(error: Exception) -> ConfigError:
     if first.startswith("Error merging override"):
         word = first.removeprefix("Error merging override ").lstrip("+")
         return ConfigError(f"{word}: {_meaning(rest)}")
+    if composition := _composition_problem(first, rest):
+        return ConfigError(composition)
     if first.startswith("Could not delete from config. '"):
         key = first.split("'")[1]
         return ConfigError(f"~{key}: nothing to delete; it has its default or does not exist")
     key = next((line.split(":", 1)[1].strip() for line in rest if line.strip().startswith("full_key:")), _word(error))
     return ConfigError(f"{key}: {_meaning(lines)}" if key else _meaning(lines))
+
+
+def _composition_problem(first: str, rest: Sequence[str]) -> str | None:
+    """A mistake in the defaults list of a config file: an option that does not exist, or a missing package."""
+    options = [line.strip() for line in rest if line.startswith("\t") and "provider=" not in line]
+    if options and (found := re.search(r"Could not find '([^']+)/([^'/]+)'", first)):
+        near = get_close_matches(found[2], options, n=1)
+        hint = f"did you mean {near[0]}? (available: {', '.join(options)})" if near else f"use {', '.join(options)}"
+        return f"{found[1]}={found[2]}: no such option, in the defaults of a config file; {hint}"
+    if found := re.match(r"In '([^']+)': Could not override '([^'@]+)@", first):
+        return f"{found[1]}.yaml: cannot override {found[2]}; add the first line `# @package _global_`"
+    return None
 
 
 def _word(error: Exception) -> str:

@@ -156,7 +156,9 @@ def _non_nodes(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
 
 
 def _quoting_hint(path: str, value: Any, annotation: Any) -> str:
-    """How to write a number as text, if text was expected."""
+    """How to write a number as text, or a text as a list, if these were expected."""
+    if isinstance(value, str) and _fits([value], annotation):
+        return f"; write '{path}=[{value}]'"
     is_text = isinstance(value, int | float) and _fits(str(value), annotation)
     return f"; for text write {path}='\"{abbreviate(value)}\"'" if is_text else ""
 

@@ -169,9 +169,17 @@ def _refuse_depth(token: str) -> None:
 def _unreadable(token: str, error: Exception) -> str:
     short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
     if "=" not in token:
-        return f"{short}: expected NAME=VALUE, as in seed=1"
+        run = f"; to use the run in it write model=run model.path={short}" if _is_run(token) else ""
+        return f"{short}: expected NAME=VALUE, as in seed=1{run}"
     reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
     return f"{short}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
+
+
+def _is_run(token: str) -> bool:
+    try:
+        return (Path(token) / "manifest.json").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _needs_multirun(override: Override) -> str:

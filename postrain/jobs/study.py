@@ -65,7 +65,7 @@ class Halving(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(Section):
     """The definition of a sweep by its YAML and the command line."""
 
     question: str = ""
@@ -155,14 +155,14 @@ def read(
     for each in own:
         _set(node, each.key_or_group.removeprefix(f"{SWEEP}."), plain_value(each.value()))
     node = renamed.study(node)
-    check(node, Study)
+    check({SWEEP: node}, StudyKeys)
     varied = {*node.get("grid", {}), *node.get("search", {}), *grid, *(["seed"] if node.get("seeds") else [])}
     for each in _parse(shared):
         if each.key_or_group in varied:
             grid[each.key_or_group] = [plain_value(each.value())]
     if "seed" in grid:
         node["seeds"] = grid.pop("seed")
-        check({"seeds": node["seeds"]}, Study)
+        check({SWEEP: {"seeds": node["seeds"]}}, StudyKeys)
     node["search"] = {key: space for key, space in node.get("search", {}).items() if key not in grid}
     lists = {key: tuple(node[key]) for key in ("base", "seeds", "columns") if node.get(key) is not None}
     node["grid"] = {**node.get("grid", {}), **grid}
@@ -174,6 +174,13 @@ def read(
     _check_sequential(study)
     _check_halving(study)
     return name, study, [each for each in shared if each.lstrip("+").partition("=")[0] not in varied]
+
+
+@dataclass(frozen=True)
+class StudyKeys:
+    """The keys of a study as the command line names them: sweep.KEY."""
+
+    sweep: Study
 
 
 def _refuse_empty(node: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from postrain.config.schema import Confirm
 from postrain.errors import ConfigError
+from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.function import row_label
 from postrain.rewards.sandbox import Limits, execute
@@ -134,8 +135,8 @@ def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
     """The tests of a row, None if it has none; `who` names the row in errors."""
     if "tests" not in row:
         raise ConfigError(
-            "reward: running code needs the column tests, and the data has only the columns "
-            f"{', '.join(row) or '(none)'}; map one with data.columns.tests=NAME"
+            "reward: running code needs the column tests, and the data has "
+            f"{available_columns(row)}; map one with data.columns.tests=NAME"
         )
     match row["tests"]:
         case None | "" | [] | ():

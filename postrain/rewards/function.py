@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from postrain.errors import ConfigError, Interrupted
+from postrain.formatting import available_columns
 from postrain.rewards.base import SAMPLED_COLUMNS, Columns, Texts, none_to_nan
 from postrain.rewards.calls import Calls
 from postrain.rewards.user_code import (
@@ -162,7 +163,7 @@ class Function:
             raise ConfigError(f"{self}: needs {', '.join(sampled)}, known only of completions sampled in this run")
         if missing:
             raise ConfigError(
-                f"{self}: needs {', '.join(missing)}, and the data has only the columns {', '.join(names) or '(none)'}"
+                f"{self}: needs {', '.join(missing)}, and the data has {available_columns(names)}"
                 f"; map one with data.columns or set reward.arguments"
             )
         unused = [name for name in self.arguments if name not in {p.name for p in wanted}]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from postrain.data.tasks import COLUMN, dataset
 from postrain.errors import ConfigError
+from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.text import last_number, marked_answer
 from postrain.types import RewardBatch
@@ -67,7 +68,7 @@ def extract_answers(text: str, how: Extract) -> tuple[str, ...]:
 def _is_correct(answer: str, row: Mapping[str, Any]) -> bool:
     if COLUMN not in row:
         raise ConfigError(
-            f"reward=reasoning_gym needs the column {COLUMN}, and the data has only {', '.join(row) or 'none'}; use "
+            f"reward=reasoning_gym needs the column {COLUMN}, and the data has {available_columns(row)}; use "
             "data=reasoning_gym or another reward"
         )
     made = row[COLUMN]

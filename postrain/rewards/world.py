@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from postrain.errors import ConfigError
+from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.types import RewardBatch
 from postrain.world import gold
@@ -56,7 +57,7 @@ class Gold:
 def _specification(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if "gold" not in row:
         raise ConfigError(
-            f"reward: the world's gold score needs the column gold, and the data has only {', '.join(row) or 'none'}; "
+            f"reward: the world's gold score needs the column gold, and the data has {available_columns(row)}; "
             "use data=world_... or another reward"
         )
     return row["gold"]

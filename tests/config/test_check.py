@@ -39,6 +39,7 @@ class Method(Base):
     dropout: Fraction | None
     betas: tuple[float, float]
     layers: list[int] | Literal["all"]
+    tags: tuple[str, ...] = ()
     shuffle: bool
     name: str
     scorers: Mapping[str, Scorer]
@@ -122,6 +123,7 @@ def test_valid_config_is_built_with_annotated_types() -> None:
         ("method.kl", "k4", "method.kl: expected one of k1, k2, k3, got 'k4'"),
         ("method.dropout", 1.5, "method.dropout: expected a number >= 0 and <= 1 or null, got 1.5"),
         ("method.betas", [0.9], "method.betas: expected a list of 2: a number, a number, got [0.9]"),
+        ("method.tags", "a", "method.tags: expected a list of texts, got 'a'; write 'method.tags=[a]'"),
         ("method.layers", [1, "x"], "method.layers: expected a list of integers or all, got [1, 'x']"),
         ("method.shuffle", 1, "method.shuffle: expected true or false, got 1"),
         ("method.name", 7, "method.name: expected text, got 7; for text write method.name='\"7\"'"),

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from postrain.config.arguments import composition_errors
 from postrain.config.groups import listing, listing_of_named_groups, overview
 from postrain.config.overrides import ParsedCommandLine, _option_problems, prepare
 from postrain.errors import ConfigError
@@ -203,3 +204,30 @@ def test_invalid_flag_is_one_line(argv: list[str], line: str, conf: Path) -> Non
 
 def test_shell_completion_is_passed_to_hydra(conf: Path) -> None:
     assert prepare(["-sc", "install=bash"], conf) == ParsedCommandLine(["-sc", "install=bash"], None)
+
+
+def test_run_folder_without_a_key_is_one_line_with_the_key(conf: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    expected = f"expected NAME=VALUE, as in seed=1; to use the run in it write model=run model.path={tmp_path}"
+    assert problems([str(tmp_path)], conf) == [f"{tmp_path}: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("# @package _global_\ndefaults: [{override /method: pppo}]\n",
+         "method=pppo: no such option, in the defaults of a config file; did you mean ppo? (available: ppo, sft)"),
+        ("defaults: [{override /method: ppo}]\n",
+         "experiment/mine.yaml: cannot override method; add the first line `# @package _global_`"),
+    ],
+)  # fmt: skip
+def test_mistake_in_the_defaults_of_an_experiment_names_the_remedy(text: str, line: str, conf: Path) -> None:
+    (conf / "experiment").mkdir()
+    (conf / "experiment/mine.yaml").write_text(text)
+    with (
+        initialize_config_dir(str(conf), version_base="1.3"),
+        pytest.raises(ConfigError) as caught,
+        composition_errors(),
+    ):
+        compose("config", ["+experiment=mine"])
+    assert str(caught.value) == line

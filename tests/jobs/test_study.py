@@ -70,8 +70,8 @@ def test_lists_alone_are_a_study(root):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep=mine", "++sweep.metrik=a"], "metrik: unknown key; did you mean metric?"),
-        (["sweep=mine", "++sweep.seeds=[a]"], "seeds: expected a list of integers or null, got ['a']"),
+        (["sweep=mine", "++sweep.metrik=a"], "sweep.metrik: unknown key; did you mean sweep.metric?"),
+        (["sweep=mine", "++sweep.seeds=[a]"], "sweep.seeds: expected a list of integers or null, got ['a']"),
         (["sweep=other.yaml"], "sweep=other.yaml: other.yaml cannot be read: No such file or directory"),
         (["sweep=mine,other"], "sweep=mine,other: expected one study"),
         (["++method.kl_coef=interval(0,1)"], "++method.kl_coef=interval(0,1): expected the values themselves"),
