@@ -2,12 +2,19 @@
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 
 class ConfigError(ValueError):
     """A user's mistake: one line that names the key, file or line, what was expected, and what to do."""
+
+
+def print_error(error: ConfigError | str) -> int:
+    """Prints a user's mistake on stderr; returns the exit code, 2."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 class RowError(ConfigError):

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 from postrain import __version__
 from postrain.config.paths import MODULES
+from postrain.errors import print_error
 
 COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
@@ -42,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"postrain {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: {name}: {_suggestion(name)}", file=sys.stderr)
-        return 2
+        return print_error(f"{name}: {_suggestion(name)}")
     try:
         return _run(name, [program, *words[1:]])
     except BrokenPipeError:

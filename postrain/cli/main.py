@@ -37,7 +37,7 @@ from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import UntrustedFolder, join_flags, override_items
 from postrain.config.yaml_file import load_yaml
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, print_error
 from postrain.hardware.environment import is_first_of_node, read_srun
 from postrain.jobs.parent_watchdog import watch_parent
 
@@ -280,5 +280,4 @@ def report_error(error: ConfigError) -> int:
     """
     if not is_first_of_node():
         return 2
-    print(f"error: {masked_text(with_full_resume_commands(str(error)))}", file=sys.stderr)
-    return 2
+    return print_error(masked_text(with_full_resume_commands(str(error))))

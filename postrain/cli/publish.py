@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from postrain.errors import ConfigError, Parser
+from postrain.errors import ConfigError, Parser, print_error
 
 
 def run_command(work: Callable[[Namespace], None], parser: Parser, argv: Sequence[str]) -> int:
@@ -25,8 +25,7 @@ def run_command(work: Callable[[Namespace], None], parser: Parser, argv: Sequenc
         chosen.run = chosen.run.removeprefix("model=").removeprefix("model.path=")
         work(chosen)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return print_error(error)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from postrain.config.paths import command
-from postrain.errors import ConfigError, Parser
+from postrain.errors import ConfigError, Parser, print_error
 from postrain.report import is_running, write_comparison, write_report
 from postrain.report.export import TABLE_FORMATS
 from postrain.report.page import RELOAD
@@ -43,8 +43,7 @@ def main() -> int:
             time.sleep(RELOAD)
             write(folders, chosen.output, formats)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return print_error(error)
     except KeyboardInterrupt:
         return 130
     return 0

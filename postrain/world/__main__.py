@@ -7,7 +7,7 @@ import sys
 from typing import get_args
 
 from postrain.config.paths import command
-from postrain.errors import ConfigError, Parser
+from postrain.errors import ConfigError, Parser, print_error
 from postrain.world.items import Split
 from postrain.world.rows import NOISE, Kind, Task, rows
 
@@ -27,8 +27,7 @@ def main() -> int:
             chosen.kind, task=chosen.task, count=chosen.count, seed=chosen.seed, split=chosen.split, noise=chosen.noise
         )
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return print_error(error)
     for row in chosen_rows:
         print(json.dumps(row, ensure_ascii=False))
     return 0

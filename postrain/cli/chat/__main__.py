@@ -18,7 +18,7 @@ from rich.console import Console
 from postrain.cli.chat.commands import overview
 from postrain.config.paths import command
 from postrain.data.conversation import Messages
-from postrain.errors import ConfigError, Parser
+from postrain.errors import ConfigError, Parser, print_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,8 +26,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         chat(parser().parse_args(argv))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return print_error(error)
     except KeyboardInterrupt:
         return 130
     return 0
