@@ -25,6 +25,10 @@ class RowError(ConfigError):
         self.row, self.problem = row, problem
 
 
+class MissingColumn(ConfigError):
+    """A reward reads a column that the data does not have."""
+
+
 class RefusedRun(ConfigError):
     """A run that its checks refuse before its first update: nothing in its folder is worth keeping."""
 

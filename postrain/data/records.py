@@ -169,6 +169,10 @@ def conversion(source: type[Source], target: type[Record], reason: str = "") -> 
 class WrongKind(ConfigError):
     """The data cannot be converted to the record kind that a method trains on."""
 
+    def __init__(self, message: str, *, source: str, have: str) -> None:
+        super().__init__(message)
+        self.source, self.have = source, have
+
 
 def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
     """Converts records to `kind`. Raises WrongKind with both kinds if there is no conversion."""
@@ -183,7 +187,9 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
             f"data: this method trains on {kind} records, but {source} holds {have} records"
             f"{_missing_side(records[0])}"
             f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
-            f"{_mapping_hint(records[0], kind)}"
+            f"{_mapping_hint(records[0], kind)}",
+            source=source,
+            have=have,
         )
     converted = [found.build(record) for record in records]
     return Converted(

@@ -48,8 +48,8 @@ class GenerateConfig(Section):
     critic: CriticPath | None = None
     """The critic that revises and compares completions: a Python function critic(prompt, completion, principle), as
     package.module.name or file.py:name, that returns None or (critique, revision). null is the model itself."""
-    split: Literal["train", "eval"] = "train"
-    """The split of the prompts: train or eval (held-out)."""
+    split: Literal["train", "eval", "all"] = "train"
+    """The split of the prompts: train, eval (held-out) or all, the prompts of both."""
     prompts: PromptMaker | None = None
     """Makes prompts with the model instead of completions; their seeds are the prompts of the data. null samples
     completions of the prompts of the data."""
@@ -86,8 +86,8 @@ class GenerateConfig(Section):
         if self.reward is None:
             if isinstance(self.selection, TopK | PreferencePairs):
                 raise ConfigError(
-                    "reward: expected one, since selection ranks completions by it; only selection=none, "
-                    "revisions and ai_preferences do not need one"
+                    "reward: expected one, since selection ranks completions by it; without one choose "
+                    "selection=none, which writes completions.jsonl only, or selection=revisions or ai_preferences"
                 )
             return
         target = self.reward.target

@@ -20,8 +20,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from postrain.data.audit import Audit
+from postrain.data.encode import Encoded
+from postrain.data.kinds.prompt import EncodedPrompt
 from postrain.data.module import DataModule
-from postrain.errors import ConfigError
+from postrain.data.records import WrongKind
+from postrain.errors import ConfigError, MissingColumn
 from postrain.evaluation.eval_model_factory import scoring_reward
 from postrain.formatting import figure
 from postrain.generation.config import GenerateConfig
@@ -33,7 +37,7 @@ from postrain.generation.stats import GenerationStats, compute_stats, result, ta
 from postrain.generation.synthesize import save, synthesize
 from postrain.jsonl import JsonLines, atomic_write_text, plain
 from postrain.models.loading import load_causal, load_tokenizer
-from postrain.rewards.base import PreferenceModel
+from postrain.rewards.base import PreferenceModel, Reward, is_verifiable
 from postrain.rollout.engine import Reserving, greedy
 from postrain.runs.context import RunContext
 from postrain.runs.folder import RunFolder, writing
@@ -46,23 +50,17 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     """Runs or resumes the generation of `config`; returns pass@1."""
     config.trainer.configure_process()
     data = copy(config.data)
-    audit = data.prepare(
-        kind="Prompt",
-        tokenizer=load_tokenizer(config.resolved),
-        context=config.resolved.context,
-        completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
-        batch_size=1,
-        updates=0,
-        seed=config.seed,
-    )
+    audit = _prepare(data, config)
     if isinstance(config.rollout, Reserving):
         config.rollout.reserve(data.row_tokens())
     if not config.allow_change:
         check_data(run.folder, audit)
+    items = distinct_prompts(_items(data, config.split), config.prompt_count)
+    if config.prompts is None:
+        _check_columns(scoring_reward(config.reward), items)
     notes = (f"note: {note}" for note in data.chat_template.notes)
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
-    items = distinct_prompts(data.train if config.split == "train" else data.eval, config.prompt_count)
     if config.prompts is not None:
         return _make_prompts(config, config.prompts, data, [item.text for item in items], run.folder)
     chunks = sample(_sampler(config, data), items, JsonLines(run.folder.path / COMPLETIONS), config.chunk)
@@ -71,6 +69,42 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
     tracked = track(chunks, "sampling", total=total, console=console, disable=not console.is_terminal, transient=True)
     answers = [one for chunk in tracked for one in chunk]
     return _finish(config, answers, run.folder, console)
+
+
+def _items(data: DataModule, split: str) -> Sequence[Encoded]:
+    return [*(data.train if split != "eval" else ()), *(data.eval if split != "train" else ())]
+
+
+def _prepare(data: DataModule, config: GenerateConfig) -> Audit:
+    try:
+        return data.prepare(
+            kind="Prompt",
+            tokenizer=load_tokenizer(config.resolved),
+            context=config.resolved.context,
+            completion_tokens=config.rollout.sampling.max_new_tokens + config.environment.max_observation_tokens,
+            batch_size=1,
+            updates=0,
+            seed=config.seed,
+        )
+    except WrongKind as error:
+        raise ConfigError(
+            f"data: a generation needs prompts, but {error.source} holds {error.have} records; give rows such as "
+            '{"prompt": "..."}, or choose another data='
+        ) from None
+
+
+def _check_columns(reward: Reward | None, items: Sequence[EncodedPrompt]) -> None:
+    """Raises MissingColumn with the remedy if the prompts lack a column that the reward reads."""
+    if reward is None or not is_verifiable(reward) or not items:
+        return
+    first = items[0]
+    try:
+        reward((first.text,), ("",), (first.columns,))
+    except MissingColumn as error:
+        raise MissingColumn(f"{error}; to generate without scores write '~reward' selection=none") from None
+    except ConfigError:
+        # It may be due to the empty completion; the sampled ones are scored later.
+        return
 
 
 def _make_prompts(

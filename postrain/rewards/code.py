@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from postrain.config.schema import Confirm
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, MissingColumn
 from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.function import row_label
@@ -134,7 +134,7 @@ def lines(output: str) -> list[str]:
 def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
     """The tests of a row, None if it has none; `who` names the row in errors."""
     if "tests" not in row:
-        raise ConfigError(
+        raise MissingColumn(
             "reward: running code needs the column tests, and the data has "
             f"{available_columns(row)}; map one with data.columns.tests=NAME"
         )

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from postrain.errors import ConfigError, Interrupted
+from postrain.errors import ConfigError, Interrupted, MissingColumn
 from postrain.formatting import available_columns
 from postrain.rewards.base import SAMPLED_COLUMNS, Columns, Texts, none_to_nan
 from postrain.rewards.calls import Calls
@@ -162,7 +162,7 @@ class Function:
         if sampled := [name for name in missing if name in SAMPLED_COLUMNS]:
             raise ConfigError(f"{self}: needs {', '.join(sampled)}, known only of completions sampled in this run")
         if missing:
-            raise ConfigError(
+            raise MissingColumn(
                 f"{self}: needs {', '.join(missing)}, and the data has {available_columns(names)}"
                 f"; map one with data.columns or set reward.arguments"
             )

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from postrain.data.tasks import COLUMN, dataset
-from postrain.errors import ConfigError
+from postrain.errors import MissingColumn
 from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.text import last_number, marked_answer
@@ -67,7 +67,7 @@ def extract_answers(text: str, how: Extract) -> tuple[str, ...]:
 
 def _is_correct(answer: str, row: Mapping[str, Any]) -> bool:
     if COLUMN not in row:
-        raise ConfigError(
+        raise MissingColumn(
             f"reward=reasoning_gym needs the column {COLUMN}, and the data has {available_columns(row)}; use "
             "data=reasoning_gym or another reward"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, MissingColumn
 from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.types import RewardBatch
@@ -56,7 +56,7 @@ class Gold:
 
 def _specification(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if "gold" not in row:
-        raise ConfigError(
+        raise MissingColumn(
             f"reward: the world's gold score needs the column gold, and the data has {available_columns(row)}; "
             "use data=world_... or another reward"
         )

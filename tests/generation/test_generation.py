@@ -157,6 +157,29 @@ def test_prompts_of_several_turns_become_conversations(tmp_path):
     small_run(tmp_path, "method=sft", f"data.path={folder.path / 'data.jsonl'}", "method.batch_size=2")
 
 
+def test_prompts_without_the_column_of_the_reward_are_refused_before_a_folder(tmp_path, capsys):
+    """The remedy that the message names works, for every prompt with split=all."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n} + 1 ="}) + "\n" for n in range(4)))
+    words = [f"data.path={file}", "rollout.max_new_tokens=4", "samples=2", f"paths.output={tmp_path / 'runs'}"]
+    assert exit_code(*words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "needs answer, and the data has no further columns" in line
+    assert line.endswith("; to generate without scores write '~reward' selection=none")
+    assert list(tmp_path.glob("runs/*")) == []
+    assert exit_code(*words, "~reward", "selection=none", "split=all") == 0
+    (made,) = (tmp_path / "runs").glob("*/*/*")
+    assert len(completions(RunFolder(made))) == 4
+
+
+def test_running_text_is_refused_with_the_rows_of_a_prompt(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("Some text.\n")
+    assert exit_code(f"data.path={tmp_path / 'mine.txt'}", f"paths.output={tmp_path / 'runs'}") == 2
+    assert capsys.readouterr().err.endswith(
+        'holds Text records; give rows such as {"prompt": "..."}, or choose another data=\n'
+    )
+
+
 def test_config_errors_are_one_line(tmp_path, capsys):
     output = [*SMALL, f"paths.output={tmp_path / 'runs'}"]
     for arguments, message in (
