@@ -33,7 +33,8 @@ GLOB = frozenset("*?[$")
 
 
 def check_early(config: DictConfig, config_name: str) -> None:
-    """Raises ConfigError with all problems of keys and values if a key is unknown, or for a missing file."""
+    """Raises ConfigError with all problems of keys and values if a key is unknown or a component has no
+    `_target_`, or for a missing file."""
     # A pipeline checks each of its stages.
     if config.get("pipeline"):
         return
@@ -52,7 +53,8 @@ def check_early(config: DictConfig, config_name: str) -> None:
         problems = list(problems_of(_with_stand_ins(settings), root))
     except (LookupError, SyntaxError):  # a class that the source creates while it runs, or a user's broken file
         return
-    if any(": unknown key; " in problem for problem in problems):
+    # Without a component, references of other groups to its defaults have no value.
+    if any(": unknown key; " in problem or f" without {TARGET}" in problem for problem in problems):
         raise ConfigError("\n".join(one for one in problems if not one.startswith(tuple(referring))))
     _check_files(settings)
 

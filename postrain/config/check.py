@@ -36,6 +36,7 @@ REMEDIES = {
     "debug": "true shows tracebacks; for a short trial use method.updates=3 evaluation=quick",
     "trainer._target_": "a run creates its Trainer; for options of Lightning's Trainer write lightning.pytorch.Trainer",
     "trainer.precision": "fp16 gives NaN on a CPU and loses the small log-ratios these methods need; use bf16-mixed",
+    "data": "an option for your own file, conf/data/NAME.yaml, begins with `defaults: [jsonl, _self_]`",
     "optim.lr": "method.learning_rate",
     "optim.weight_decay": "method.weight_decay",
 }

@@ -57,6 +57,16 @@ def test_missing_data_file_is_reported_early() -> None:
         check_early(composed(["method=dpo", "data.path=nowhere.jsonl"]), "config")
 
 
+def test_data_option_without_a_class_names_the_line_that_it_lacks() -> None:
+    config = composed(["method=ppo"])
+    config.data = {"path": "rows.jsonl"}
+    with pytest.raises(ConfigError) as caught:
+        check_early(config, "config")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("data: expected a node with _target_ (DataModule), got {'path': 'rows.jsonl'} without")
+    assert line.endswith("begins with `defaults: [jsonl, _self_]`")
+
+
 def test_misspelt_key_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:
     program = (
         "import atexit, sys; from postrain.cli.main import start; "

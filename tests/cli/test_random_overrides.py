@@ -161,7 +161,7 @@ def test_sizes_with_a_too_large_product_are_one_line(method: str) -> None:
 
 @pytest.mark.parametrize("group", ["trainer", "model", "method", "data"])
 def test_group_without_its_target_is_rejected(group: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{group}: expected a node with _target_ .* without _target_$"):
+    with pytest.raises(ConfigError, match=rf"^{group}: expected a node with _target_ .* without _target_(;|$)"):
         compose_and_check("config", ["method=ppo", f"~{group}._target_"])
 
 
