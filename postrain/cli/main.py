@@ -102,7 +102,8 @@ def _start(argv: Sequence[str], conf: Path, config_name: str, run: Run | None) -
         composed = True
         if cfg_flags is not None:
             root = root_of(config_name)
-            code = show(complete(config, root), root, cfg_flags)
+            with one_line_errors(config):
+                code = show(with_saved_settings(complete(config, root)), root, cfg_flags)
             return None
         with one_line_errors(config):
             if line.sweep is None:
@@ -144,6 +145,22 @@ def programs() -> Mapping[str, Any]:
         gc.freeze()
         gc.enable()
     return PROGRAMS
+
+
+def with_saved_settings(config: DictConfig) -> DictConfig:
+    """The config of the run that resume= or fork= continues, with the overrides; unchanged without them."""
+    if not config.get("resume") and not config.get("fork"):
+        return config
+    from postrain.runs.folder import RunFolder  # noqa: PLC0415 - start-up time
+    from postrain.runs.forks import ForkPoint  # noqa: PLC0415 - as above
+    from postrain.runs.resume import resumed_config  # noqa: PLC0415 - as above
+
+    plain, words = resolved(config), job_overrides()
+    if plain["resume"]:
+        # Changes are shown, not refused.
+        saved = resumed_config(RunFolder.open(plain["resume"]), plain | {"allow_change": True}, words)
+        return OmegaConf.create(saved | {"allow_change": plain["allow_change"]})
+    return OmegaConf.create(ForkPoint.parse(plain["fork"]).config(plain, words))
 
 
 def show(config: DictConfig, root: type, flags: Namespace) -> int:

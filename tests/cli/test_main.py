@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from postrain import __version__
 from postrain.cli.main import start
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
 from postrain.runs.status import Status, StatusRecorder
-from tests.training_runs import CONF, METHODS, SMALL, final_state, records, resumed, same, small_run
+from tests.training_runs import CONF, METHODS, SMALL, composed, final_state, records, resumed, same, small_run
 
 ROOT = CONF.parent
 
@@ -59,6 +60,17 @@ def test_all_mistakes_are_reported_in_one_error(capsys, tmp_path):
         assert part in found
     assert len(lines) == 5
     assert not list(tmp_path.iterdir())
+
+
+def test_cfg_with_resume_shows_the_config_of_the_run_with_the_overrides(capsys, tmp_path):
+    folder = RunFolder.at(tmp_path / "run")
+    folder.config.write_text(OmegaConf.to_yaml(composed(["method=dpo", "seed=5", "method.updates=7"])))
+    assert run("--cfg", "job", f"resume={folder.path}", "method.updates=3") == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.method._target_, shown.method.updates, shown.seed) == ("postrain.methods.dpo.DPO", 3, 5)
+    assert (shown.resume, shown.allow_change) == (str(folder.path), False)
+    assert run("--cfg", "job", f"resume={tmp_path / 'no'}") == 2
+    assert capsys.readouterr().err.startswith("error: resume: there is no folder")
 
 
 def test_misspelt_option_gets_a_suggestion(capsys):
