@@ -98,6 +98,12 @@ def _misused(arguments: argparse.Namespace) -> Iterator[str]:
     given = [flag for name, flag in exclusive.items() if getattr(arguments, name)]
     if len(given) > 1:
         yield f"{' '.join(given)}: expected one of them"
+    if len(given) == 1 and arguments.info in ("all", "config"):
+        # Hydra's own composition has no default of a class and none of this package's checks.
+        yield (
+            f"--info {arguments.info}: expected defaults, defaults-tree, plugins or searchpath; for the config of a "
+            "run write --cfg job"
+        )
     if arguments.run and arguments.multirun:
         yield "--run --multirun: expected one of them"
     for flag in ("resolve", "package"):

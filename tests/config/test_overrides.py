@@ -180,6 +180,8 @@ def test_group_without_a_value_lists_its_options(conf: Path) -> None:
         (["-m", "sweep.metric=loss"], "-m: no key has several values; "),
         (["--run", "-m", "seed=1,2"], "--run --multirun: expected one of them"),
         (["--cfg", "job", "--info"], "--cfg --info: expected one of them"),
+        (["--info"], "--info all: expected defaults, defaults-tree, plugins or searchpath; for the config of a run wr"),
+        (["--info", "config", "method=ppo"], "--info config: expected defaults, "),
         (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
         (
             ["--lr", "3"],
