@@ -24,7 +24,8 @@ from postrain.config import renamed
 from postrain.config.arguments import parse, unknown_hydra_keys
 from postrain.config.foreign_keys import suggest_option
 from postrain.config.groups import SWEEP, Groups, groups_in_defaults, groups_of, primary_config
-from postrain.config.paths import command
+from postrain.config.override_text import format_override
+from postrain.config.paths import command, shell_line
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
@@ -168,9 +169,11 @@ def _refuse_depth(token: str) -> None:
 
 def _unreadable(token: str, error: Exception) -> str:
     short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
+    if _is_run(token):
+        word = shell_line([format_override("model.path", token)])
+        return f"{short}: expected NAME=VALUE, as in seed=1; to use the run in it write model=run {word}"
     if "=" not in token:
-        run = f"; to use the run in it write model=run model.path={short}" if _is_run(token) else ""
-        return f"{short}: expected NAME=VALUE, as in seed=1{run}"
+        return f"{short}: expected NAME=VALUE, as in seed=1"
     reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
     return f"{short}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
 

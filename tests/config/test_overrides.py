@@ -209,9 +209,14 @@ def test_shell_completion_is_passed_to_hydra(conf: Path) -> None:
 
 
 def test_run_folder_without_a_key_is_one_line_with_the_key(conf: Path, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
-    expected = f"expected NAME=VALUE, as in seed=1; to use the run in it write model=run model.path={tmp_path}"
-    assert problems([str(tmp_path)], conf) == [f"{tmp_path}: {expected}"]
+    for name, word in (("run", "model.path={}"), ("a=ü", "\"model.path='{}'\"")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+        (line,) = problems([str(folder)], conf)
+        assert line.endswith(
+            f": expected NAME=VALUE, as in seed=1; to use the run in it write model=run {word.format(folder)}"
+        )
 
 
 @pytest.mark.parametrize(
