@@ -19,7 +19,7 @@ from postrain.config import old_names, renamed
 from postrain.config.annotations import describe, is_group
 from postrain.config.groups import SWEEP, groups_of, listing
 from postrain.config.overrides import DRY_RUN, PROGRAMS
-from postrain.config.paths import CONF, command, config_dirs, study_dirs
+from postrain.config.paths import CONF, LIST_METRICS, command, config_dirs, study_dirs
 from postrain.config.reference import (
     Entry,
     as_override_value,
@@ -199,7 +199,7 @@ def _suggestion(word: str) -> str:
     near = get_close_matches(word, known, n=1)
     last = word.rpartition(".")[2]
     similar = near or [key for key in known if key.rpartition(".")[2] == last][:3]
-    listing = "python -m postrain.metrics" if "/" in word else f"{command('train')} method=NAME --help"
+    listing = LIST_METRICS if "/" in word else f"{command('train')} method=NAME --help"
     what = "metrics" if "/" in word else "keys"
     hint = f"did you mean {' or '.join(similar)}?" if similar else f"{listing} lists all {what}"
     return f"no such key, group or option; {hint}"

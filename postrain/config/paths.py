@@ -29,6 +29,9 @@ MODULES = {
 }
 """The modules of sub-commands other than train and help."""
 
+LIST_METRICS = "python -m postrain.metrics"
+"""Prints every metric; the same in a checkout and outside."""
+
 
 def command(name: str) -> str:
     """The shell command for the sub-command `name`."""

@@ -160,7 +160,7 @@ def test_equal_settings_end_a_sweep(tmp_path) -> None:
         (["method.kl_coef=0.1,0.4"], "sweep.seeds: sequential adds to them; give the first, as in seeds: [0, 1, 2]"),
         (["seed=0,1"], "sweep.sequential: compares settings; give at least two"),
         (["method.kl_coef=0.1,0.4", "sweep.sequential={error:0.1}"], "sweep.sequential.max_seeds: required"),
-        (["method.kl_coef=0.1,0.4", "seed=0,1", "sweep.sequential.eror=0.1"], "did you mean sequential.error?"),
+        (["method.kl_coef=0.1,0.4", "seed=0,1", "sweep.sequential.eror=0.1"], "did you mean sweep.sequential.error?"),
     ],
 )
 def test_a_study_to_which_no_seed_can_be_added_is_one_line(words, message, tmp_path, capsys) -> None:

@@ -224,7 +224,7 @@ def test_command_names_a_missing_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "postrain.report", str(tmp_path / "missing")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("there is no folder ")
+    assert done.stderr.startswith("error: there is no folder ")
     assert done.stderr.count("\n") == 1
 
 
