@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from postrain.errors import ConfigError
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
+from postrain.models.saved_adapter import one_line
 
 
 def check_device(device: torch.device | str) -> None:
     """Raises ConfigError for a device that PyTorch does not know or see."""
-    try:
+    with one_line(f"device={device!r:.40} cannot be used here; use cpu"):
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ConfigError(f"device={device!r:.40}: cannot be used here ({reason}); use cpu") from None
 
 
 def check_rows(model: nn.Module, rows: Sequence[Tensor]) -> None:
