@@ -125,8 +125,8 @@ class Method(UpdateLoop):
         seed: int,
     ) -> None:
         UpdateLoop.__init__(self)
-        for name, needed in self.unused_options().items():
-            if getattr(self, name) != getattr(type(self), name):
+        for name, needed in self.conditional_options().items():
+            if needed and getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(f"method.{name}={getattr(self, name)}: has no effect without {needed}; leave it out")
         self.accumulated: dict[str, Mean | Max] = {}
         self.current_rows: tuple[int, ...] = ()
@@ -169,8 +169,9 @@ class Method(UpdateLoop):
     def check_teacher(self, teacher: str | None) -> None:
         """Raises ConfigError if the key `reference` of a config does not fit; called before the model is resolved."""
 
-    def unused_options(self) -> dict[str, str]:
-        """The options that these settings do not use, each with a setting that does: changing them is an error."""
+    def conditional_options(self) -> dict[str, str | None]:
+        """Options that only some settings use: None, or a setting that would use the option, whose change is then an
+        error."""
         return {}
 
     def data_remedy(self) -> str:

@@ -84,13 +84,13 @@ class Distill(WithTeacher):
     """Share of each batch whose completions the student samples; the others are those of the data. Below 1, the data
     needs completions."""
 
-    def unused_options(self) -> dict[str, str]:
-        needed = {
+    def conditional_options(self) -> dict[str, str | None]:
+        return {
+            **super().conditional_options(),
             "beta": None if self.divergence == "jsd" else "method.divergence=jsd",
             "skew_alpha": None if self.divergence.startswith("skewed") else "method.divergence=skewed_reverse_kl",
             "teacher_update_rate": None if self.teacher_model_kind == "ema" else "method.teacher_model_kind=ema",
         }
-        return {**super().unused_options(), **{name: setting for name, setting in needed.items() if setting}}
 
     def data_kind(self) -> str:
         if "completion" in placeholders(self.teacher_prompt):

@@ -140,14 +140,14 @@ class DPO(ReferenceModelMixin, PairMethod):
     bco_momentum: Fraction = 0.9
     """Momentum of BCO's running mean reward, with bias correction."""
 
-    def unused_options(self) -> dict[str, str]:
+    def conditional_options(self) -> dict[str, str | None]:
         names = weights_of(self.loss)
-        needed = {
+        return {
+            **super().conditional_options(),
             "divergence_alpha": None if self.divergence == "alpha" else "method.divergence=alpha",
             "discopop_tau": None if "discopop" in names else "method.loss=discopop",
             "bco_momentum": None if "bco" in names else "method.loss=bco",
         }
-        return {**super().unused_options(), **{name: setting for name, setting in needed.items() if setting}}
 
     def learning_rates(self) -> LearningRates:
         return replace(self.rates, nano=2e-4) if self.loss == "ipo" else self.rates

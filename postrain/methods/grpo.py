@@ -187,9 +187,9 @@ class GRPO(GroupRelative):
             return ~reward_PG.isnan().all(1)
         return super().has_gradient(reward_PG)
 
-    def unused_options(self) -> dict[str, str]:
-        unused = {} if self.overlong_buffer else {"overlong_penalty": "method.overlong_buffer above 0"}
-        return {**super().unused_options(), **unused}
+    def conditional_options(self) -> dict[str, str | None]:
+        needed = None if self.overlong_buffer else "method.overlong_buffer above 0"
+        return {**super().conditional_options(), "overlong_penalty": needed}
 
     def check(self) -> None:
         super().check()

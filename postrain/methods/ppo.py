@@ -129,13 +129,13 @@ class PPO(PolicyGradient):
     def needs_reference(self) -> bool:
         return True
 
-    def unused_options(self) -> dict[str, str]:
-        needed = {
+    def conditional_options(self) -> dict[str, str | None]:
+        return {
+            **super().conditional_options(),
             "kl_horizon": None if self.kl_target else "method.kl_target",
             # The controller multiplies the coefficient.
             "kl_target": None if self.kl_coef else "method.kl_coef above 0",
         }
-        return {**super().unused_options(), **{name: setting for name, setting in needed.items() if setting}}
 
     def check(self) -> None:
         super().check()

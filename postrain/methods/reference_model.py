@@ -60,9 +60,9 @@ class ReferenceModelMixin(Method):
     writes_cache = True
     """False to compute log-probabilities without writing them to the disk cache; not a key of the config."""
 
-    def unused_options(self) -> dict[str, str]:
-        unused = {} if self.ref_sync_steps else {"ref_mixup_alpha": "method.ref_sync_steps above 0"}
-        return {**super().unused_options(), **unused}
+    def conditional_options(self) -> dict[str, str | None]:
+        needed = None if self.ref_sync_steps else "method.ref_sync_steps above 0"
+        return {**super().conditional_options(), "ref_mixup_alpha": needed}
 
     def needs_reference(self) -> bool:
         return not (self.precompute_ref_log_probs or self.reference_free)

@@ -197,7 +197,8 @@ class WithTeacher(Online):
         started = time.monotonic()
         if self.server_url:
             rows = rows_in(batch)
-            self.teacher_cache = TeacherCache.of_server(rows, self.server.score(rows))
+            mine = range(collectives.rank(), len(rows), collectives.world_size()) or range(1)
+            self.teacher_cache = TeacherCache.of_server(self.server, rows.select(mine))
         else:
             groups = self.micro_batches(batch)
             # A sharded model needs all ranks: one without groups computes the first one too.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from postrain.hardware import collectives
 from postrain.methods.reference_cache import row_digests, rows_in
+from postrain.methods.server_teacher import ServerTeacher
 from postrain.models.reference import Reference
 from postrain.models.scoring import supervised_states
 from postrain.models.top_k import TopK
@@ -43,9 +44,11 @@ class TeacherCache:
         return cls(states={digest: state for part in collectives.gather(states) for digest, state in part.items()})
 
     @classmethod
-    def of_server(cls, rows: Rows, found: TopK) -> TeacherCache:
-        """The answers of a server about `rows`."""
-        return cls(top_k=dict(zip(row_digests(rows), zip(found.ids, found.logps, strict=True), strict=True)))
+    def of_server(cls, server: ServerTeacher, rows: Rows) -> TeacherCache:
+        """The answers of a server about these rows of all ranks."""
+        found = server.score(rows)
+        answers = dict(zip(row_digests(rows), zip(found.ids, found.logps, strict=True), strict=True))
+        return cls(top_k={digest: pair for part in collectives.gather(answers) for digest, pair in part.items()})
 
     def states_of(self, rows: Rows) -> Tensor | None:
         """The states of the supervised tokens of these rows, [N, D]; None if one of them is not known."""

@@ -55,8 +55,7 @@ def test_loss_from_a_server_equals_that_of_the_same_teacher_in_memory():
             assert float(mean_loss(method, batch).detach()) == pytest.approx(expected, rel=1e-4)
         cached = distill(student=float64_model(), on_policy=0.0)
         cached.server_url, cached.server = url, ServerTeacher("http://127.0.0.1:1", VOCABULARY, 5.0)
-        answers = ServerTeacher(url, VOCABULARY, 5.0).score(given_rows())
-        cached.teacher_cache = TeacherCache.of_server(given_rows(), answers)
+        cached.teacher_cache = TeacherCache.of_server(ServerTeacher(url, VOCABULARY, 5.0), given_rows())
         assert float(mean_loss(cached, given_rows()).detach()) == pytest.approx(expected, rel=1e-4)
         # Of three tokens, the row's own is one.
         known = ServerTeacher(url, 3, 5.0).score(given_rows())
