@@ -1,4 +1,4 @@
-"""CPU capabilities, detected by running an operator, not by the CPU's name."""
+"""CPU capabilities, detected by running an operator, not by the CPU's name, and the usable cores and memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CGROUP = Path("/sys/fs/cgroup")
 ONEDNN: Any = torch.ops.mkldnn
 ROWS = 8
 """The number of input rows for which oneDNN chooses the weight layout; the products are equal for other numbers."""
@@ -92,3 +94,12 @@ def bf16_speedup() -> float:
 def usable_cores() -> int:
     """The number of cores that this process may use, which a container or Slurm may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_memory() -> int:
+    """Bytes of RAM of this machine, at most the limit of the control group."""
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(installed, int((CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return installed

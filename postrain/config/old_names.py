@@ -105,6 +105,8 @@ METRICS = {
     "right_share": "positive_step_fraction",
     "win/mixture": "win_rate/mixture",
     "wins/win_rate": "win_rate/win_rate",
+    "perf/peak_memory_gb": "perf/peak_memory_gib",
+    "perf/peak_gpu_gb": "perf/peak_gpu_gib",
 }
 METRIC_FAMILIES = {"logp_change/": "log_ratio/"}
 """Beginnings of metric names."""

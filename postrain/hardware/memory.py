@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from postrain.hardware import mps
-
-CGROUP = Path("/sys/fs/cgroup")
+from postrain.processor import CGROUP, usable_memory
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -28,11 +27,7 @@ def total_memory(device: torch.device) -> int:
     """Bytes of memory of the device; of RAM, at most the limit of the control group."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(installed, int((CGROUP / "memory.max").read_text()))
-    except (OSError, ValueError):
-        return installed
+    return usable_memory()
 
 
 def resident_memory() -> int:

@@ -41,7 +41,7 @@ LEAST_FOR_A_HISTOGRAM = 12
 MOST_HISTOGRAMS = 6
 PNG_PANELS = 9
 FORGETTING = "eval/forgetting/"
-PEAKS = ("perf/peak_memory_gb", "perf/peak_gpu_gb")
+PEAKS = ("perf/peak_memory_gib", "perf/peak_gpu_gib")
 AUDIT_TABLES = ("shown", "sources")
 """Parts of the data audit with sections of their own."""
 LENGTHS = "words per completion"
@@ -244,7 +244,7 @@ def efficiency(run: Run) -> dict[str, str]:
         "trainable parameters": _count(trainable),
         "all parameters": _count(total),
         "trainable share": f"{100 * trainable / total:.3g} %" if trainable is not None and total else "",
-        "peak memory": f"{figure(memory)} GB" if memory is not None else "",
+        "peak memory": f"{figure(memory)} GiB" if memory is not None else "",
         "time per update": duration(update) if update is not None and 0 <= update < MOST_SECONDS else "",
         "tokens per second": f"{speed:.0f}" if speed is not None and abs(speed) < MOST_SECONDS else "",
         "total time": run.took,

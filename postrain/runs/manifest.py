@@ -8,7 +8,6 @@ passwords are masked (config/masking.py). Command, git state, versions and hardw
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -26,7 +25,7 @@ from postrain import __version__
 from postrain.config.masking import masked, masked_text
 from postrain.config.paths import command
 from postrain.jsonl import atomic_write_text, plain, read_json
-from postrain.processor import usable_cores
+from postrain.processor import usable_cores, usable_memory
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.sessions import MADE_WITH, later_sessions
 
@@ -123,7 +122,7 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "memory_gb": _memory_gb(),
+        "memory_gib": round(usable_memory() / 2**30, 1),
         "gpus": gpus,
     }
 
@@ -135,9 +134,3 @@ def _cpu_model() -> str:
         if found:
             return found.group(1).strip()
     return platform.processor() or "unknown"
-
-
-def _memory_gb() -> float | None:
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)

@@ -13,6 +13,6 @@ declare(
     bounds=POSITIVE,
     title="Tokens per second",
 )
-declare("perf/peak_*", "GB", unit="GB", direction="min", bounds=POSITIVE, title="Peak memory")
+declare("perf/peak_*", "GiB", unit="GiB", direction="min", bounds=POSITIVE, title="Peak memory")
 declare("update", "number of the update", bounds=POSITIVE)
 declare("time", "when the update ended", unit="s", bounds=POSITIVE)

@@ -6,9 +6,7 @@ from the start of a training batch to its end, and this callback comes first.
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -16,14 +14,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from postrain.hardware.memory import peak_memory
 from postrain.runs.method_protocol import method_of
 
 WINDOW = 50
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Throughput(Callback):
-    """Adds perf/seconds (median), perf/tokens_per_second and perf/peak_*_gb over the last WINDOW updates."""
+    """Adds perf/seconds (median), perf/tokens_per_second and perf/peak_*_gib over the last WINDOW updates."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=WINDOW)
@@ -49,8 +47,8 @@ def performance(seconds: list[float], tokens: list[int]) -> dict[str, float]:
     found = {
         "perf/seconds": statistics.median(seconds),
         "perf/tokens_per_second": sum(tokens) / max(sum(seconds), 1e-9),
-        "perf/peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / 2**30,
+        "perf/peak_memory_gib": peak_memory() / 2**30,
     }
     if torch.cuda.is_available():
-        found["perf/peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        found["perf/peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return found

@@ -47,7 +47,7 @@ def metrics_of(update: int, total: int, rng: random.Random) -> dict[str, Any]:
         "completion/finished": 0.6 + 0.3 * progress,
         "perf/seconds": 0.4 + rng.random() * 0.1,
         "perf/tokens_per_second": 4000 + 400 * rng.random(),
-        "perf/peak_memory_gb": 0.9 + 0.1 * progress,
+        "perf/peak_memory_gib": 0.9 + 0.1 * progress,
     }
     if update % max(1, total // 5) == 0:
         found |= {
@@ -102,7 +102,7 @@ def make_run(base: Path, *, updates: int = 60, samples: int = 32, seed: int = 0,
         "seeds": {"seed": 0},
         "data": {"source": "the world: stories", "train": {"rows": 512, "dropped": 0}, "eval": {"rows": 64}},
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "hardware": {"cpu": "a made-up CPU", "cores": 2, "threads": 2, "memory_gb": 23.4, "gpus": []},
+        "hardware": {"cpu": "a made-up CPU", "cores": 2, "threads": 2, "memory_gib": 23.4, "gpus": []},
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     (path / "config.yaml").write_text("method:\n  updates: 60\n  kl_coef: 0.05\n")

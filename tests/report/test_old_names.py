@@ -9,6 +9,7 @@ from typing import Any
 from postrain.report.comparison_page import differing
 from postrain.report.evaluations import read_evaluation
 from postrain.report.folders import read_run
+from postrain.report.run_page import efficiency
 from postrain.report.runs_index import read_entries
 
 
@@ -21,11 +22,16 @@ def make(folder: Path, method: dict[str, Any], **files: Any) -> Path:
 
 
 def test_metrics_of_a_run_have_their_present_names(tmp_path: Path) -> None:
-    old = {"update": 0, "eval/logp_change/chosen": 0.5, "group/all_equal": 0.25, "eval/undecided": 0.1}
+    old = {
+        "update": 0, "eval/logp_change/chosen": 0.5, "group/all_equal": 0.25, "eval/undecided": 0.1,
+        "perf/peak_memory_gb": 1.5,
+    }  # fmt: skip
     path = make(tmp_path / "a", {}, metrics_jsonl=old)
-    assert list(read_run(path).metrics) == [
-        "eval/log_ratio/chosen", "group/frac_reward_zero_std", "eval/tie_rate",
+    run = read_run(path)
+    assert list(run.metrics) == [
+        "eval/log_ratio/chosen", "group/frac_reward_zero_std", "eval/tie_rate", "perf/peak_memory_gib",
     ]  # fmt: skip
+    assert efficiency(run)["peak memory"] == "1.50 GiB"
     # Not finished: the index reads its metrics too.
     assert "eval/log_ratio/chosen" in read_entries(tmp_path)[0].metrics
 

@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from postrain.config.masking import masked
 from postrain.runs.folder import RunFolder
-from postrain.runs.manifest import git_state, reproduce, write_manifest
+from postrain.runs.manifest import git_state, hardware, reproduce, write_manifest
 from postrain.runs.sessions import sessions, thread_changes, threads_after, with_changes
 
 
@@ -104,3 +106,11 @@ def test_sessions_are_those_that_made_the_updates() -> None:
     # The first session was killed before a checkpoint. An earlier version wrote no sessions.
     assert [one["update"] for one in sessions({"hardware": 1, "sessions": [begun(0, 2)]})] == [0]
     assert (threads_after({"sessions": [begun(0, 2)]}, 0), threads_after({"hardware": 1}, 0)) == (2, None)
+
+
+def test_memory_of_the_manifest_is_the_limit_of_the_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(str(3 * 2**28))
+    monkeypatch.setattr("postrain.processor.CGROUP", tmp_path)
+    assert hardware()["memory_gib"] == 0.8  # 0.75 GiB, one decimal.

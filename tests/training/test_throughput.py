@@ -12,7 +12,7 @@ def test_median_seconds_and_tokens_per_second() -> None:
     found = performance([1.0, 9.0, 2.0], [100, 200, 300])
     assert found["perf/seconds"] == 2.0  # One slow update does not change the median.
     assert found["perf/tokens_per_second"] == 600 / 12
-    assert 0 < found["perf/peak_memory_gb"] < 1000
+    assert 0 < found["perf/peak_memory_gib"] < 1000
 
 
 def test_throughput_adds_to_the_metrics_of_the_update(trainer: Any, make_method: Callable[..., Any]) -> None:
