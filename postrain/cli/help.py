@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,6 +36,7 @@ from postrain.config.schema import TARGET, schema_of
 from postrain.config.tree import fill_defaults
 from postrain.config.yaml_file import dump_yaml, load_yaml
 from postrain.errors import ConfigError
+from postrain.formatting import markdown_table
 from postrain.jobs.launchers import Settings
 
 LAUNCHER = "hydra/launcher"
@@ -53,7 +55,7 @@ usage: postrain help KEY|GROUP|OPTION   such as method.kl_coef, data.columns.pro
        postrain help experiment=NAME    the file of an experiment, such as recipe/smollm2_dpo
        postrain help hydra/launcher     the launchers of a sweep's jobs
        postrain help --json-schema      the keys of a training run as a JSON schema
-       postrain help --markdown         the same as tables
+       postrain help --markdown         the same as tables; an option lists what differs from its group
        postrain help --dry-run          the flag that measures a run instead of starting it
 """
 
@@ -224,13 +226,21 @@ def describe_config(config: DictConfig, root: type) -> str:
 
 
 def _markdown() -> Iterator[str]:
+    """A table of the keys that every option of a group has, with the most frequent default, and one of each option."""
+    columns = ("key", "default", "type", "meaning")
     for group, description in groups().items():
-        yield from (f"## {group}", "", description, "")
-        for name, file in options(group).items():
-            rows = list(keys_of(group, file))
-            if rows:
-                yield from (f"### {group}={name}", "", "| key | default | type | meaning |", "|---|---|---|---|")
-                for e in rows:
-                    cells = (e.path, as_override_value(e.value), describe(e.key.annotation), e.description)
-                    yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-                yield ""
+        rows = {name: [_cells(entry) for entry in keys_of(group, file)] for name, file in options(group).items()}
+        keys = Counter((path, *meaning) for found in rows.values() for path, _, *meaning in found)
+        counts = Counter(row for found in rows.values() for row in found).most_common()
+        usual = {(path, *meaning): (path, value, *meaning) for (path, value, *meaning), _ in reversed(counts)}
+        shared = [usual[key] for key, count in keys.items() if count == len(rows) > 1]
+        tables = {f"## {group}\n\n{description}": shared}
+        tables |= {f"### {group}={name}": [row for row in found if row not in shared] for name, found in rows.items()}
+        for title, table in tables.items():
+            if table or title.startswith("## "):
+                yield f"{title}\n" + (f"\n{markdown_table(columns, table)}" if table else "")
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    default = as_override_value(entry.value).replace("\n", "\\n")
+    return entry.path, default, describe(entry.key.annotation), entry.description

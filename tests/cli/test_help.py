@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from postrain.cli import help as helper
 from postrain.cli.commands import main
 from postrain.cli.main import root_of
 from postrain.config.reference import Entry, json_schema, options
+from postrain.config.schema import Key
 from tests.training_runs import composed
 
 
@@ -92,3 +94,24 @@ def test_invalid_option_of_a_user_hides_no_other_key(tmp_path, monkeypatch, caps
     output = capsys.readouterr()
     assert "rollout.top_k: an integer >= 0" in output.out
     assert "mine.yaml: there is no module mine_lost" in output.err
+
+
+def test_markdown_lists_shared_keys_once_and_what_differs_per_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"a": {"joiner": "\n", "n": 1}, "b": {"joiner": "\n", "n": 1}, "c": {"joiner": "\n", "n": 2}}
+    monkeypatch.setattr(helper, "groups", lambda: {"g": "About."})
+    monkeypatch.setattr(helper, "options", lambda group: {name: Path(name) for name in options})
+    monkeypatch.setattr(
+        helper,
+        "keys_of",
+        lambda group, file: [
+            Entry(f"g.{name}", Key(type(value), required=False), "Meaning.", value)
+            for name, value in options[file.name].items()
+        ],
+    )
+    assert helper.main(["help", "--markdown"]) == 0
+    head = "| key | default | type | meaning |\n| --- | --- | --- | --- |\n"
+    shared = "| g.joiner | \\n | text | Meaning. |\n| g.n | 1 | an integer | Meaning. |\n"
+    other = "| g.n | 2 | an integer | Meaning. |\n"
+    assert capsys.readouterr().out == f"## g\n\nAbout.\n\n{head}{shared}\n### g=c\n\n{head}{other}\n"
