@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from functools import cache
-from glob import glob
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,16 +26,6 @@ SETTINGS_OF_A_RUN = ("cache", "show_mask", "completion_tokens", "mix_by", "mix_t
 COUNTS_OF_A_RUN = ("updates", "batch_size")
 """The fields of DataSpec that do not change the items."""
 DATE_FORMAT = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-
-
-def files_below(path: str) -> list[Path]:
-    """The files that a path of rows names: the file, all files of a folder, or those of a glob."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return [file for file in sorted(place.rglob("*")) if file.is_file()]
-    if place.exists():
-        return [place]
-    return [Path(file) for file in sorted(glob(str(place), recursive=True)) if Path(file).is_file()]
 
 
 def key(

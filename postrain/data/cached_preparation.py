@@ -9,6 +9,7 @@ from postrain.data import audit as audits
 from postrain.data import cache_key
 from postrain.data.chat import Template
 from postrain.data.decontaminate import Benchmark
+from postrain.data.files import data_files
 from postrain.data.item_store import stored
 from postrain.data.mixture import Mixture
 from postrain.data.mixture_audit import of_run
@@ -84,7 +85,7 @@ class RowsOfRun:
             return None
         hub = [source for source in sources if isinstance(source, Hub)]
         try:
-            files = [file for path in self._paths() for file in cache_key.files_below(path)]
+            files = [file for path in self._paths() for file in data_files(path)]
             size = sum(file.stat().st_size for file in files) + sum(source.size() for source in hub)
             if size < MIN_BYTES:
                 return None

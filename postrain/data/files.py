@@ -32,7 +32,9 @@ HELD_OUT = tuple(
 )
 """Names of held-out rows. Beside a validation split, a test split is left out: held-out rows choose checkpoints."""
 GLOB = "*?["
-METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+SAVED = ("dataset_dict.json", "state.json")
+"""A folder with one of these files is a saved data set."""
+METADATA_FILES = (*SAVED, "dataset_info.json", "dataset_infos.json")
 """Files with the description of a data set, without rows."""
 
 
@@ -44,11 +46,23 @@ def read_path(path: str) -> tuple[Table, Table | None]:
     if (place / "state.json").is_file():
         return _read_saved(place), None
     if place.is_dir():
-        return _read_files(path, place, [file for file in sorted(place.rglob("*")) if _holds_rows(file, place)])
+        return _read_files(path, place, data_files(path))
     if not place.exists() and any(letter in path for letter in GLOB):
         fixed = next(parent for parent in place.parents if not any(letter in str(parent) for letter in GLOB))
-        return _read_files(path, fixed, [Path(file) for file in sorted(glob(str(place), recursive=True))])
+        return _read_files(path, fixed, data_files(path))
     return read_file(path), None
+
+
+def data_files(path: str) -> list[Path]:
+    """The files that `read_path` reads: a file, those of a folder that hold rows, those of a glob, or all files of a
+    saved data set."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        files, saved = sorted(place.rglob("*")), any((place / name).is_file() for name in SAVED)
+        return [file for file in files if (file.is_file() if saved else _holds_rows(file, place))]
+    if place.exists():
+        return [place]
+    return [Path(file) for file in sorted(glob(str(place), recursive=True)) if Path(file).is_file()]
 
 
 def _holds_rows(file: Path, folder: Path) -> bool:

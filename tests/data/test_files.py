@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from postrain.data.files import read_path
+from postrain.data.files import data_files, read_path
 from postrain.data.sources import Rows, read_held_out
 from postrain.errors import ConfigError
 from tests.data.helpers import write_lines
@@ -103,6 +103,16 @@ def test_folder_of_several_kinds_of_files_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(ConfigError, match=r"several kinds \(\.jsonl, \.txt\); name one kind, as in data\.path='.*/\*"):
         read_path(str(tmp_path))
     assert values(read_path(f"{tmp_path}/*.jsonl")[0]) == ROWS
+
+
+def test_files_that_identify_a_folder_are_those_that_are_read(tmp_path):
+    for name in (".git/x.jsonl", "README.md", "model.bin", "dataset_info.json", "b/a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, ROWS)
+    assert data_files(str(tmp_path)) == data_files(f"{tmp_path}/**/*.jsonl") == [tmp_path / "b/a.jsonl"]
+    assert values(read_path(str(tmp_path))[0]) == ROWS
+    (tmp_path / "state.json").write_text("{}")  # a saved data set: its arrow files count
+    assert len(data_files(str(tmp_path))) == 6
 
 
 def test_folder_or_glob_without_rows_is_refused(tmp_path):
