@@ -28,8 +28,7 @@ FOREIGN_KEYS = (
     ForeignKey("lr base_lr learning_rate step_size peak_lr actor_lr", "method.learning_rate"),
     ForeignKey(
         "max_epochs num_train_epochs num_epochs n_epochs total_epochs min_epochs epochs",
-        "method.updates",
-        note="the length of a run is counted in updates",
+        "method.num_train_epochs method.updates",
     ),
     ForeignKey(
         "max_steps total_steps num_steps train_steps num_train_steps total_training_steps max_train_steps max_iters "

@@ -23,7 +23,7 @@ CODE = ("data", "world", "seeds.py", "types.py")
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")
 SETTINGS_OF_A_RUN = ("cache", "show_mask", "completion_tokens", "mix_by", "mix_temperature")
 """Settings that do not change the items. Nor do the weights of sources, except 0."""
-COUNTS_OF_A_RUN = ("updates", "batch_size")
+COUNTS_OF_A_RUN = ("updates", "batch_size", "num_train_epochs")
 """The fields of DataSpec that do not change the items."""
 DATE_FORMAT = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 

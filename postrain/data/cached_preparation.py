@@ -35,7 +35,8 @@ def prepare(
     template = make_template(required_template(parts_of(settings, spec)))
     rows = RowsOfRun(settings, spec, template, benchmarks)
     cache = rows.cache()
-    return rows.of_run(rows.prepared(stored) if cache is None else cache.prepared(rows.prepared, rows.train_records))
+    found = rows.prepared(stored) if cache is None else cache.prepared(rows.prepared, rows.train_records)
+    return replace(rows, spec=spec.of_items(len(found.train))).of_run(found)
 
 
 @dataclass(frozen=True)

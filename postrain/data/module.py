@@ -112,13 +112,14 @@ class DataModule(DataSettings, LightningDataModule):
         seed: int,
         completion_tokens: int = 0,
         use_margin: bool = False,
+        num_train_epochs: float | None = None,
     ) -> Audit:
         """Reads, filters, splits and encodes all rows. Raises ConfigError for data that cannot be trained on.
 
         `kind` is a record kind; `completion_tokens` are reserved after prompts for sampling; `use_margin` states that
-        the method uses the margins of pairs.
+        the method uses the margins of pairs; with `num_train_epochs`, `spec.updates` follows from the rows.
         """
-        self.spec = DataSpec(kind, context, completion_tokens, batch_size, updates, seed, use_margin)
+        spec = DataSpec(kind, context, completion_tokens, batch_size, updates, seed, use_margin, num_train_epochs)
         # Running text uses no template, so an exported base model keeps its tokenizer's.
         running = kind == Text.__name__
 
@@ -126,7 +127,8 @@ class DataModule(DataSettings, LightningDataModule):
             mode = "plain" if running else required if self.template == "auto" else self.template
             return Template(tokenizer, mode=mode, seed=seed, install=not running)
 
-        prepared = prepare(self, self.spec, make_template, self.benchmarks)
+        prepared = prepare(self, spec, make_template, self.benchmarks)
+        self.spec = spec.of_items(len(prepared.train))
         self.chat_template, self.audit = prepared.template, prepared.audit
         self.records, self.train, self.eval = prepared.records, prepared.train, prepared.eval
         self.streams, self.held_out = prepared.streams, prepared.held_out
@@ -141,7 +143,8 @@ class DataModule(DataSettings, LightningDataModule):
         spec = method.data_spec()
         if spec != self.prepared_for:
             self.prepare(tokenizer=self.own_tokenizer or method.components.template.tokenizer, **asdict(spec))
-            self.prepared_for = spec
+            method.updates, method.num_train_epochs = self.spec.updates, None
+            self.prepared_for = method.data_spec()
 
     @cached_property
     def benchmarks(self) -> list[Benchmark]:

@@ -6,8 +6,9 @@ Batches cross epoch boundaries; there is no short last batch. In a mixture each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -38,6 +39,15 @@ class DataSpec:
     seed: int
     use_margin: bool = False
     """Whether the method reads the margins of pairs."""
+    num_train_epochs: float | None = None
+    """Passes over the items, which then determine `updates`."""
+
+    def of_items(self, count: int) -> DataSpec:
+        """With the updates of `num_train_epochs` passes over this number of training items, rounded up."""
+        if self.num_train_epochs is None:
+            return self
+        # Rounded, because 0.1 · 30 is a little more than 3.
+        return replace(self, updates=math.ceil(round(self.num_train_epochs * count / self.batch_size, 6)))
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ class Method(UpdateLoop):
 
     updates: Count = 100
     """Length of the run in updates, one global batch each."""
+    num_train_epochs: Positive | None = None
+    """Length of the run in passes over the training rows, instead of `updates`; 1.5 is one and a half."""
     batch_size: Size = 16
     """Rows, pairs or prompts in a global batch, over all ranks."""
     learning_rate: Positive | Literal["auto"] | Multiple | None = None
@@ -172,7 +174,7 @@ class Method(UpdateLoop):
     def conditional_options(self) -> dict[str, str | None]:
         """Options that only some settings use: None, or a setting that would use the option, whose change is then an
         error."""
-        return {}
+        return {"updates": "method.num_train_epochs=null" if self.num_train_epochs else None}
 
     def data_remedy(self) -> str:
         """A setting of the method that admits data of another record kind, appended to the error about the kind."""

@@ -148,6 +148,7 @@ class LightningHooks(LightningModule):
             self.check_ready(resumes=bool(self.trainer.ckpt_path))
             if self.trainer.max_steps > 0:
                 self.updates = math.ceil(self.trainer.max_steps / self.steps_per_update())
+                self.num_train_epochs = None
         return []
 
     def check_ready(self, *, resumes: bool) -> None:
@@ -203,6 +204,7 @@ class LightningHooks(LightningModule):
             + self.components.environment.max_observation_tokens,
             batch_size=self.items_per_update(),
             updates=self.updates,
+            num_train_epochs=self.num_train_epochs,
             seed=self.components.seed,
             use_margin=getattr(self, "use_margin", False),
         )

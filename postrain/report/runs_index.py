@@ -127,7 +127,8 @@ def _run(entry: Entry, run: Run) -> Entry:
         measured = curves(records)
         ends = {name: before_and_after(measured, name) for name in measured}
         updates = max(map(update_of, records), default=0)
-    total = number(mapping(run.settings.get("method")).get("updates"))
+    method = mapping(run.settings.get("method"))
+    total = None if method.get("num_train_epochs") else number(method.get("updates"))
     wanted = ("eval/reward/total", text_of(result.get("metric")), *HEADLINES)
     main = next((name for name in wanted if name in ends), "")
     order = [name for name in HEADLINES if name in ends]

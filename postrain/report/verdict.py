@@ -164,7 +164,9 @@ def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, 
         return "Next: lower the learning rate:", _train(overrides, {"method.learning_rate": f"{rate / 3:.2g}"})
     if main is None or not main.better or (main.gap is not None and not main.decided):
         if main is not None and main.better:
-            return "Next: train longer:", _train(overrides, {"method.updates": str(2 * max(1, run.updates))})
+            epochs = number(mapping(run.settings.get("method")).get("num_train_epochs"))
+            key, length = ("num_train_epochs", epochs) if epochs else ("updates", max(1, run.updates))
+            return "Next: train longer:", _train(overrides, {f"method.{key}": f"{2 * length:g}"})
         if rate:
             rates = ",".join(f"{factor * rate:.2g}" for factor in (1 / 3, 1, 3))
             return "Next: compare learning rates:", _train(overrides, {"method.learning_rate": rates}, sweep=True)

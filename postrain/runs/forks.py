@@ -30,7 +30,7 @@ ADAMW = "torch.optim.AdamW"
 """The class of the optimizer of a config with `optim: null`."""
 ROWS_DEPEND_ON = (
     *("data", "seed", "environment", "rollout.max_new_tokens"),
-    *("method.updates", "method.batch_size", "method.dynamic_sampling"),
+    *("method.updates", "method.num_train_epochs", "method.batch_size", "method.dynamic_sampling"),
 )
 """Keys that change which rows are encoded, and so the data fingerprint."""
 NOT_LISTED = (FORK, "name", "paths", "report", "logger")

@@ -81,7 +81,9 @@ def build(
             updates=method.updates,
             seed=config.seed,
             use_margin=getattr(method, "use_margin", False),
+            num_train_epochs=method.num_train_epochs,
         )
+        method.updates, method.num_train_epochs = data.spec.updates, None
     except WrongKind as error:
         raise ConfigError(f"{error}{method.data_remedy()}") from None
     if isinstance(config.rollout, Reserving):

@@ -168,8 +168,8 @@ def test_group_without_its_target_is_rejected(group: str) -> None:
 @pytest.mark.parametrize(
     ("method", "typed", "line"),
     [
-        ("ppo", "trainer.max_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
-        ("sft", "num_train_epochs", "did you mean method.updates? (the length of a run is counted in updates)"),
+        ("ppo", "trainer.max_epochs", "did you mean method.num_train_epochs or method.updates?"),
+        ("sft", "num_train_epochs", "did you mean method.num_train_epochs or method.updates?"),
         ("ppo", "trainer.max_steps", "did you mean method.updates? (an update is one optimizer step, or epochs * "
          "minibatches steps for methods with these keys)"),
         ("ppo", "num_ppo_epochs", "did you mean method.epochs?"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from postrain.data.encode import EncodedRow
-from postrain.data.schedule import TrainBatches
+from postrain.data.schedule import DataSpec, TrainBatches
 from postrain.types import Rows
 
 
@@ -24,6 +24,15 @@ def row_ids(batches: TrainBatches) -> list[tuple[int, ...]]:
         assert isinstance(batch, Rows)
         found.append(batch.row_ids)
     return found
+
+
+@pytest.mark.parametrize(
+    ("epochs", "count", "updates"),
+    [(3, 1000, 94), (1, 32, 1), (1, 33, 2), (0.1, 960, 3), (1 / 3, 96, 1), (None, 96, 7)],  # 3 · 1000 / 32 = 93.75
+)
+def test_passes_over_the_rows_are_updates_rounded_up(epochs, count, updates):
+    spec = DataSpec("Demonstration", 512, 0, batch_size=32, updates=7, seed=0, num_train_epochs=epochs)
+    assert spec.of_items(count).updates == updates
 
 
 def test_epochs_are_complete_batches_full_and_orders_different():

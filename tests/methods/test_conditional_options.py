@@ -22,6 +22,10 @@ from tests.training_runs import train_config
             "method=grpo method.overlong_penalty=5",
             "overlong_penalty=5.0: has no effect without method.overlong",
         ),
+        (
+            "method=sft method.num_train_epochs=2 method.updates=7",
+            "method.updates=7: has no effect without method.num_train_epochs=null; leave it out",
+        ),
         ("method=dpo method.bco_momentum=0.5", "method.bco_momentum=0.5: has no effect without method.loss=bco"),
         ("method=dpo method.discopop_tau=0.5", "method.discopop_tau=0.5: has no effect without method.loss=discopop"),
         ("method=dpo method.divergence_alpha=0.4", "has no effect without method.divergence=alpha; leave it out"),
