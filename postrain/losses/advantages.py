@@ -92,13 +92,14 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     return group_centred(rewards) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
-def turn_returns(totals: Tensor, turn_rewards: Tensor) -> Tensor:
-    """The reward of each turn and all later ones, [B] and [B, K] → [B, K]: the total less the rewards of earlier turns.
+def turn_returns(turn_rewards: Tensor, other_rewards: Tensor) -> Tensor:
+    """The reward of each turn and all later ones, [B, K], plus those that belong to no turn, [B], → [B, K].
 
-    K turns; `turn_rewards` is NaN for turns that an episode lacks, and so is the return. A reward that belongs to no
-    turn counts at the end.
+    K turns; `turn_rewards` is NaN for turns that an episode lacks, and so is the return. Summed from the end: returns
+    of rewards of at least 0 are at least 0 despite rounding.
     """
-    return totals[:, None] - (turn_rewards.cumsum(1) - turn_rewards)
+    returns_BK = reward_to_go(turn_rewards.nan_to_num(0.0)) + other_rewards[:, None]
+    return returns_BK.masked_fill(turn_rewards.isnan(), torch.nan)
 
 
 def opo_advantages(rewards: Tensor, lengths: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ completions, prompt-major, T completion tokens.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from torch import Tensor
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
-from postrain.losses.advantages import group_std, has_variance, turn_returns
+from postrain.losses.advantages import group_std, has_variance
 from postrain.losses.divergence import kl
 from postrain.losses.policy_gradient import completion_weights, weighted_logps, weighted_sum
 from postrain.losses.policy_losses import PolicyTerms, clipped, importance_ratio
@@ -36,6 +35,7 @@ from postrain.methods.curriculum import CurriculumPrompts
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import completion_mask, local_indices
+from postrain.methods.turn_level import turns_of
 from postrain.models.scoring import ReferenceScores, Scores, concatenated, in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows
@@ -187,18 +187,17 @@ class GroupRelative(CurriculumPrompts):
         return self.selected_tokens(found, mask_BT & in_loss_B[:, None])
 
     def token_advantages(self, rollouts: Rollouts, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """`advantages`, with turn_level_advantages of the returns of each turn, [B, T]."""
+        """`advantages`, with turn_level_advantages those of each turn: of its return, its length, and its KL penalty
+        and that of later turns, [B, T]."""
         if not self.turn_level_advantages or rollouts.turn_tokens is None or rollouts.turn_rewards is None:
             return self.advantages(reward_PG, penalty_BT, mask_BT)
         # The same number of turns on every rank: advantages may use statistics of the whole batch.
-        turns = self.components.environment.max_turns
-        known = [rewards + (math.nan,) * (turns - len(rewards)) for rewards in rollouts.turn_rewards]
-        return_BK = turn_returns(reward_PG.flatten(), torch.tensor(known, device=self.device))
-        last_BK = torch.tensor([[*counts, *[0] * (turns - len(counts))] for counts in rollouts.turn_tokens]).cumsum(1)
-        position_T = torch.arange(mask_BT.shape[1])
-        turn_BT = (position_T[:, None] >= last_BK[:, None, :]).sum(2).to(self.device)
-        found = [self.advantages(return_BK[:, k].view_as(reward_PG), penalty_BT, mask_BT) for k in range(turns)]
-        return sum((one.where(turn_BT == k, 0.0) for k, one in enumerate(found)), torch.zeros_like(penalty_BT))
+        turns = turns_of(rollouts, reward_PG.flatten(), mask_BT, self.components.environment.max_turns)
+        found = [
+            self.advantages(return_B.view_as(reward_PG), penalty_BT * later_BT, own_BT)
+            for return_B, own_BT, later_BT in turns
+        ]
+        return torch.stack(found).sum(0)
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs KL estimates (kl/exact with kl_estimator=exact)."""

@@ -15,6 +15,7 @@ from postrain.losses.advantages import group_centred, reward_to_go
 from postrain.losses.divergence import KLEstimator
 from postrain.methods.group_relative import GroupRelative
 from postrain.methods.policy_gradient import KLPlacement
+from postrain.rollout.collect import Rollouts
 
 
 class Reinforce(GroupRelative):
@@ -32,7 +33,11 @@ class Reinforce(GroupRelative):
         return 1
 
     def advantages(self, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        scored_PG = ~reward_PG.isnan()
+        """Before whitening."""
         centred_PG = group_centred(reward_PG) if self.group_size > 1 else reward_PG.nan_to_num(0.0)
-        returns_BT = (centred_PG.view(-1, 1) - reward_to_go(penalty_BT)) * mask_BT
-        return collectives.whiten_globally(returns_BT, mask_BT & scored_PG.view(-1, 1))
+        return (centred_PG.view(-1, 1) - reward_to_go(penalty_BT)) * mask_BT
+
+    def token_advantages(self, rollouts: Rollouts, reward_PG: Tensor, penalty_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        # Of all turns at once: their tokens are one batch.
+        found_BT = super().token_advantages(rollouts, reward_PG, penalty_BT, mask_BT)
+        return collectives.whiten_globally(found_BT, mask_BT & ~reward_PG.isnan().view(-1, 1))

@@ -218,10 +218,10 @@ def test_reward_to_go_sums_the_later_rewards():
     assert reward_to_go(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [[7, 6, 4]]
 
 
-def test_turn_returns_are_the_total_less_earlier_turns():
-    """A total of 2 = 0.5 + 0.25 of two turns + 1.25 of a reward function, and an episode of one turn."""
+def test_turn_returns_are_the_rewards_of_a_turn_and_later_ones():
+    """0.5 and 0.25 of two turns and 1.25 of a reward function; an episode of one turn."""
     rewards_BK = torch.tensor([[0.5, 0.25], [1.0, torch.nan]])
-    assert turn_returns(torch.tensor([2.0, 1.0]), rewards_BK).nan_to_num(-1).tolist() == [[2.0, 1.5], [1.0, -1.0]]
+    assert turn_returns(rewards_BK, torch.tensor([1.25, 0.0])).nan_to_num(-1).tolist() == [[2.0, 1.5], [1.0, -1.0]]
 
 
 def test_reward_is_added_at_the_last_token_of_the_mask():

@@ -185,6 +185,61 @@ def test_turn_level_advantages_compare_equal_turns_of_a_group():
     assert single.equal(method.advantages(reward_PG, nothing, mask_BT))
 
 
+def turns_of_two(
+    tokens: tuple[tuple[int, ...], ...], rewards: tuple[tuple[float, ...], ...]
+) -> tuple[Rollouts, torch.Tensor]:
+    """Two episodes of one prompt with these turns, and the mask of their tokens."""
+    batch = rows([torch.tensor([1])] * 2, [torch.ones(sum(counts), dtype=torch.long) for counts in tokens])
+    total_B = torch.tensor([float(sum(each)) for each in rewards])
+    mask_BT = torch.arange(max(map(sum, tokens))) < torch.tensor([[sum(counts)] for counts in tokens])
+    found = (batch, torch.zeros(mask_BT.shape), torch.ones(2).bool(), total_B, ("", ""), ("", ""), ({}, {}), ({}, {}))
+    return Rollouts(*found, turn_tokens=tokens, turn_rewards=rewards), mask_BT
+
+
+def turn_level(method: str, rollouts: Rollouts, mask_BT: torch.Tensor, penalty: float = 0.0, **changes) -> torch.Tensor:
+    """The advantages with turn_level_advantages; each token has this KL penalty."""
+    turns = TwoTurns(max(map(len, rollouts.turn_tokens or ())))
+    made = make_method(
+        method, tiny_model(), components={"environment": turns}, turn_level_advantages=True, group_size=2, **changes
+    )
+    return made.token_advantages(rollouts, rollouts.reward_B.view(1, 2), penalty * mask_BT, mask_BT)
+
+
+def test_reinforce_whitens_the_tokens_of_all_turns_at_once():
+    """Returns 3 and 1 of turn 0 (centred ±1, tokens 1 and 2), 2 and 1 of turn 1 (centred ±½, one token each).
+
+    The tokens are 1, ½ and −1, −1, −½: mean −0.2, variance 3.5 / 5 − 0.04 = 0.66.
+    """
+    found_BT = turn_level("reinforce", *turns_of_two(((1, 1), (2, 1)), ((1.0, 2.0), (0.0, 1.0))))
+    std = 0.66**0.5
+    assert found_BT.tolist() == [
+        pytest.approx([1.2 / std, 0.7 / std, 0.0]),
+        pytest.approx([-0.8 / std, -0.8 / std, -0.3 / std]),
+    ]
+
+
+def test_kl_penalty_of_a_turn_is_that_of_its_tokens_and_later_ones():
+    """A penalty of 0.1 per token. Turn 0: returns 1 − 0.3 and 1 − 0.2. Turn 1: 1 − 0.2 and 1 − 0.1."""
+    rollouts, mask_BT = turns_of_two(((1, 2), (1, 1)), ((0.0, 1.0), (0.0, 1.0)))
+    found_BT = turn_level("rloo", rollouts, mask_BT, penalty=0.1)
+    assert found_BT.tolist() == [pytest.approx([-0.1] * 3), pytest.approx([0.1, 0.1, 0.0])]
+
+
+def test_opo_weighs_a_turn_by_its_own_length():
+    """Turn 0 has 1 and 3 tokens and returns 1 and 0: baseline ¼. Turn 1 has 3 and 1 tokens, the same returns: ¾."""
+    rollouts, mask_BT = turns_of_two(((1, 3), (3, 1)), ((0.0, 1.0), (0.0, 0.0)))
+    found_BT = turn_level("grpo", rollouts, mask_BT, advantage="opo")
+    assert found_BT.tolist() == [pytest.approx([0.75, 0.25, 0.25, 0.25]), pytest.approx([-0.25] * 3 + [-0.75])]
+
+
+def test_returns_of_turns_are_not_negative_by_rounding():
+    """In float32, 0.7 − (0.1 + 0.6) is −6e-8, a negative reward for maxrl."""
+    rollouts, mask_BT = turns_of_two(((1, 1, 1), (1, 1, 1)), ((0.1, 0.6, 0.0), (0.1, 0.0, 0.0)))
+    found_BT = turn_level("grpo", rollouts, mask_BT, advantage="maxrl")
+    # Returns 0.7 and 0.1, mean 0.4; 0.6 and 0, mean 0.3; 0 and 0.
+    assert found_BT.tolist() == [pytest.approx([0.75, 1.0, 0.0]), pytest.approx([-0.75, -1.0, 0.0])]
+
+
 def test_reward_parts_of_some_rows_are_logged_over_these_rows():
     batch = rows([torch.tensor([1])] * 2, [torch.tensor([2]), torch.tensor([3])])
     two = torch.ones(2).bool()

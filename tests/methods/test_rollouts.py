@@ -216,7 +216,7 @@ def test_unscorable_completions_do_not_enter_the_baseline():
     """Rewards 2, 0 and unscorable, KL 0, 0 and 8: the baseline is 1, and the KL of 8 is in no other return."""
     method = scripted_method("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1, group_size=3)
     kl_BT, mask_BT = torch.tensor([[0.0], [0.0], [8.0]]), torch.ones(3, 1, dtype=torch.bool)
-    advantages_BT = method.advantages(torch.tensor([[2.0, 0.0, NAN]]), kl_BT, mask_BT)
+    advantages_BT = method.token_advantages(None, torch.tensor([[2.0, 0.0, NAN]]), kl_BT, mask_BT)
     assert advantages_BT[:2, 0].tolist() == pytest.approx([1.0, -1.0])
 
 
@@ -249,7 +249,7 @@ def test_reinforce_whitens_over_all_tokens():
     method = scripted_method("reinforce", [[1, 0]], {"1": 1.0}, batch_size=1)
     # Rewards 2 and 0, baseline 1: returns 1, 1, 1 and -1; mean 0.5, variance 0.75.
     mask_BT = torch.tensor([[True, True, True], [True, False, False]])
-    advantages_BT = method.advantages(torch.tensor([[2.0, 0.0]]), torch.zeros(2, 3), mask_BT)
+    advantages_BT = method.token_advantages(None, torch.tensor([[2.0, 0.0]]), torch.zeros(2, 3), mask_BT)
     up, down = 0.5 / 0.75**0.5, -1.5 / 0.75**0.5
     assert advantages_BT.flatten().tolist() == pytest.approx([up, up, up, down, 0, 0])
 
