@@ -50,7 +50,8 @@ class OnlinePairs(Batch):
     decided_B: Tensor
     """False for ties: they have no DPO loss."""
     in_loss_B: Tensor
-    """False for pairs without a gradient, which skip the forward pass: ties, except with xpo_alpha."""
+    """False for pairs without a gradient, which skip the forward pass: ties, or with xpo_alpha those whose completion
+    of the reference is truncated and masked."""
     second_chosen_B: Tensor
     """True where the chosen completion is the second of its prompt: with xpo_alpha, the reference's."""
 
@@ -105,8 +106,8 @@ class OnlineDPO(OnlinePreference):
         own = rollouts.select(range(0, len(rollouts), 2)) if self.xpo_alpha else rollouts
         self.accumulate({**self.rollout_metrics(own), "tie_rate": Mean((~decided_P).sum(), len(batch))})
         pairs = Pairs(rows.select(chosen), rows.select(rejected), torch.zeros(len(batch), device=self.device))
-        # The term of XPO does not depend on the comparison.
-        in_loss_P = torch.ones_like(decided_P) if self.xpo_alpha else decided_P
+        # The term of XPO does not depend on the comparison, only on the reference's completion.
+        in_loss_P = ~self.truncated_and_masked(rollouts)[1::2] if self.xpo_alpha else decided_P
         return OnlinePairs(pairs, ref_B[chosen], ref_B[rejected], decided_P, in_loss_P, best_P == 1)
 
     def xpo_rollout(self, batch: Prompts) -> Rollouts:
@@ -138,7 +139,8 @@ class OnlineDPO(OnlinePreference):
         )
         total = (loss_B * batch.decided_B).sum()
         if self.xpo_alpha:
-            total = total + self.xpo_alpha * torch.where(batch.second_chosen_B, chosen_B, rejected_B).sum()
+            of_reference_B = torch.where(batch.second_chosen_B, chosen_B, rejected_B)
+            total = total + self.xpo_alpha * (of_reference_B * batch.in_loss_B).sum()
         log_ratios = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
         chosen_B, rejected_B = (self.beta * log_ratio_B[batch.decided_B] for log_ratio_B in log_ratios)
         return LossSum(total, pair_metrics(chosen_B, rejected_B, found.select(batch.decided_B)))

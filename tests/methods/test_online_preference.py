@@ -122,6 +122,17 @@ def test_tied_pairs_of_xpo_have_its_own_term_alone():
     assert combine(found.metrics) == {}
 
 
+def test_truncated_completion_of_the_reference_is_masked_in_the_term_of_xpo():
+    # The reference's completion 7 is truncated in the first prompt; the policy's own completion 2 in the second.
+    method = scripted_method(
+        "online_dpo", [[2, 0], [2, 3], [7, 4], [7, 0]], {}, xpo_alpha=0.3, mask_truncated_completions=True
+    )
+    prepared = method.prepare(prompts(2))
+    assert prepared.in_loss_B.tolist() == [False, True]
+    of_reference = float(score(method.policy, prepared.pairs.rejected).logps_BT[1].sum())
+    assert float(method.loss_sum(prepared).total.detach()) == pytest.approx(0.3 * of_reference, rel=1e-5)
+
+
 SCORES = {"1": 0.1, "2": 0.5, "3": 0.9}
 
 
