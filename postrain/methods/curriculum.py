@@ -9,6 +9,7 @@ replaces the table at its end: an update that fails is repeated with the same pr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,6 +19,7 @@ import torch
 
 from postrain.config.schema import Section
 from postrain.data.encode import collate
+from postrain.data.interleave import Interleaving
 from postrain.data.kinds.prompt import Prompts
 from postrain.data.schedule import Stream, epoch_order
 from postrain.errors import ConfigError
@@ -41,7 +43,7 @@ class Curriculum(Section):
     pass rate; 0 disables it."""
     stages: tuple[Count, ...] = ()
     """Updates from which prompts come from the next source of data.mix: [50] uses the first source for 50 updates, then
-    the second one. [] uses one source."""
+    the second one. [] uses all sources with the weights of the mixture."""
     passing_reward: float = 1.0
     """A completion passes with at least this reward, before penalties."""
     decay: Fraction = 0.5
@@ -56,7 +58,7 @@ class Curriculum(Section):
         """Raises ConfigError for settings that contradict each other or the number of sources of the data."""
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ConfigError(f"method.curriculum.window={list(self.window)}: expected low < high")
-        if list(self.stages) != sorted(set(self.stages)) or len(self.stages) != sources - 1:
+        if self.stages and (list(self.stages) != sorted(set(self.stages)) or len(self.stages) != sources - 1):
             raise ConfigError(
                 f"method.curriculum.stages={list(self.stages)}: the data has {sources} source{'s' * (sources > 1)}; "
                 f"expected {sources - 1} increasing update{'s' * (sources != 2)}, from which each further one is used"
@@ -70,10 +72,12 @@ class PassRates:
     counts: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Passed completions and completions of each item, with decay."""
     positions: dict[int, int] = field(default_factory=dict)
+    drawn: int = 0
+    """Items drawn from a mixture without stages, replay left out."""
 
     def copy(self) -> Self:
         """A table that changes independently."""
-        return type(self)(dict(self.counts), dict(self.positions))
+        return type(self)(dict(self.counts), dict(self.positions), self.drawn)
 
     def rate(self, item: int) -> float | None:
         """The pass rate; None for an item without scored completions."""
@@ -102,12 +106,13 @@ class PassRates:
     def state(self) -> dict[str, Any]:
         """The table as plain containers."""
         counts = {item: list(one) for item, one in self.counts.items()}
-        return {"counts": counts, "positions": dict(self.positions)}
+        return {"counts": counts, "positions": dict(self.positions), "drawn": self.drawn}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The table of `state`."""
-        return cls({item: (one[0], one[1]) for item, one in state["counts"].items()}, dict(state["positions"]))
+        counts = {item: (one[0], one[1]) for item, one in state["counts"].items()}
+        return cls(counts, dict(state["positions"]), state.get("drawn", 0))
 
 
 def draw_prompts(
@@ -122,10 +127,18 @@ def draw_prompts(
 ) -> list[int]:
     """The items of an update, over all ranks, of `items` in `streams` (none: one source); moves the table's
     position."""
+    sources = [range(stream.start, stream.start + stream.count) for stream in streams] or [range(items)]
     stage = sum(update >= first for first in curriculum.stages)
-    source = range(streams[stage].start, streams[stage].start + streams[stage].count) if streams else range(items)
-    replayed = _replayed(curriculum, table, source, round(curriculum.replay * count), generator(seed, "replay", update))
-    drawn = replayed + _in_order(curriculum, table, source, count - len(replayed), stage, seed)
+    mixed = len(sources) > 1 and not curriculum.stages
+    known = range(items) if mixed else sources[stage]
+    drawn = _replayed(curriculum, table, known, round(curriculum.replay * count), generator(seed, "replay", update))
+    missing = {stage: count - len(drawn)}
+    if mixed:
+        rates = tuple(stream.rate for stream in streams)
+        missing = Counter(Interleaving(rates).sources(table.drawn, count - len(drawn)))
+        table.drawn += count - len(drawn)
+    for number in sorted(missing):
+        drawn += _in_order(curriculum, table, sources[number], missing[number], number, seed)
     return [drawn[at] for at in torch.randperm(count, generator=generator(seed, "curriculum", update)).tolist()]
 
 
@@ -147,10 +160,13 @@ def _in_order(curriculum: Curriculum, table: PassRates, source: range, count: in
         epoch, at = divmod(position, len(source))
         item = source[int(epoch_order(len(source), seed, epoch, stage)[at])]
         position += 1
-        if table.within(item, curriculum.window) or skipped >= len(source):
+        if table.within(item, curriculum.window):
             drawn.append(item)
-        else:
+            skipped = 0
+        elif skipped < len(source):
             skipped += 1
+        else:
+            drawn.append(item)
     table.positions[stage] = position
     return drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,12 @@ def test_window_skips_prompts_that_are_known_to_be_outside():
     assert table.positions == {0: 6}
 
 
+def test_window_with_few_prompts_repeats_them_in_every_epoch():
+    # Only items 2 and 5 are in the window: twelve prompts are six epochs.
+    table = PassRates({item: (4.0 if item in (2, 5) else 8.0, 8.0) for item in range(8)})
+    assert sorted(draw(Curriculum(window=(0.1, 0.9)), table, count=12)) == [2] * 6 + [5] * 6
+
+
 def test_window_without_any_prompt_draws_in_order():
     table = PassRates(dict.fromkeys(range(8), (8.0, 8.0)))
     assert len(draw(Curriculum(window=(0.1, 0.9)), table)) == 4
@@ -77,13 +84,23 @@ def test_stages_use_the_sources_one_after_the_other():
         assert len(found) == 3
 
 
+def test_mixture_without_stages_keeps_its_weights_in_the_window():
+    streams, table = (Stream(0, 3, 0.25), Stream(3, 5, 0.75)), PassRates({4: (8.0, 8.0), 6: (0.0, 8.0)})
+    found = [draw(Curriculum(window=(0.1, 0.9)), table, update=u, count=2, streams=streams) for u in range(4)]
+    # A quarter of 8 from the first source; the other 6 from items 3, 5 and 7, the window of the second: twice each.
+    counts = Counter(item for each in found for item in each)
+    assert sum(counts[item] for item in range(3)) == 2
+    assert {item: counts[item] for item in range(3, 8)} == {3: 2, 4: 0, 5: 2, 6: 0, 7: 2}
+    assert PassRates.from_state(table.state()) == table
+    Curriculum(window=(0.1, 0.9)).check(sources=2)
+
+
 @pytest.mark.parametrize(
     ("curriculum", "sources", "message"),
     [
         (Curriculum(window=(0.9, 0.1)), 1, r"^method\.curriculum\.window=\[0\.9, 0\.1\]: expected low < high$"),
         (Curriculum(stages=(50,)), 1, r"^method\.curriculum\.stages=\[50\]: the data has 1 source; expected 0 incr"),
         (Curriculum(stages=(50, 20)), 3, r"^method\.curriculum\.stages=\[50, 20\]: .* expected 2 increasing updates"),
-        (Curriculum(replay=0.5), 2, r"^method\.curriculum\.stages=\[\]: the data has 2 sources; expected 1 increas"),
     ],
 )
 def test_contradicting_settings_are_one_line(curriculum, sources, message):
