@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from postrain.data.conversation import DECLARATION, Message, Messages, user, with_prefill
+from postrain.data.conversation import DECLARATION, Message, Messages, is_transcript, transcript, user, with_prefill
 from postrain.errors import ConfigError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -111,11 +111,23 @@ def from_mapping(turn: Mapping[str, Any]) -> Message:
 
 def conversation_of(prompt: str, columns: Mapping[str, Any]) -> str | Messages:
     """The prompt of a record with these columns as a conversation, if it has several turns or tools."""
-    if "messages" not in columns and "tools" not in columns:
-        return prompt
+    return prompt_messages(prompt, columns) if "messages" in columns or "tools" in columns else prompt
+
+
+def prompt_messages(prompt: str, columns: Mapping[str, Any]) -> Messages:
+    """The turns of the prompt of a record with these columns; those of a transcript from its text."""
     declared = (Message(DECLARATION, json.dumps(columns["tools"], ensure_ascii=False)),) if "tools" in columns else ()
+    if is_transcript(prompt):
+        return (*declared, *transcript(prompt))
     turns = map(from_mapping, columns["messages"]) if "messages" in columns else user(prompt)
     return with_prefill((*declared, *turns))
+
+
+def prompt_with_roles(prompt: str, columns: Mapping[str, Any]) -> str:
+    """The prompt for a judge: its text, with the role above each turn if there are several and the text lacks them."""
+    if "messages" not in columns or is_transcript(prompt):
+        return prompt
+    return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in map(from_mapping, columns["messages"]))
 
 
 def render(

@@ -22,6 +22,7 @@ from postrain.config.schema import Confirm
 from postrain.config.yaml_file import load_yaml
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages, plain_text
+from postrain.data.rendering import prompt_with_roles
 from postrain.errors import ConfigError
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
@@ -80,7 +81,8 @@ class ModelCritic:
         def answers(questions: Sequence[str]) -> Tensor:
             return probabilities_of_a(self.model, self.template, questions, context, BATCH_TOKENS)
 
-        return preferences_by_letters(answers, prompts, first, second, self.principles)
+        asked = list(map(prompt_with_roles, prompts, columns))
+        return preferences_by_letters(answers, asked, first, second, self.principles)
 
 
 @dataclass(kw_only=True, eq=False)

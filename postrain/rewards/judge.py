@@ -23,6 +23,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from postrain.data.rendering import prompt_with_roles
 from postrain.errors import ConfigError
 from postrain.rewards.base import Columns, Texts, nan_to_none
 from postrain.rewards.endpoint import Endpoint, json_field
@@ -86,7 +87,8 @@ class Judge(Endpoint):
             raise ConfigError(f"reward.scale={list(self.scale)}: expected the worst score and then a greater one")
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> RewardBatch:
-        total_B = self.query([self.question(*pair) for pair in zip(prompts, completions, strict=True)])
+        asked = map(prompt_with_roles, prompts, columns)
+        total_B = self.query([self.question(*pair) for pair in zip(asked, completions, strict=True)])
         return RewardBatch(total_B, {"judge": nan_to_none(total_B)})
 
     def question(self, prompt: str, completion: str) -> str:
@@ -117,7 +119,7 @@ class PairwiseJudge(Endpoint):
 
     def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
         """The mean over both orders, [B]: 0, ¼, ½, ¾ or 1 (a tie is ½); NaN if one has no answer."""
-        rows = list(zip(prompts, first, second, strict=True))
+        rows = list(zip(map(prompt_with_roles, prompts, columns), first, second, strict=True))
         questions = [self.question(*row) for row in rows] + [self.question(p, two, one) for p, one, two in rows]
         straight_B, swapped_B = self.query(questions).view(2, -1)
         return (straight_B + 1 - swapped_B) / 2
@@ -191,7 +193,8 @@ class SelfJudge(LocalJudge):
     def compare(self, prompts: Texts, first: Texts, second: Texts, columns: Columns) -> Tensor:
         """P(first beats second | prompt), float32 [B]: the mean over principles and orders; NaN if a question exceeds
         the model's context."""
-        return preferences_by_letters(self.probabilities_of_a, prompts, first, second, self.principles)
+        asked = list(map(prompt_with_roles, prompts, columns))
+        return preferences_by_letters(self.probabilities_of_a, asked, first, second, self.principles)
 
 
 def preferences_by_letters(

@@ -1,6 +1,7 @@
 """Outcome and process reward models: runs of method=reward or method=prm, directories or Hub names with a scalar head.
 
-They receive text, which they encode with their own chat template and tokenizer. They are frozen and not part of the
+They receive text, which they encode with their own chat template and tokenizer: the turns of a prompt are rendered as
+in their training, from the column `messages` or from the transcript. They are frozen and not part of the
 policy's module tree. A process reward model scores all steps of a completion in one forward pass. Leaves out score
 normalisation, which belongs to the methods, and search, which uses `step_scores` and `chain_scores`.
 
@@ -13,25 +14,27 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from postrain.config.paths import command
 from postrain.data.chat import Template
-from postrain.data.conversation import Message, user
+from postrain.data.conversation import Messages, user, without_tools
 from postrain.data.kinds.steps import StepLayout
-from postrain.errors import ConfigError
+from postrain.data.rendering import prompt_messages
+from postrain.errors import ConfigError, RowError
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.scoring import in_micro_batches, micro_batches, sequence_scores, step_logits
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.processor import warn_if_slow
-from postrain.rewards.base import nan_to_none, none_to_nan
+from postrain.rewards.base import Columns, nan_to_none, none_to_nan
 from postrain.rewards.function import row_label
 from postrain.types import Count, RewardBatch, Rows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EncodedT = TypeVar("EncodedT")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -68,7 +71,7 @@ class OutcomeRewardModel:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
-        rows = self.rows(prompts, completions)
+        rows = self.rows(prompts, completions, columns)
         total_B = torch.empty(len(rows), dtype=torch.float32)
         for group in micro_batches(rows.cost(), self.batch_tokens):
             total_B[group] = sequence_scores(self.model, rows.select(group)).float().cpu()
@@ -86,14 +89,26 @@ class OutcomeRewardModel:
                 f"reward.dtype={self.dtype}"
             )
 
-    def rows(self, prompts: Sequence[str], completions: Sequence[str]) -> Rows:
+    def rows(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> Rows:
         """Encoded texts; those longer than the context lose the beginning of their prompt."""
-        ids = tuple(self._ids(*pair) for pair in zip(prompts, completions, strict=True))
+        ids = tuple(self._ids(*row) for row in zip(prompts, completions, columns, strict=True))
         return Rows(ids, tuple(torch.ones_like(row, dtype=torch.bool) for row in ids), tuple(range(len(ids))))
 
-    def _ids(self, prompt: str, completion: str) -> Tensor:
-        parts = self.template.encode_completion((Message("user", prompt),), completion)
+    def _ids(self, prompt: str, completion: str, columns: Mapping[str, Any]) -> Tensor:
+        parts = encode_turns(lambda turns: self.template.encode_completion(turns, completion), prompt, columns)
         return torch.cat(parts)[-self.context :]
+
+
+def encode_turns(encode: Callable[[Messages], EncodedT], prompt: str, columns: Mapping[str, Any]) -> EncodedT:
+    """The encoded turns of a prompt, as in a row of the reward model's training data. A chat template that cannot
+    render tools gets the turns without them, and one that cannot render the roles gets the text as one user message."""
+    turns = prompt_messages(prompt, columns)
+    for rendered in (turns, without_tools(turns)):
+        try:
+            return encode(rendered)
+        except RowError:
+            continue
+    return encode(user(prompt))
 
 
 def resolve_reward_model(path: str) -> ResolvedModel:
@@ -156,7 +171,7 @@ class ProcessRewardModel:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
-        scores = self.step_scores(prompts, completions)
+        scores = self.step_scores(prompts, completions, columns)
         parts = {
             name: tuple(aggregate(steps) if steps else None for steps in scores)
             for name, aggregate in AGGREGATES.items()
@@ -164,17 +179,21 @@ class ProcessRewardModel:
         counts = tuple(float(len(steps)) for steps in scores)
         return RewardBatch(none_to_nan(parts[self.aggregate]), {**parts, "steps": counts})
 
-    def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
+    def step_scores(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns
+    ) -> list[tuple[float, ...]]:
         """The probability that each step is correct, per completion; empty if there are no steps."""
-        return self.chain_scores(prompts, [self.steps(completion) for completion in completions])
+        return self.chain_scores(prompts, [self.steps(completion) for completion in completions], columns)
 
     def steps(self, completion: str) -> tuple[str, ...]:
         """A completion split into steps, without surrounding white space."""
         return tuple(step for piece in self.pattern.split(completion) if (step := piece.strip()))
 
-    def chain_scores(self, prompts: Sequence[str], chains: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    def chain_scores(
+        self, prompts: Sequence[str], chains: Sequence[Sequence[str]], columns: Columns
+    ) -> list[tuple[float, ...]]:
         """The same for completions already split into steps; empty if the steps alone exceed the context."""
-        encoded = [self._row(*pair) for pair in zip(prompts, chains, strict=True)]
+        encoded = [self._row(*row) for row in zip(prompts, chains, columns, strict=True)]
         present = [index for index, row in enumerate(encoded) if row is not None]
         found: list[tuple[float, ...]] = [()] * len(encoded)
         if not present:
@@ -186,11 +205,11 @@ class ProcessRewardModel:
             found[index] = tuple(steps_S[: len(chains[index])])
         return found
 
-    def _row(self, prompt: str, steps: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _row(self, prompt: str, steps: Sequence[str], columns: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Ids and step-end mask of a chain; one longer than the context loses the beginning of its prompt."""
         if not steps:
             return None
-        chain = self.layout.chain(self.template, user(prompt), steps)
+        chain = encode_turns(lambda turns: self.layout.chain(self.template, turns, steps), prompt, columns)
         ids, marks = chain.row()
         over = max(0, len(ids) - self.context)
         return None if over and over >= len(chain.prompt) else (ids[over:], marks[over:])

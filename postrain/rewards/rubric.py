@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from postrain.data.rendering import prompt_with_roles
 from postrain.errors import ConfigError
 from postrain.rewards.base import Columns, nan_to_none, none_to_nan
 from postrain.rewards.endpoint import Endpoint, json_field
@@ -116,7 +117,7 @@ class RubricItems(ABC):
                 f"reward.criteria: expected criteria, or data with a column {self.column}; give some, as in "
                 "reward.criteria.polite='The reply is polite.'"
             )
-        texts = zip(prompts, completions, rubrics, strict=True)
+        texts = zip(map(prompt_with_roles, prompts, columns), completions, rubrics, strict=True)
         asked = [(prompt, completion, item.criterion) for prompt, completion, items in texts for item in items]
         values = iter(nan_to_none(self.verdicts(asked)))
         judged = [[(item, next(values)) for item in items] for items in rubrics]

@@ -140,3 +140,10 @@ def test_pair_with_one_unanswered_order_is_unscorable() -> None:
 
 def test_to_device_is_a_no_op_for_an_api_judge() -> None:
     make_judge("http://127.0.0.1:9/v1").to(torch.device("cpu"))
+
+
+def test_judges_see_the_roles_of_a_prompt_of_several_turns() -> None:
+    columns = [{"messages": [{"role": "system", "content": "Be rude."}, {"role": "user", "content": "Hi"}]}]
+    with judge_server(lambda body, index: TOP_SCORE) as server:
+        make_judge(server)(["Be rude.\n\nHi"], ["a"], columns)
+    assert delimit("[system]\nBe rude.\n\n[user]\nHi") in question_of(server.bodies[0])

@@ -49,7 +49,7 @@ def test_completion_is_split_into_steps(prm, split, completion, steps):
 
 def test_step_score_equals_transformers_on_the_prefix(prm, tmp_path):
     reward = prm()
-    (found,) = reward.step_scores(PROMPTS[:1], COMPLETIONS[:1])
+    (found,) = reward.step_scores(PROMPTS[:1], COMPLETIONS[:1], [{}])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     chain = reward.layout.chain(reward.template, user(PROMPTS[0]), reward.steps(COMPLETIONS[0]))
     for step, score in enumerate(found):
@@ -59,13 +59,13 @@ def test_step_score_equals_transformers_on_the_prefix(prm, tmp_path):
 
 
 def test_step_scores_do_not_depend_on_the_batch_or_later_steps(prm):
-    together = prm().step_scores(PROMPTS, COMPLETIONS)
+    together = prm().step_scores(PROMPTS, COMPLETIONS, [{}] * 3)
     assert [len(steps) for steps in together] == [3, 1, 0]
     for index, steps in enumerate(together):
-        alone = prm(batch_tokens=1).step_scores(PROMPTS[index : index + 1], COMPLETIONS[index : index + 1])
+        alone = prm(batch_tokens=1).step_scores(PROMPTS[index : index + 1], COMPLETIONS[index : index + 1], [{}])
         assert steps == pytest.approx(alone[0], abs=1e-5)
     # A search scores prefixes: later steps must not change the scores of earlier ones.
-    (prefix,) = prm().chain_scores(PROMPTS[:1], [("3 + 4 = 7.", "7 + 2 = 9.")])
+    (prefix,) = prm().chain_scores(PROMPTS[:1], [("3 + 4 = 7.", "7 + 2 = 9.")], [{}])
     assert prefix == pytest.approx(together[0][:2], abs=1e-5)
 
 
@@ -92,7 +92,8 @@ def test_completions_without_steps_are_unscorable(prm):
 
 def test_long_prompts_are_truncated_and_long_steps_unscorable(prm):
     reward = prm()
-    kept, lost = reward.step_scores(["a " * 400 + PROMPTS[0], PROMPTS[0]], [COMPLETIONS[0], "7 + 2 = 9. " * 40])
+    prompts, completions = ["a " * 400 + PROMPTS[0], PROMPTS[0]], [COMPLETIONS[0], "7 + 2 = 9. " * 40]
+    kept, lost = reward.step_scores(prompts, completions, [{}, {}])
     assert len(kept) == 3
     assert lost == ()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig
 
+from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.rewards.reward_model import OutcomeRewardModel
 
@@ -70,7 +71,7 @@ def test_score_does_not_depend_on_the_batch(tmp_path: Path, architecture: str, p
 def test_score_equals_transformers_on_the_same_tokens(tmp_path: Path, side: str) -> None:
     reward = load(reward_model(tmp_path, architecture="llama"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side=side)
-    rows = reward.rows(PROMPTS, COMPLETIONS).ids
+    rows = reward.rows(PROMPTS, COMPLETIONS, ({},) * 4).ids
     # every row ends with the end token, which is also the last non-padding token that transformers scores
     assert all(int(ids[-1]) in reward.template.stop_ids for ids in rows)
     batch = tokenizer.pad({"input_ids": [ids.tolist() for ids in rows]}, return_tensors="pt")
@@ -81,7 +82,7 @@ def test_score_equals_transformers_on_the_same_tokens(tmp_path: Path, side: str)
 
 def test_long_text_loses_the_beginning_of_its_prompt(tmp_path: Path) -> None:
     reward = load(reward_model(tmp_path, architecture="gpt2"))
-    (short,), (long,) = reward.rows(["b " * 200], ["end"]).ids, reward.rows(["a " * 200 + "b " * 200], ["end"]).ids
+    short, long = reward.rows(["b " * 200, "a " * 200 + "b " * 200], ["end"] * 2, [{}] * 2).ids
     assert len(long) == 128
     assert torch.equal(short[-100:], long[-100:])
     assert reward(["a " * 400], ["end"], [{}]).total_B.isfinite().all()
@@ -98,7 +99,7 @@ def test_reward_model_is_frozen_and_logs_its_part(tmp_path: Path) -> None:
 def test_non_finite_score_is_an_error(tmp_path: Path) -> None:
     reward = load(reward_model(tmp_path, architecture="gpt2"))
     with torch.no_grad():
-        next(reward.model.parameters())[reward.rows(PROMPTS[:1], ("Hm",)).ids[0][-2]] = float("nan")
+        next(reward.model.parameters())[reward.rows(PROMPTS[:1], ("Hm",), [{}]).ids[0][-2]] = float("nan")
     with pytest.raises(ConfigError, match=r"reward.path=.* returns nan for row 7, .*overflow in reward.dtype=fp32$"):
         reward(PROMPTS[:2], ("Hm", "Hm"), ({"row": 7}, {"row": 8}))
 
@@ -108,3 +109,33 @@ def test_language_model_and_missing_path_are_refused(tmp_path: Path) -> None:
         load(NANO)
     with pytest.raises(ConfigError, match=r"reward.path=.*nowhere: there is no such directory"):
         load(tmp_path / "nowhere")
+
+
+SYSTEM, QUESTION = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who am I?"}
+TURNS = [{"role": "user", "content": "I am Mia."}, {"role": "assistant", "content": "Hello."}, QUESTION]
+TRANSCRIPT = "\n\nHuman: I am Mia.\n\nAssistant: Hello.\n\nHuman: Who am I?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"prompt": [SYSTEM, QUESTION], "chosen": "Mia.", "rejected": "You."},
+        {"prompt": [SYSTEM, *TURNS], "chosen": "Mia.", "rejected": "You."},
+        {"chosen": f"{TRANSCRIPT} Mia.", "rejected": f"{TRANSCRIPT} You."},
+        # a column of the whole conversation, as in UltraFeedback
+        {"prompt": "Who am I?", "chosen": "Mia.", "rejected": "You.", "messages": [*TURNS[2:], TURNS[1]]},
+    ],
+    ids=["system", "turns", "transcript", "messages"],
+)
+def test_scored_rows_equal_the_trained_rows(tmp_path: Path, pair: dict[str, Any]) -> None:
+    reward = load(reward_model(tmp_path, architecture="gpt2"))
+    data = {}
+    for kind in ("Preference", "Prompt"):
+        data[kind] = DataModule([pair, {"prompt": "Hi", "chosen": "a", "rejected": "b"}], eval_rows=0)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        settings = {"context": 128, "batch_size": 1, "updates": 1, "seed": 0, "completion_tokens": 8}
+        data[kind].prepare(kind=kind, tokenizer=tokenizer, **settings)
+    trained, sampled = (data[kind].train[0] for kind in data)
+    rows = reward.rows([sampled.text] * 2, ["Mia.", "You."], [sampled.columns] * 2).ids
+    for mine, theirs in zip(rows, (trained.chosen, trained.rejected), strict=True):
+        assert reward.template.decode_all(mine) == reward.template.decode_all(theirs.ids)

@@ -47,8 +47,10 @@ class Prompt(Record):
 
     @classmethod
     def with_reward_columns(cls, records: tuple[Self, ...]) -> tuple[Self, ...]:
-        """Add a column `messages` for rewards if a prompt has several turns and its text does not mark the roles."""
-        if all(len(without_tools(record.prompt)) == 1 or is_transcript(record.text) for record in records):
+        """Add a column `messages` for rewards if a prompt has several turns and its text does not mark the roles, or if
+        the data has a column of this name, which may include the answer."""
+        single = all(len(without_tools(record.prompt)) == 1 or is_transcript(record.text) for record in records)
+        if single and not any("messages" in record.columns for record in records):
             return records
         return tuple(
             replace(

@@ -18,6 +18,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.scaling.grader import Grader, NotApplicable, PromptTask
 from postrain.evaluation.scaling.search import Plan, Value, compare_with_best_of_n
 from postrain.evaluation.task import EvalModel, EvalResult
+from postrain.rewards.base import Columns
 from postrain.rewards.reward_model import AGGREGATES
 from postrain.types import Count
 
@@ -31,7 +32,9 @@ NO_SCORER = (
 class StepScorer(Protocol):
     """A process reward model, such as `postrain.rewards.reward_model.ProcessRewardModel`."""
 
-    def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
+    def step_scores(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns
+    ) -> list[tuple[float, ...]]:
         """The score in [0, 1] of each step of each completion; empty without steps."""
         ...
 
@@ -83,7 +86,8 @@ def step_value(scorer: StepScorer, prompts: Prompts, aggregate: Aggregate) -> Va
     combined = AGGREGATES[aggregate]
 
     def value(indices: Sequence[int], texts: Sequence[str]) -> list[float | None]:
-        scores = scorer.step_scores([prompts.texts[index] for index in indices], texts)
+        chosen = prompts.select(indices)
+        scores = scorer.step_scores(chosen.texts, texts, chosen.columns)
         return [combined(steps) if steps else None for steps in scores]
 
     return value

@@ -62,7 +62,7 @@ class TableReward:
     def __call__(self, prompts: Any, completions: Sequence[str], columns: Any) -> RewardBatch:
         return RewardBatch(none_to_nan([self.score(completion) for completion in completions]), {})
 
-    def step_scores(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[float, ...]]:
+    def step_scores(self, prompts: Any, completions: Sequence[str], columns: Any) -> list[tuple[float, ...]]:
         return [
             () if self.score(completion) is None else (self.score(completion) or 0.0,) for completion in completions
         ]
