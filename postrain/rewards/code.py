@@ -1,18 +1,22 @@
 """A verifiable reward for code: runs the program of a completion against the tests of its row. Off by default.
 
-The column `tests` is Python with asserts (MBPP's lists and HumanEval's check(...) too), or a list of inputs with their
-expected outputs. The sandbox (sandbox_process.py) stops mistakes, not malicious code. Leaves out other languages, and
-packages that are not installed on this machine.
+The column `tests` is Python with asserts (MBPP's lists, and HumanEval's `check`, which is called with the function that
+the column `entry_point` names), or inputs with their expected outputs. Lists and objects may be given as JSON or Python
+text. The sandbox (sandbox_process.py) stops mistakes, not malicious code. Leaves out other languages, and packages that
+are not installed on this machine.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from textwrap import dedent
 from typing import Annotated, Any, Literal
 
 import torch
@@ -25,8 +29,8 @@ from postrain.rewards.function import row_label
 from postrain.rewards.sandbox import Limits, execute
 from postrain.types import Count, RewardBatch, Workers
 
-BLOCK = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-UNNAMED_BLOCK = re.compile(r"```[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+BLOCK = re.compile(r"(```|~~~)[ \t]*(?:python[\d.]*|py)(?:[ \t:{][^\n]*)?\n(.*?)(?:\1|\Z)", re.DOTALL | re.IGNORECASE)
+UNNAMED_BLOCK = re.compile(r"(```|~~~)[ \t]*\n(.*?)(?:\1|\Z)", re.DOTALL)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
 INPUTS, OUTPUTS = ("stdin", "input"), ("stdout", "output")
 
@@ -121,9 +125,12 @@ class Code:
 
 def extract_program(completion: str) -> str:
     """The first Python code block after any thinking, else the first code block, else the whole text."""
-    answer = completion.rpartition("</think>")[2]
+    answer = completion.rpartition("</think>")[2].replace("\r\n", "\n")
     block = BLOCK.search(answer) or UNNAMED_BLOCK.search(answer)
-    return block[1] if block else answer
+    if block is None:
+        return answer
+    # A block in a list is indented. `dedent` also empties blank lines, so it is left to such blocks.
+    return dedent(block[2]) if block[2].lstrip("\n")[:1].isspace() else block[2]
 
 
 def lines(output: str) -> list[str]:
@@ -138,19 +145,33 @@ def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
             "reward: running code needs the column tests, and the data has "
             f"{available_columns(row)}; map one with data.columns.tests=NAME"
         )
-    match row["tests"]:
+    match _literal(row["tests"]):
         case None | "" | [] | ():
             return None
         case str() as source:
-            return Checks(tests=_split_tests(source, who))
+            return Checks(tests=_split_tests(source, who, row.get("entry_point")))
         case [*tests] if all(isinstance(test, str) for test in tests):
-            return Checks(tests=tuple(test for source in tests for test in _split_tests(source, who)))
+            return Checks(tests=_split_tests("\n".join(tests), who, row.get("entry_point")))
+        case {"inputs": [*given], "outputs": [*wanted]} as both if len(given) == len(wanted) and not both.get(
+            "fn_name"
+        ):
+            pairs = [{"input": one, "output": other} for one, other in zip(given, wanted, strict=True)]
+            return parse_tests({"tests": pairs}, who)
         case [*pairs] if all(isinstance(pair, Mapping) for pair in pairs):
             return Checks(pairs=tuple((_text(pair, INPUTS, who), _text(pair, OUTPUTS, who)) for pair in pairs))
     raise ConfigError(
-        f"reward: the tests of {who}: expected Python with asserts, a list of asserts, or a list of "
-        f"{{input: ..., output: ...}}, got {row['tests']!r:.60}"
+        f"reward: the tests of {who}: expected Python with asserts, a list of asserts, a list of "
+        f"{{input: ..., output: ...}}, or {{inputs: [...], outputs: [...]}}, got {row['tests']!r:.60}"
     )
+
+
+def _literal(tests: Any) -> Any:
+    """The list or object that a text holds as JSON or as Python literals; anything else unchanged."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            if isinstance(found := read(tests), list | dict):
+                return found
+    return tests
 
 
 def _text(pair: Mapping[str, Any], names: Sequence[str], who: str) -> str:
@@ -160,12 +181,17 @@ def _text(pair: Mapping[str, Any], names: Sequence[str], who: str) -> str:
     raise ConfigError(f"reward: the tests of {who}: expected text under {' or '.join(names)}, got {pair!r:.80}")
 
 
-def _split_tests(source: str, who: str) -> tuple[str, ...]:
-    """Splits Python into pieces that each end with one test (an assert, a call or a loop) after its definitions."""
+def _split_tests(source: str, who: str, entry_point: Any) -> tuple[str, ...]:
+    """Splits Python into pieces that each end with one test (an assert, a call or a loop) after its definitions.
+
+    A function `check` that nothing calls is called with the function that the row names as its entry point.
+    """
     try:
-        statements = ast.parse(source).body
+        statements = [_as_assert(statement) for statement in ast.parse(source).body]
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"reward: the tests of {who} are not Python ({error})") from None
+    if isinstance(entry_point, str) and all(map(_is_setup, statements)) and "def check(" in source:
+        statements += ast.parse(f"check({entry_point})").body
     pieces, piece = [], []
     for statement in statements:
         piece.append(statement)
@@ -177,6 +203,15 @@ def _split_tests(source: str, who: str) -> tuple[str, ...]:
     return tuple(pieces)
 
 
+def _as_assert(statement: ast.stmt) -> ast.stmt:
+    """A comparison alone, such as `f(1) == 2`, as an assert."""
+    match statement:
+        case ast.Expr(value=(ast.Compare() | ast.BoolOp()) as compared):
+            return ast.Assert(compared)
+    return statement
+
+
 def _is_setup(statement: ast.stmt) -> bool:
-    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return is_text or isinstance(statement, (ast.Import, ast.ImportFrom, *DEFINITIONS))
+    """Whether a statement is not a test. Of expressions, only a call is one."""
+    idle = isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Call)
+    return idle or isinstance(statement, (ast.Import, ast.ImportFrom, *DEFINITIONS))

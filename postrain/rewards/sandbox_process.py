@@ -8,6 +8,7 @@ Standard library only and no import of postrain: it starts in 30 ms.
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import os
@@ -90,6 +91,9 @@ def run(job: dict[str, Any]) -> None:
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
     limit(job["seconds"], job["memory_mb"])
+    # Otherwise set by `site`, which is not imported.
+    for name in ("exit", "quit"):
+        setattr(builtins, name, sys.exit)
     for module in (os, sys.modules["posix"]):
         for name in UNAUDITED:
             delattr(module, name)

@@ -8,7 +8,7 @@ import pytest
 
 from postrain.errors import ConfigError
 from postrain.rewards.base import nan_to_none
-from postrain.rewards.code import Code, extract_program, parse_tests
+from postrain.rewards.code import Checks, Code, extract_program, parse_tests
 
 SQUARE = "def f(x):\n    return x * x"
 ASSERTS = "from math import inf\nassert f(2) == 4\nassert f(3) == 9\nfor x in range(2):\n    assert f(x) == x"
@@ -81,6 +81,10 @@ def test_number_of_workers_changes_no_score() -> None:
         ("```\na = 1\n```", "a = 1\n"),
         ("<think>```python\na = 0\n```</think>```Python\na = 1\n```", "a = 1\n"),
         ("```python\na = 1\n", "a = 1\n"),  # truncated
+        ("1. Write\n   ```python\n   a = 1\n   ```", "a = 1\n"),
+        ("```Python\r\na = 1\r\n```", "a = 1\n"),
+        ("~~~python\na = 1\n~~~", "a = 1\n"),
+        ("```python3.11\na = 1\n```", "a = 1\n"),
         ("a = 1", "a = 1"),
         ("", ""),
     ],
@@ -95,12 +99,36 @@ def test_program_is_the_first_python_block(completion: str, program: str) -> Non
         ("import os\nx = 1\nassert x\n'words'\nassert os", ("import os\nx = 1\nassert x", '"""words"""\nassert os')),
         (["assert f(1)", "assert f(2)"], ("assert f(1)", "assert f(2)")),
         ("def check(g):\n    assert g(1)\ncheck(f)\ny = 2", ("def check(g):\n    assert g(1)\ncheck(f)",)),
+        ("def check(g):\n    assert g(1)", ("def check(g):\n    assert g(1)\ncheck(f)",)),
+        (["import math", "assert f(1)"], ("import math\nassert f(1)",)),
+        # as text: JSON and Python
+        ('["assert f(1)", "assert f(2)"]', ("assert f(1)", "assert f(2)")),
+        ("['assert f(1)']", ("assert f(1)",)),
+        # a comparison alone passes whatever it returns, and other expressions test nothing
+        ("f\n[1]\nf(1) == 2", ("f\n[1]\nassert f(1) == 2",)),
     ],
 )
 def test_tests_are_split_into_one_assert_each(tests: Any, pieces: tuple[str, ...]) -> None:
-    found = parse_tests({"tests": tests}, "row 1")
+    found = parse_tests({"tests": tests, "entry_point": "f"}, "row 1")
     assert found is not None
     assert found.tests == pieces
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        [{"input": "3", "output": "6"}, {"input": "4", "output": "8"}],
+        '[{"input": "3", "output": "6"}, {"input": "4", "output": "8"}]',
+        {"inputs": ["3", "4"], "outputs": ["6", "8"]},
+        '{"inputs": ["3", "4"], "outputs": ["6", "8"]}',
+    ],
+)
+def test_inputs_and_outputs_may_be_text_or_two_lists(tests: Any) -> None:
+    assert parse_tests({"tests": tests}, "row 1") == Checks(pairs=(("3", "6"), ("4", "8")))
+
+
+def test_exit_ends_a_program_without_an_error() -> None:
+    assert scores_of(PAIRS, "print(3)\nexit()\nprint(4)", "print(3)\nquit(1)") == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("tests", [None, "", []])
@@ -113,7 +141,10 @@ def test_row_without_tests_is_unscorable(tests: Any) -> None:
     [
         ({"tests": "assert f("}, "the tests of row 1 are not Python ('(' was never closed (<unknown>, line 1))"),
         ({"tests": "x = 1"}, "the tests of row 1 contain neither an assert nor a call: 'x = 1'"),
-        ({"tests": 3}, "the tests of row 1: expected Python with asserts, a list of asserts, or a list of {input: ..."),
+        ({"tests": "f\n[1]"}, "the tests of row 1 contain neither an assert nor a call"),
+        ({"tests": {"inputs": [], "outputs": [1]}}, "or {inputs: [...], outputs: [...]}, got {'inputs': []"),
+        ({"tests": {"inputs": [1], "outputs": [2], "fn_name": "f"}}, "or {inputs: [...], outputs: [...]}, got"),
+        ({"tests": 3}, "the tests of row 1: expected Python with asserts, a list of asserts, a list of {input: ..."),
         ({"tests": [{"in": "1"}]}, "the tests of row 1: expected text under stdin or input, got {'in': '1'}"),
         (
             {"answer": 1},
