@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import inf, sqrt
 from statistics import fmean
 
-from postrain.evaluation.estimate import Interval, spread
+from postrain.evaluation.estimate import Interval, spread, spread_is_known
 
 EFFECT = 3.0
 """Standard deviation of the mixture over effects, in standard deviations of a value. Intervals are narrowest where a
@@ -19,7 +19,7 @@ mean is about this far from 0: a large value decides large differences after few
 
 def anytime_interval(values: Sequence[float], error: float = 0.05, effect: float = EFFECT) -> Interval:
     """The mean of independent normal values with an interval that misses the true mean at any time with at most the
-    probability `error`; infinite for few values.
+    probability `error`; infinite for few values and for equal ones.
 
     Under mean m, the likelihood ratio of the t statistic t = √n · (x̄ - m) / s, mixed over true effects N(0, g) with
     g = effect², is a martingale of mean 1 (Wang and Ramdas 2023, arXiv:2310.03722; Rouder et al. 2009, the Bayes factor
@@ -33,7 +33,7 @@ def anytime_interval(values: Sequence[float], error: float = 0.05, effect: float
     n, mean = len(values), fmean(values)
     limit = 1 + n * effect**2
     k = (sqrt(limit) / error) ** (2 / n)
-    if n < 2 or k >= limit:
+    if k >= limit or not spread_is_known(values):
         return Interval(mean, -inf, inf)
     half = spread(values) * sqrt((n - 1) / n * (k - 1) / (1 - k / limit))
     return Interval(mean, mean - half, mean + half)

@@ -108,6 +108,17 @@ def mean_interval(values: Sequence[float], low: float = -inf, high: float = inf,
     return within(mean, student(degrees, level) * spread(values) / sqrt(len(values)), low, high)
 
 
+def gap_interval(gaps: Sequence[float], low: float = -inf, high: float = inf, *, level: float = 0.95) -> Interval:
+    """The mean of differences paired by seed, as in `mean_interval`; infinite also for equal ones, as of shares of few
+    items: the spread between seeds is then unknown."""
+    return mean_interval(gaps, low, high, level=level) if spread_is_known(gaps) else Interval(fmean(gaps), -inf, inf)
+
+
+def spread_is_known(values: Sequence[float]) -> bool:
+    """Whether there are two values that differ."""
+    return len(values) > 1 and spread(values) > 0
+
+
 def spread(values: Sequence[float]) -> float:
     """The standard deviation of at least two values; differences in the last digits are rounding, not spread."""
     return 0.0 if isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12) else stdev(values)

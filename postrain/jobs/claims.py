@@ -4,7 +4,7 @@
       - claim: RL raises the accuracy by at least 0.1
         holds: grpo/eval/accuracy/greedy > grpo.start/eval/accuracy/greedy + 0.1
         published: 0.3                                                  the gap in the paper, shown beside the run's
-        otherwise: the model is too small to sample a right answer    shown if the claim does not hold
+        otherwise: the model is too small to sample a right answer    shown if the claim is not here
 
 `STAGE/METRIC` is a number of a stage, `STAGE.start/METRIC` that before training. Sums, differences and multiples are
 allowed on both sides, `A > B > C` is an order, and `A = B within 0.02` is an equivalence.
@@ -30,7 +30,7 @@ from typing import Any, Literal
 from postrain.config.check import problems_of
 from postrain.config.schema import Section
 from postrain.errors import ConfigError
-from postrain.evaluation.estimate import Interval, mean_interval, student
+from postrain.evaluation.estimate import Interval, gap_interval, mean_interval, student
 from postrain.metrics import bounds
 
 Decision = Literal["reproduced", "not here", "undecided"]
@@ -62,13 +62,6 @@ class Comparison:
         """The value of the combination."""
         return self.constant + sum(weight * values[name] for name, weight in self.weights.items())
 
-    def interval(self, gaps: Sequence[float], level: float = 1 - ERROR) -> Interval:
-        """The interval of the gaps of at least two seeds; infinite for equal gaps, as of shares of few items, which
-        show no spread."""
-        found = mean_interval(gaps, level=level)
-        equal = found.low == found.high and self.tolerance is None
-        return Interval(found.value, -inf, inf) if equal else found
-
     def decide(self, gap: Interval) -> Decision:
         """The decision by an interval of the gap."""
         margin = self.tolerance
@@ -94,7 +87,7 @@ class Claim(Section):
     published: float | None = None
     """The gap in the paper."""
     otherwise: str = ""
-    """What explains a claim that does not hold."""
+    """What explains a claim that is "not here"."""
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -178,7 +171,7 @@ class Found:
     claim: Claim
     decision: Decision
     gaps: tuple[tuple[str, Interval], ...]
-    """Each comparison, and the mean of its gap with the 95 % interval."""
+    """Each comparison, and the mean of its gap with the 95 % interval, or that of the level which the reason names."""
     reason: str
 
     def record(self) -> dict[str, Any]:
@@ -196,8 +189,8 @@ def decide(claim: Claim, values: Values) -> Found:
         return Found(claim, "undecided", (), _unmeasured(claim, values) or "fewer than two seeds have measured it")
     parts = claim.comparisons
     gaps = [[part.gap(values[seed]) for seed in seeds] for part in parts]
-    intervals = [part.interval(each) for part, each in zip(parts, gaps, strict=True)]
-    corrected = [part.interval(each, 1 - ERROR / len(parts)) for part, each in zip(parts, gaps, strict=True)]
+    intervals = [gap_interval(each, level=1 - ERROR) for each in gaps]
+    corrected = [gap_interval(each, level=1 - ERROR / len(parts)) for each in gaps]
     found = [part.decide(gap) for part, gap in zip(parts, intervals, strict=True)]
     against = [part.decide(gap) == "not here" for part, gap in zip(parts, corrected, strict=True)]
     known = tuple((part.text, gap) for part, gap in zip(parts, intervals, strict=True))
@@ -209,12 +202,31 @@ def decide(claim: Claim, values: Values) -> Found:
         return Found(claim, "reproduced", known, "")
     if any(gap.high == inf for gap in intervals):
         return Found(claim, "undecided", known, EQUAL)
-    needed = [
-        seeds_needed(part.distance(gap.value), each)
-        for part, gap, each, one in zip(parts, intervals, gaps, found, strict=True)
-        if one != "reproduced"
-    ]
-    return Found(claim, "undecided", known, _seeds(None if None in needed else max(filter(None, needed))))
+    return _undecided(claim, gaps)
+
+
+def _undecided(claim: Claim, gaps: Sequence[Sequence[float]]) -> Found:
+    """A claim whose intervals allow both decisions, with the number of seeds that would decide gaps of this size.
+
+    Neighbours with a mean gap on the other side have the interval of level 1 − 0.05/k, and the first that excludes its
+    claim decides. Without one, all neighbours have to be reproduced.
+    """
+    level = 1 - ERROR / len(claim.comparisons)
+    known, missing, against = [], [0], {}
+    for part, each in zip(claim.comparisons, gaps, strict=True):
+        gap = gap_interval(each, level=1 - ERROR)
+        distance = part.distance(gap.value)
+        if part.decide(Interval(gap.value, gap.value, gap.value)) == "not here":
+            gap = gap_interval(each, level=level)
+            against[part.text] = seeds_needed(distance, each, level)
+        elif part.decide(gap) != "reproduced":
+            missing.append(seeds_needed(distance, each))
+        known.append((part.text, gap))
+    named = f" of level {100 * level:.3g} % of {' and of '.join(against)}" if against and len(known) > 1 else ""
+    needed = min(against.values(), default=max(missing))
+    most = f"more than {MOST_SEEDS} seeds" if needed > MOST_SEEDS else f"about {needed} seeds"
+    reason = f"the interval{named} allows both; {most} would decide a gap of this size"
+    return Found(claim, "undecided", tuple(known), reason)
 
 
 def _unmeasured(claim: Claim, values: Values) -> str:
@@ -241,17 +253,12 @@ def _missing(claim: Claim, values: Values) -> str:
     return "; ".join(lines)
 
 
-def _seeds(needed: int | None) -> str:
-    most = f"more than {MOST_SEEDS} seeds" if needed is None else f"about {needed} seeds"
-    return f"the interval allows both; {most} would decide a gap of this size"
-
-
-def seeds_needed(distance: float, gaps: Sequence[float]) -> int | None:
-    """The least number of seeds with which an interval of this spread is shorter than `distance`; None if it is above
-    MOST_SEEDS."""
+def seeds_needed(distance: float, gaps: Sequence[float], level: float = 1 - ERROR) -> int:
+    """The least number of seeds with which an interval of this spread is shorter than `distance`; MOST_SEEDS + 1 if it
+    is larger."""
     spread = stdev(gaps)
     numbers = range(len(gaps), MOST_SEEDS + 1)
-    return next((n for n in numbers if student(n - 1) * spread / sqrt(n) < distance), None)
+    return next((n for n in numbers if student(n - 1, level) * spread / sqrt(n) < distance), MOST_SEEDS + 1)
 
 
 def _ends(gap: Interval) -> dict[str, float]:

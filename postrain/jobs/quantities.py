@@ -141,12 +141,12 @@ def _measured(job: Job, root: Path) -> Mapping[str, float]:
 
 
 def setup(jobs: Sequence[Job]) -> str:
-    """What ran here, as in `nano; 20 updates of grpo, 40 of sft`."""
-    trained = [job for job in jobs if job.kind == "train"]
+    """What ran here, as in `nano; GRPO for 20 updates, SFT for 40 updates`."""
     models = dict.fromkeys(str(job.config["model"]["name"] or "") for job in jobs if "model" in job.config)
     updates: dict[tuple[str, int], None] = {}
-    for job in trained:
-        kind = str(job.config["method"]["_target_"]).rpartition(".")[2]
-        updates[kind, job.config["method"]["updates"]] = None
-    parts = [", ".join(filter(None, models)), ", ".join(f"{kind} for {count} updates" for kind, count in updates)]
-    return "; ".join(filter(None, parts))
+    for job in jobs:
+        if job.kind == "train":
+            kind = str(job.config["method"]["_target_"]).rpartition(".")[2]
+            updates[kind, job.config["method"]["updates"]] = None
+    trained = [f"{kind} for {count} update{'s' * (count != 1)}" for kind, count in updates]
+    return "; ".join(filter(None, [", ".join(filter(None, models)), ", ".join(trained)]))

@@ -75,10 +75,7 @@ def paired_interval(one: Cell, other: Cell, metric: str, rule: Sequential, pairs
     differences = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     if not differences:
         return Interval(float("nan"), -inf, inf)
-    found = anytime_interval(differences, rule.error / pairs)
-    # Equal differences of all seeds, as of shares of few items, show no spread and decide no order.
-    unknown = found.low == found.high and not rule.equal(found)
-    return Interval(found.value, -inf, inf) if unknown else found
+    return anytime_interval(differences, rule.error / pairs)
 
 
 def rule_of(node: Mapping[str, Any]) -> Sequential | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from postrain.config import renamed
 from postrain.errors import ConfigError
 from postrain.jsonl import number, read_json
 from postrain.metrics import Direction, comparison_metric, direction_of
-from postrain.report.sequential import Sequential, rule_of
+from postrain.report.sequential import Sequential, decide, rule_of
 from postrain.report.sweep_cells import Cell, JobResult, cells_of, untrained
 from postrain.report.values import LARGEST, finite, mapping, read_records, read_yaml
 from postrain.runs.status import Status
@@ -66,10 +67,21 @@ class SweepResult:
 
     @property
     def ranked(self) -> tuple[Cell, ...]:
-        """The settings with the deciding metric, the best mean first."""
-        with_metric = [cell for cell in self.cells if self.metric is not None and self.metric in cell.values]
-        sign = -1 if self.direction == "max" else 1
-        return tuple(sorted(with_metric, key=lambda cell: sign * cell.values[str(self.metric)].value))
+        """The settings with the deciding metric, the best mean first; those that were beaten and got no further seeds
+        follow the others."""
+        metric, sign = self.metric, -1 if self.direction == "max" else 1
+        if metric is None:
+            return ()
+        with_metric = [cell for cell in self.cells if metric in cell.values]
+        key = {cell.label: (cell.label in self.beaten, sign * cell.values[metric].value) for cell in with_metric}
+        return tuple(sorted(with_metric, key=lambda cell: key[cell.label]))
+
+    @cached_property
+    def beaten(self) -> Mapping[str, str]:
+        """By label of a beaten setting of a sequential sweep, the setting that is certainly better."""
+        if self.metric is None or self.sequential is None:
+            return {}
+        return decide(self.cells, self.metric, self.direction, self.sequential).beaten
 
     @property
     def best(self) -> Cell | None:

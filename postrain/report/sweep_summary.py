@@ -5,7 +5,7 @@ The sentences compare the best setting with the next one and with the untrained 
 metric of the question, and name the settings that collapsed. Differences are paired by seed: equal seeds share data
 order and samples, so the interval of the differences is narrower than that of two separate means. A difference is
 decided when its 95 % interval (Student's t; anytime-valid if seeds were added until it was) excludes 0; with fewer than
-two shared seeds it never is.
+two shared seeds, or with the same difference in all of them, it never is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from statistics import fmean
 
 from rich.table import Table
 
-from postrain.evaluation.estimate import Interval, mean_interval
+from postrain.evaluation.estimate import Interval, gap_interval, mean_interval
 from postrain.formatting import console_table, duration, figure, markdown_table, short
 from postrain.jsonl import number
 from postrain.metrics import bounds
@@ -115,13 +115,14 @@ def sentences(study: SweepResult) -> list[str]:
 def paired(one: Mapping[int | None, float], other: Mapping[int | None, float], metric: str) -> tuple[Interval, int]:
     """The mean difference over shared seeds with its 95 % interval, and the number of shared seeds.
 
-    The difference of two shares is between -1 and 1. Without a shared seed the value is nan.
+    The difference of two shares is between -1 and 1. Without a shared seed the value is nan; with one, and with equal
+    differences, the interval is infinite.
     """
     gaps = [one[seed] - other[seed] for seed in one if seed in other]
     if not gaps:
         return Interval(float("nan"), -inf, inf), 0
     low, high = bounds(metric)
-    return mean_interval(gaps, low - high, high - low) if high < inf else mean_interval(gaps), len(gaps)
+    return gap_interval(gaps, low - high, high - low) if high < inf else gap_interval(gaps), len(gaps)
 
 
 def with_interval(value: Interval) -> str:
@@ -142,7 +143,10 @@ def _compared(study: SweepResult) -> Iterable[str]:
         yield f"{_has(ranked[0], metric)}; no other setting has finished, so there is nothing to compare."
     elif ranked:
         best, following = ranked[:2]
+        most = max if study.direction == "max" else min
         name = f"the {'highest' if study.direction == 'max' else 'lowest'} {short(metric)}"
+        if best.values[metric].value != most(cell.values[metric].value for cell in ranked):
+            name += " of the settings that are not beaten"
         means = [f"{with_interval(cell.values[metric])} (n={cell.n})" for cell in (best, following)]
         yield f"{best.label} has {name}, {means[0]}; next is {following.label} with {means[1]}."
         yield f"{_difference(study, best, following, metric, study.direction)}"
@@ -159,20 +163,31 @@ def _has(cell: Cell, metric: str) -> str:
 def _difference(study: SweepResult, one: Cell, other: Cell, metric: str, direction: str | None = None) -> str:
     """The paired difference and its decision: better where a direction is given, else more or less."""
     gap, n = paired(values_of(one, metric), values_of(other, metric), metric)
-    if study.sequential and n:
-        gap = paired_interval(one, other, metric, study.sequential, comb(len(study.cells), 2))
     if n == 0:
         return f"{one.label} and {other.label} have no finished seed in common: undecided."
+    no_spread = gap.high == inf
+    if study.sequential:
+        gap = paired_interval(one, other, metric, study.sequential, comb(len(study.cells), 2))
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
     found = f"Paired difference over {seeds}: {with_interval(gap)}"
     if study.sequential and metric == study.metric and study.sequential.equal(gap):
         return f"{found}: equal within {study.sequential.equal_within:g}."
-    if n == 1:
-        return f"{found}. One seed cannot separate it from chance: undecided."
+    if no_spread:
+        return f"{found}. {_no_spread(n)}"
     if gap.low <= 0 <= gap.high:
         return f"{found}: undecided, it may be chance."
-    word = "is better" if direction else f"has {'more' if gap.value > 0 else 'less'}"
-    return f"{found}: {one.label} {word}."
+    if direction is None:
+        return f"{found}: {one.label} has {'more' if gap.value > 0 else 'less'}."
+    if (gap.value > 0) == (direction == "max"):
+        return f"{found}: {one.label} is better."
+    return f"{found}: {other.label} is better over them; {one.label} is first only by the mean of all its seeds."
+
+
+def _no_spread(n: int) -> str:
+    """Why a difference without an interval is undecided."""
+    if n == 1:
+        return "One seed cannot separate it from chance: undecided."
+    return "It is the same in all seeds, so the spread between seeds is unknown: undecided."
 
 
 def _decided(study: SweepResult) -> Iterable[str]:
@@ -221,10 +236,12 @@ def _against_untrained(study: SweepResult) -> Iterable[str]:
     gains = gap.value > 0 if study.direction == "max" else gap.value < 0
     around = with_interval(mean_interval(list(start.values()), *bounds(metric)))
     found = f"Untrained: {short(metric)} {around}; {best.label} changes it by {with_interval(gap)}"
-    if not gains:
-        yield f"{found}: no setting is better than the untrained model."
-    elif n > 1 and gap.low <= 0 <= gap.high:
+    if gap.high == inf:
+        yield f"{found}. {_no_spread(n)}"
+    elif gap.low <= 0 <= gap.high:
         yield f"{found}: undecided, it may be chance."
+    elif not gains:
+        yield f"{found}: no setting is better than the untrained model."
     else:
         yield f"{found}."
 

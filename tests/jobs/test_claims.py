@@ -116,13 +116,15 @@ def test_equivalence_needs_the_interval_inside_the_tolerance():
     assert within.decide(Interval(0.2, 0.11, 0.3)) == "not here"
 
 
-def test_equal_gaps_decide_no_inequality():
+def test_equal_gaps_decide_nothing():
     # One item of 32 more in each seed.
     values = seeds(a=[0.96875, 0.96875, 0.9375], b=[1.0, 1.0, 0.96875])
     found = decide(claim("b/x > a/x"), values)
     assert found.decision == "undecided"
     assert found.reason == "the gap is the same in all seeds, so the spread between seeds is unknown"
-    assert decide(claim("a/x = b/x within 0.05"), values).decision == "reproduced"
+    # Two shares of 0 in all seeds are no equivalence either.
+    assert decide(claim("a/x = b/x within 0.05"), values).reason == found.reason
+    assert decide(claim("a/x = b/x within 0.05"), seeds(a=[0.0, 0.0], b=[0.0, 0.0])).decision == "undecided"
 
 
 def test_order_needs_all_neighbours_and_corrects_for_their_number():
@@ -131,7 +133,13 @@ def test_order_needs_all_neighbours_and_corrects_for_their_number():
     assert decide(claim("a/x > b/x > c/x"), values).decision == "reproduced"
     # a − b is 0.4, 0.3, 0.2 with half width 0.248: an interval of level 0.975 is ± 6.2053 · 0.1 / √3 = 0.358.
     assert decide(claim("b/x > a/x"), values).decision == "not here"
-    assert decide(claim("b/x > a/x > c/x"), values).decision == "undecided"
+    order = decide(claim("b/x > a/x > c/x"), values)
+    assert order.decision == "undecided"
+    # The interval that left it undecided is shown. With four seeds it is ± 4.1765 · 0.1 / 2 = 0.209 < 0.3.
+    assert (order.gaps[0][1].value, order.gaps[0][1].high) == pytest.approx((-0.3, 0.058), abs=1e-3)
+    assert order.reason == (
+        "the interval of level 97.5 % of b/x > a/x allows both; about 4 seeds would decide a gap of this size"
+    )
 
 
 def test_unmeasured_quantity_is_undecided_and_named():
@@ -240,6 +248,9 @@ def test_reference_is_checked():
     (line,) = problems(title="x", arxiv=2504.13837)
     assert line.startswith("pipeline.reference.arxiv: expected text, got 2504.13837")
     assert setup(stages()) == "nano; GRPO for 20 updates"
+    (one, *_) = stages()
+    one.config["method"]["updates"] = 1
+    assert setup([one]) == "nano; GRPO for 1 update"
 
 
 def test_damaged_claims_are_read_as_far_as_possible():

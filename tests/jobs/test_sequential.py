@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from math import inf, sqrt
@@ -15,6 +16,7 @@ from postrain.report.sweep_cells import Cell, JobResult
 from postrain.report.sweep_results import read_sweep
 from postrain.report.sweep_summary import sentences
 from tests.jobs.sweeps import Program, sweep
+from tests.report.sweeps import make_sweep
 
 METRIC = "eval/reward/total"
 SEEDS = 12
@@ -37,6 +39,13 @@ class Noisy(Program):
 
     def reward(self, kl_coef: float, seed: int) -> float:
         return 1 - kl_coef * (1 + 0.01 * seed)
+
+
+class Alternating(Program):
+    """The reward of each setting changes its sign with every seed, so two settings are equal within a small margin."""
+
+    def reward(self, kl_coef: float, seed: int) -> float:
+        return kl_coef * (-1) ** seed
 
 
 def test_anytime_interval_of_worked_numbers() -> None:
@@ -83,7 +92,7 @@ def test_decisions_name_the_better_setting_by_the_direction_of_the_metric() -> N
     one, other, equal = (
         cell("a", [1.0, 1.1, 1.2, 1.3]),
         cell("b", [0.0, 0.11, 0.19, 0.3]),
-        cell("c", [1.0, 1.1, 1.2, 1.3]),
+        cell("c", [1.0001, 1.0999, 1.2001, 1.2999]),
     )
     assert decide([one, other], METRIC, "max", RULE).beaten == {"b": "a"}
     assert decide([one, other], METRIC, "min", RULE).beaten == {"a": "b"}
@@ -95,6 +104,7 @@ def test_equal_differences_of_all_seeds_decide_nothing() -> None:
     # One of 32 items in each seed, for example: the spread between seeds is unknown.
     one, other = cell("a", [0.53125, 0.5, 0.5625]), cell("b", [0.5, 0.46875, 0.53125])
     assert decide([one, other], METRIC, "max", RULE).undecided == (("a", "b"),)
+    assert decide([one, other], METRIC, "max", Sequential(max_seeds=SEEDS, equal_within=0.1)).undecided == (("a", "b"),)
 
 
 def test_values_that_are_not_finite_are_left_out_of_the_differences() -> None:
@@ -103,9 +113,16 @@ def test_values_that_are_not_finite_are_left_out_of_the_differences() -> None:
 
 
 def test_setting_that_always_fails_adds_no_seeds_to_decided_ones(tmp_path) -> None:
-    program = Program()
-    program.broken = {f"batch_size=2 seed={seed}" for seed in range(3)}
-    words = ["-m", "method=ppo", "method.batch_size=2,4,8", "seed=0,1,2", f"paths.sweeps={tmp_path}", "report=false"]
+    program = Alternating()
+    program.broken = {f"kl_coef=0.5 seed={seed}" for seed in range(3)}
+    words = [
+        "-m",
+        "method=ppo",
+        "method.kl_coef=0.5,0.001,0.002",
+        "seed=0,1,2",
+        f"paths.sweeps={tmp_path}",
+        "report=false",
+    ]
     sweep(program, *words, "sweep.sequential={max_seeds:9,equal_within:0.01}")
     # Intervals at a third of the error are finite from four seeds on.
     assert {name.partition(" ")[2] for name in program.ran} == {f"seed={seed}" for seed in range(4)}
@@ -146,12 +163,31 @@ def test_seeds_are_added_until_the_budget_ends_and_a_resumed_sweep_continues(tmp
 
 
 def test_equal_settings_end_a_sweep(tmp_path) -> None:
-    program = Program()
-    words = ["-m", "method=ppo", "method.batch_size=4,8", "seed=0,1,2", f"paths.sweeps={tmp_path}", "report=false"]
-    assert sweep(program, *words, "sweep.sequential={max_seeds:9,equal_within:0.01}") == 0
+    program = Alternating()
+    words = ["-m", "method=ppo", "method.kl_coef=0.001,0.002", "seed=0,1,2", f"paths.sweeps={tmp_path}", "report=false"]
+    assert sweep(program, *words, "sweep.sequential={max_seeds:9,equal_within:0.02}") == 0
     assert len(program.ran) == 6
     (folder,) = tmp_path.glob("multirun/*")
-    assert "Paired difference over 3 shared seeds: 0: equal within 0.01." in sentences(read_sweep(folder))
+    # Gaps -0.001, 0.001, -0.001: mean -0.00033, half width 0.0097 as in the formula of anytime_interval.
+    assert any(line.endswith("]: equal within 0.02.") for line in sentences(read_sweep(folder)))
+
+
+def test_beaten_setting_with_the_better_mean_of_fewer_seeds_is_not_the_best(tmp_path) -> None:
+    # Setting 0 ends after four seeds, 0.1 behind setting 1 in each. Seeds 4 to 6 lower the mean of setting 1 to 0.71.
+    behind, ahead = (0.80, 0.82, 0.81, 0.80), (0.900, 0.922, 0.911, 0.900, 0.5, 0.45, 0.4)
+    path = make_sweep(
+        tmp_path / "kl",
+        seeds=range(7),
+        measured=lambda cell, seed: ((behind, ahead)[cell][min(seed, 3 if cell == 0 else 6)], 0.5),
+        sequential={"max_seeds": 12},
+    )
+    jobs = json.loads((path / "jobs.json").read_text())
+    (path / "jobs.json").write_text(json.dumps([job for job in jobs if job["number"] not in (4, 5, 6)]))
+    study = read_sweep(path)
+    assert [(cell.label, cell.n) for cell in study.ranked] == [("kl_coef=0.5", 7), ("kl_coef=0.0", 4)]
+    first, second, *_ = sentences(study)
+    assert first.startswith("kl_coef=0.5 has the highest gold of the settings that are not beaten, 0.71 [")
+    assert second.endswith("]: kl_coef=0.5 is better.")
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,10 @@ def test_difference_is_paired_by_seed() -> None:
 @pytest.mark.parametrize(
     ("seeds", "gap", "decision"),
     [
-        # The seed shifts both settings equally, so each paired difference is the gap.
-        ((0, 1), 0.3, "Paired difference over 2 shared seeds: 0.30: kl_coef=0.5 is better."),
-        ((0, 1), 0.0, "Paired difference over 2 shared seeds: 0: undecided, it may be chance."),
+        # The paired differences of even seeds are the gap, those of odd ones 0.01 more: mean 0.305, standard error
+        # 0.005, 12.7062 of them on either side, kept within [-1, 1].
+        ((0, 1), 0.3, "Paired difference over 2 shared seeds: 0.31 [0.24, 0.37]: kl_coef=0.5 is better."),
+        ((0, 1), 0.0, "Paired difference over 2 shared seeds: 0.005 [-0.058, 0.068]: undecided, it may be chance."),
         (
             (0,),
             0.3,
@@ -40,7 +41,7 @@ def test_best_setting_is_compared_with_the_next(
     tmp_path: Path, seeds: tuple[int, ...], gap: float, decision: str
 ) -> None:
     def measured(cell: int, seed: int) -> tuple[float, float]:
-        return ((0.1, 0.3 + gap, 0.3)[cell] + 0.2 * seed, 0.5)
+        return ((0.1, 0.3 + gap + 0.01 * (seed % 2), 0.3)[cell] + 0.2 * seed, 0.5)
 
     path = make_sweep(tmp_path / "kl", values=(0.0, 0.5, 1.0), seeds=seeds, measured=measured)
     lines = sentences(read_sweep(path))
@@ -51,11 +52,36 @@ def test_best_setting_is_compared_with_the_next(
 
 def test_sentences_compare_every_metric_of_the_question(tmp_path: Path) -> None:
     path = make_sweep(
-        tmp_path / "kl", values=(0.0, 0.5, 1.0), measured=lambda cell, seed: (0.9 - 0.1 * cell, (3.0, 2.0, 1.0)[cell])
+        tmp_path / "kl",
+        values=(0.0, 0.5, 1.0),
+        measured=lambda cell, seed: (0.9 - 0.1 * cell, (3.0 + 0.01 * seed, 2.0, 1.0)[cell]),
     )
     lines = sentences(read_sweep(path))
-    assert "Eval kl: 3.00 against 2.00. Paired difference over 2 shared seeds: 1.00: kl_coef=0.0 has more." in lines
-    assert "From kl_coef=0.0 to kl_coef=1.0: gold -0.20, eval kl -2.00." in lines
+    gap = "Paired difference over 2 shared seeds: 1.00 [0.94, 1.07]"
+    assert f"Eval kl: 3.00 [2.94, 3.07] against 2.00. {gap}: kl_coef=0.0 has more." in lines
+    assert "From kl_coef=0.0 to kl_coef=1.0: gold -0.20, eval kl -2.00 [-2.07, -1.94]." in lines
+
+
+def test_equal_differences_of_all_seeds_are_undecided(tmp_path: Path) -> None:
+    # One item of 32 more in both seeds, and 0.1 more than the untrained model.
+    path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.2 - 0.03125 * cell, 0.5))
+    unknown = "It is the same in all seeds, so the spread between seeds is unknown: undecided."
+    lines = sentences(read_sweep(path))
+    assert lines[1] == f"Paired difference over 2 shared seeds: 0.031. {unknown}"
+    assert lines[-1] == f"Untrained: gold 0.10; kl_coef=0.0 changes it by 0.10. {unknown}"
+
+
+def test_better_setting_is_that_of_the_paired_difference(tmp_path: Path) -> None:
+    # Seed 3 of the second setting failed. Means 0.62 and 0.61; over seeds 0 to 2 the gaps are -0.1, -0.095, -0.1.
+    values = ((0.5, 0.515, 0.52, 0.95), (0.6, 0.61, 0.62, 0.0))
+    path = make_sweep(tmp_path / "kl", seeds=range(4), measured=lambda cell, seed: (values[cell][seed], 0.5))
+    (path / "jobs/07-abcd/status.json").write_text(json.dumps({"status": "failed"}))
+    study = read_sweep(path)
+    assert [cell.label for cell in study.ranked] == ["kl_coef=0.0", "kl_coef=0.5"]
+    assert sentences(study)[1] == (
+        "Paired difference over 3 shared seeds: -0.098 [-0.11, -0.091]: kl_coef=0.5 is better over them; kl_coef=0.0 "
+        "is first only by the mean of all its seeds."
+    )
 
 
 def test_sweep_of_a_kl_penalty_without_a_file_reports_the_kl(tmp_path: Path) -> None:
@@ -67,7 +93,7 @@ def test_sweep_of_a_kl_penalty_without_a_file_reports_the_kl(tmp_path: Path) -> 
 
 def test_untrained_model_has_a_row_and_a_comparison(tmp_path: Path) -> None:
     # make_sweep starts every job at gold 0.1 and KL 0.
-    path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.05 - 0.01 * cell, 1.0))
+    path = make_sweep(tmp_path / "kl", measured=lambda cell, seed: (0.05 - 0.01 * cell + 0.001 * seed, 1.0))
     study = read_sweep(path)
     (before,) = study.untrained
     assert (before.label, before.n, before.values[GOLD].value, before.values[KL].value) == ("untrained", 2, 0.1, 0)
@@ -76,8 +102,17 @@ def test_untrained_model_has_a_row_and_a_comparison(tmp_path: Path) -> None:
     assert len(columns) == len(lines[0][1])
     assert "| untrained | 0.10 | 0 | 2 |  |" in markdown(study)
     assert sentences(study)[-1] == (
-        "Untrained: gold 0.10; kl_coef=0.0 changes it by -0.050: no setting is better than the untrained model."
+        "Untrained: gold 0.10; kl_coef=0.0 changes it by -0.050 [-0.056, -0.043]: no setting is better than the "
+        "untrained model."
     )
+
+
+def test_change_of_the_untrained_model_around_0_is_undecided(tmp_path: Path) -> None:
+    # Changes of 0.2, -0.08, -0.14: mean -0.007, standard error 0.105, 4.30265 of them, within [-1, 1].
+    path = make_sweep(
+        tmp_path / "kl", seeds=range(3), measured=lambda cell, seed: ((0.3, 0.02, -0.04)[seed] - 0.1 * cell, 1.0)
+    )
+    assert sentences(read_sweep(path))[-1].endswith("[-0.43, 0.42]: undecided, it may be chance.")
 
 
 def test_settings_of_different_models_have_separate_untrained_rows(tmp_path: Path) -> None:
