@@ -111,14 +111,19 @@ declare("clip_fraction", "share of tokens whose gradient the clip changes", boun
 declare("ratio/*", "importance ratio of a token, π/π_old", bounds=POSITIVE, title="Ratio")
 declare(
     "group/frac_reward_zero_std",
-    "share of zero-variance groups, which carry no gradient",
+    "share of zero-variance groups, without a gradient if advantages are relative to the group",
     direction="min",
     bounds=SHARE,
     title="Zero-variance groups",
 )
 declare("group/reward_std", "standard deviation of the reward in a group, mean", bounds=POSITIVE)
 declare("group/prompts_sampled", "prompts sampled for one batch", bounds=POSITIVE)
-declare("group/with_gradient", "groups of a batch whose completions differ in reward", direction="max", bounds=POSITIVE)
+declare(
+    "group/with_gradient",
+    "groups of a batch with a gradient: whose rewards differ, if advantages are relative to the group",
+    direction="max",
+    bounds=POSITIVE,
+)
 
 declare("pass_rate/*", "share of the prompts seen with a pass rate in this interval [%]", bounds=SHARE)
 declare("pass_rate/mean", "mean pass rate of the prompts seen", direction="max", bounds=SHARE)

@@ -180,7 +180,9 @@ class GroupRelative(CurriculumPrompts):
         weighted_BT = advantages_BT if importance_weights_BT is None else advantages_BT * importance_weights_BT
         has_gradient_B = (weighted_BT != 0).any(1) | self.kl_in_this_loss() | (self.entropy_weight > 0)
         self.accumulate(rollouts.metrics())
-        self.log_groups(reward_PG, logps_BT, advantages_BT, mask_BT)
+        self.log_groups(rollouts.reward_B.view_as(reward_PG), reward_PG, logps_BT, mask_BT)
+        tokens = (mask_BT & counted_B[:, None]).sum()
+        self.accumulate({"advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), tokens)})
         in_loss_B = (weight_B != 0) & has_gradient_B
         tensors = (logps_BT, ref_logps_BT, advantages_BT, weight_B, in_loss_B)
         found = GroupExperience(rows, *tensors, importance_weights_BT)
@@ -215,15 +217,14 @@ class GroupRelative(CurriculumPrompts):
         self.accumulate(kl_metrics(found))
         return found.ref_logps_BT
 
-    def log_groups(self, reward_PG: Tensor, logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> None:
-        """Logs zero-variance groups, reward spread, advantages and entropy."""
-        tokens, groups = mask_BT.sum(), len(reward_PG)
+    def log_groups(self, reward_PG: Tensor, shaped_PG: Tensor, logps_BT: Tensor, mask_BT: Tensor) -> None:
+        """Logs the spread of rewards, the groups without variance after penalties, and the entropy."""
+        groups = len(reward_PG)
         self.accumulate(
             {
-                "group/frac_reward_zero_std": Mean((~has_variance(reward_PG)).sum(), groups),
+                "group/frac_reward_zero_std": Mean((~has_variance(shaped_PG)).sum(), groups),
                 "group/reward_std": Mean(group_std(reward_PG).sum(), groups),
-                "advantage/mean_abs": Mean((advantages_BT.abs() * mask_BT).sum(), tokens),
-                "entropy": Mean(-logps_BT.sum(), tokens),
+                "entropy": Mean(-logps_BT.sum(), mask_BT.sum()),
             }
         )
 

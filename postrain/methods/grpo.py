@@ -200,8 +200,12 @@ class GRPO(GroupRelative):
             )
         kl, overlong = self.kl_coef * (self.kl_in == "reward"), self.overlong_buffer * self.overlong_penalty
         penalties = {"missing_eos_penalty": self.missing_eos_penalty, "overlong_buffer": overlong, "kl_coef": kl}
-        if self.advantage == "maxrl" and (key := next(filter(penalties.get, penalties), None)):
-            raise ConfigError(f"method.{key}: makes rewards negative, by whose mean maxrl divides; set method.{key}=0")
+        reason = {
+            "maxrl": "makes rewards negative, by whose mean maxrl divides",
+            "w_reinforce": "has no effect on w_reinforce unless it moves a reward across the threshold",
+        }.get(self.advantage)
+        if reason and (key := next(filter(penalties.get, penalties), None)):
+            raise ConfigError(f"method.{key}: {reason}; set method.{key}=0")
         own = self.multi_objective_aggregation == "normalize_then_sum"
         if own and self.advantage != "group":
             raise ConfigError(
@@ -271,8 +275,8 @@ class GRPO(GroupRelative):
                 self.policy, prompts.select(local), seeds, engine=greedy(self.components.engine)
             )
             greedy_P[local] = self.shaped_rewards(rollouts)
-        known_P = ~greedy_P.isnan()
-        self.accumulate({"reward/greedy": Mean(greedy_P[known_P].sum(), known_P.sum())})
+            known_B = ~rollouts.reward_B.isnan()
+            self.accumulate({"reward/greedy": Mean(rollouts.reward_B[known_B].sum(), known_B.sum())})
         return greedy_P
 
     def surrogate(self, logps_BT: Tensor, batch: GroupExperience, mask_BT: Tensor) -> PolicyTerms:

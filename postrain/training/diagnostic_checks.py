@@ -60,6 +60,8 @@ def first_and_last(history: History, name: str) -> tuple[float, float] | None:
 
 def loss_is_not_the_objective(history: History) -> str | None:
     now = history[-1]
+    if "reward/greedy" in now:  # Advantages over a greedy completion have another mean.
+        return None
     if not ("policy_loss" in now and now.get("grad_norm", 0.0) > 0 and abs(now["policy_loss"]) < 0.05):
         return None
     return f"The policy loss is {now['policy_loss']:.1e}, the gradient norm {now['grad_norm']:.2g}."
@@ -219,6 +221,10 @@ def samples_become_unlikely(history: History) -> str | None:
 def zero_variance_groups(history: History) -> str | None:
     shares = last(history, "group/frac_reward_zero_std", WINDOW)
     if shares is None or fmean(shares) < 0.8:
+        return None
+    now = history[-1]
+    differ = (1 - shares[-1]) * now.get("group/prompts_sampled", math.inf)
+    if now.get("group/with_gradient", 0.0) > differ + 0.5:  # Advantages that are not relative to the group.
         return None
     rewards = [value for value in (record.get("reward/total") for record in history[-WINDOW:]) if value is not None]
     return (

@@ -62,7 +62,8 @@ RULES = (
         symptom="policy_loss is within ±0.05 while grad_norm is above 0.",
         cause=(
             "This is not an error. While the policy is close to the one that sampled, the ratio is near 1 and the "
-            "loss is near the mean advantage, which normalization makes 0. The gradient is not 0."
+            "loss is near minus the mean advantage, which the mean of a group or of the batch makes 0. The gradient is "
+            "not 0."
         ),
         remedy="Watch the reward and the KL instead of the loss.",
         check=loss_is_not_the_objective,

@@ -103,6 +103,17 @@ def test_remax_compares_with_a_greedy_completion_of_each_prompt(monkeypatch):
     assert method.accumulated["reward/greedy"].value() == 2
 
 
+def test_greedy_reward_is_logged_without_penalties(monkeypatch):
+    monkeypatch.setattr("postrain.methods.grpo.greedy", lambda engine: engine)
+    method = scripted_method(
+        "grpo", [[1, 0], [3, 4]], {"1": 1.0, "3": 3.0}, group_size=1, batch_size=1, advantage="remax",
+        missing_eos_penalty=0.5,
+    )  # fmt: skip
+    # The greedy completion is truncated: 1 − (3 − 0.5).
+    assert method.prepare(prompts(1)).advantages_BT[:, 0].tolist() == [-1.5]
+    assert method.accumulated["reward/greedy"].value() == 3
+
+
 def test_greedy_completions_of_remax_have_seeds_of_their_own(monkeypatch):
     monkeypatch.setattr("postrain.methods.grpo.greedy", lambda engine: engine)
     method = scripted_method("grpo", [[1, 0]] * 6, {"1": 1.0}, group_size=1, batch_size=2, advantage="remax")
@@ -123,9 +134,10 @@ def test_greedy_completions_of_remax_have_seeds_of_their_own(monkeypatch):
         ({"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.1}, "kl_coef"),
     ],
 )
-def test_maxrl_refuses_penalties_that_make_rewards_negative(settings, key):
-    with pytest.raises(ConfigError, match=rf"^method\.{key}: makes rewards negative"):
-        scripted_method("grpo", [[1, 0]], {"1": 1.0}, advantage="maxrl", **settings)
+def test_penalties_of_estimators_that_cannot_use_them_are_refused(settings, key):
+    for name, reason in {"maxrl": "makes rewards negative", "w_reinforce": "has no effect on w_reinforce un"}.items():
+        with pytest.raises(ConfigError, match=rf"^method\.{key}: {reason}.*; set method\.{key}=0$"):
+            scripted_method("grpo", [[1, 0]], {"1": 1.0}, advantage=name, **settings)
 
 
 def test_random_numbers_of_tokens_do_not_depend_on_the_ranks():

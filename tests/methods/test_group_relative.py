@@ -141,7 +141,13 @@ def test_gdpo_normalises_the_parts_of_a_weighted_sum():
     # Two rewards of a group that differ are ±1/√2. Group 1: only `short` does; group 2: only `right`, as a lone `short`
     # has nothing to compare.
     expected = [0.5 / math.sqrt(2), -0.5 / math.sqrt(2), 1 / math.sqrt(2), -1 / math.sqrt(2)]
-    assert method.shaped_rewards(rollouts).tolist() == pytest.approx(expected, rel=3e-4)
+    shaped_PG = method.shaped_rewards(rollouts).view(2, 2)
+    assert shaped_PG.flatten().tolist() == pytest.approx(expected, rel=3e-4)
+    # Rewards 3 and 1 have a standard deviation of √2, 9 and 9 of 0; the normalised ones √½ and 2 · √½.
+    method.accumulated = {}
+    method.log_groups(torch.tensor([[3.0, 1.0], [9.0, 9.0]]), shaped_PG, torch.zeros(4, 1), torch.ones(4, 1).bool())
+    assert method.accumulated["group/reward_std"].value() == pytest.approx(math.sqrt(2) / 2)
+    assert method.accumulated["group/frac_reward_zero_std"].value() == 0
     with pytest.raises(ConfigError, match="normalises the parts of a weighted sum of rewards; choose one"):
         method.check_reward(NO_REWARD, None)
 

@@ -158,6 +158,8 @@ def test_dynamic_sampling_replaces_zero_variance_groups():
     assert method.selected == [1, 3]
     assert logged(method, "group/prompts_sampled") == 4
     assert prepared.in_loss_B.tolist() == [False, False, True, True, False, False, True, True]
+    # ±½ over a standard deviation of √½ at every token of the selected groups: the others do not count.
+    assert logged(method, "advantage/mean_abs") == pytest.approx(0.5**0.5, rel=1e-3)
     (minibatch,) = method.minibatches(prepared)
     assert sorted(minibatch.rows.row_ids) == [1, 1, 3, 3]
 

@@ -83,6 +83,7 @@ APPLIES: list[tuple[str, History, str]] = [
 NOT_APPLIES: list[tuple[str, History]] = [
     ("loss_is_not_the_objective", [{"policy_loss": -0.2, "grad_norm": 0.4}]),
     ("loss_is_not_the_objective", [{"loss": 0.0, "grad_norm": 0.4}]),
+    ("loss_is_not_the_objective", [{"policy_loss": -3e-9, "grad_norm": 0.4, "reward/greedy": 0.5}]),
     ("dead_gradient", [{"grad_norm": 0.0}] * 4),
     ("dead_gradient", [{"grad_norm": 0.0}] * 4 + [{"grad_norm": 1e-12}]),
     ("unscorable", [{"reward/unscorable": 1.0}, {"reward/unscorable": 0.8}]),
@@ -114,6 +115,9 @@ NOT_APPLIES: list[tuple[str, History]] = [
     ("samples_become_unlikely", [{"eval/reference_logp": -0.56}, {"loss": 1.0, "eval/reference_logp": -5.0}]),
     ("zero_variance_groups", [{"group/frac_reward_zero_std": 0.9, "reward/total": 0.1}] * 4
      + [{"group/frac_reward_zero_std": 0.1}]),
+    # Four of five groups have equal rewards and all five a gradient: advantages that are not relative to the group.
+    ("zero_variance_groups", [{"group/frac_reward_zero_std": 0.8, "group/with_gradient": 5.0,
+                               "group/prompts_sampled": 5.0, "reward/total": 0.1}] * 5),
     ("completions_truncated", [{"completion/finished": 0.0}] * 2 + [{"completion/finished": 0.1}]),
     ("high_clip_fraction", [{"clip_fraction": 0.4}, {"clip_fraction": 0.1}, {"clip_fraction": 0.4}]),
     ("sampler_mismatch", [weights(0.9, 0.6, 0.1)] * 3),
