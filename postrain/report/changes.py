@@ -1,9 +1,10 @@
 """Every held-out metric of a run before and after training, with a 95 % interval of the change where one is known.
 
 Scores of completions are compared prompt by prompt, losses and accuracies row by row (held_out.py): the interval of the
-paired differences as in `evaluate`, and a jackknife over rows for means over tokens. Win rates, accuracies of a run
-that saved no rows, and shares of different rows have the interval of Newcombe (1998, Statistics in Medicine 17,
-method 10), which ignores that both measurements are of the same rows and is therefore too wide rather than too narrow.
+paired differences as in `evaluate`, and a jackknife over rows for means over tokens and perplexities. Win rates,
+accuracies of a run that saved no rows, and shares of different rows have the interval of Newcombe (1998, Statistics in
+Medicine 17, method 10), which ignores that both measurements are of the same rows and is therefore too wide rather than
+too narrow.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from postrain.report.panels import HEADLINES, totals_first
 from postrain.report.samples import MIN_SAMPLES, Sample, first_and_last, interval
 from postrain.report.values import is_held_out, mapping
 
-PER_TOKEN = "no interval: mean over tokens"
 PER_SET = "no interval: set statistic"
 UNSAVED = "no interval: not saved per row"
 TOO_FEW = f"no interval: fewer than {MIN_SAMPLES} rows"
@@ -80,7 +80,7 @@ def changes(run: Run) -> list[Change]:
     found = []
     for name, (updates, values) in run.metrics.items():
         if is_held_out(name) and updates[0] < updates[-1]:
-            gap, why = _of_rows(run, name, values[0]) or _gap(run, name, values[0], values[-1], groups)
+            gap, why = _of_rows(run, name, values[0], values[-1]) or _gap(run, name, values[0], values[-1], groups)
             found.append(Change(name, values[0], values[-1], gap, why))
     return sorted(found, key=_rank)
 
@@ -91,10 +91,10 @@ def _rank(one: Change) -> tuple[int, bool, bool, tuple[bool, bool, bool], str]:
     return index, one.constant, one.gap is None, totals_first(one.name), one.name
 
 
-def _of_rows(run: Run, name: str, before: float) -> tuple[Estimate, str] | None:
+def _of_rows(run: Run, name: str, before: float, after: float) -> tuple[Estimate, str] | None:
     """The change of a metric whose rows are saved."""
     if saved := _log_perplexity(run, name):
-        return saved.change_of_perplexity(before), ""
+        return saved.change_of_perplexity(before, after), ""
     known = _rows_of(run, name)
     return None if known is None else (known.change(), "")
 
@@ -108,9 +108,14 @@ def _rows_of(run: Run, name: str) -> HeldOutRows | None:
 def _log_perplexity(run: Run, name: str) -> HeldOutRows | None:
     """The saved rows of the loss whose exponential a perplexity is, if they are enough for an interval; None for other
     metrics."""
+    return next(filter(None, (_rows_of(run, loss) for loss in _log_perplexity_names(name))), None)
+
+
+def _log_perplexity_names(name: str) -> tuple[str, ...]:
+    """The losses whose exponential a perplexity may be; empty for other metrics."""
     base = name.removeprefix("eval/")
     part = base.removesuffix("perplexity")
-    return _rows_of(run, f"{part}nll") or _rows_of(run, f"{part}loss") if base == f"{part}perplexity" else None
+    return (f"{part}nll", f"{part}loss") if base == f"{part}perplexity" else ()
 
 
 def _gap(
@@ -123,14 +128,11 @@ def _gap(
     whole = base.removeprefix(parts[0]) if parts else base
     if whole in OF_SETS:
         return None, PER_SET
-    if base in run.held_out:
+    if any(each in run.held_out for each in (base, *_log_perplexity_names(name))):
         return None, TOO_FEW
-    if name.startswith("eval/") and whole.startswith(
-        ("gold/", "completion/", "length/", "reward/chosen", "reward/rejected")
-    ):
+    of_data = name.startswith(("eval/gold/", "eval/reward/chosen", "eval/reward/rejected"))
+    if of_data or not base.startswith(("gold/", "reward/")):
         return None, UNSAVED
-    if not base.startswith(("gold/", "reward/")):
-        return None, PER_TOKEN
     first, last = (groups.get(tag, ()) for tag in ("before", "after"))
     if not all(interval(of, name, value) for of, value in ((first, before), (last, after))):
         return None, UNSAVED

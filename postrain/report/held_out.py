@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from math import exp
+from dataclasses import dataclass
+from math import exp, inf
 from statistics import fmean
 
 from postrain.evaluation.estimate import Estimate, Interval, newcombe
@@ -48,11 +48,16 @@ class HeldOutRows:
     def _counts_before(self) -> Sequence[float]:
         return self.counts if self.counts_before is None else self.counts_before
 
-    def change_of_perplexity(self, before: float) -> Estimate:
-        """The change of exp(metric) from `before`, the value before training: before · (exp(change) − 1)."""
+    def change_of_perplexity(self, before: float, after: float) -> Estimate:
+        """`after` - `before`, the exponentials of the metric, by a jackknife over rows; 0 is a bound of the interval if
+        that of the metric's change excludes it."""
         change = self.change()
-        low, value, high = (before * (_exp(one) - 1) for one in (change.low, change.value, change.high))
-        return replace(change, value=value, low=low, high=high)
+        low, high = (0.0 if change.low > 0 else -inf), (0.0 if change.high < 0 else inf)
+        columns = (self.before, self._counts_before, self.after, self.counts)
+        items = [item for item in zip(*columns, strict=True) if item[1] or item[3]]
+        first, last = (_leaving_one_out([item[at : at + 2] for item in items]) for at in (0, 2))
+        without = [after * _exp(two) - before * _exp(one) for one, two in zip(first, last, strict=True)]
+        return Estimate.jackknife(after - before, without, low, high)
 
     def perplexity(self, after: float) -> Interval:
         """exp(metric) after training: `after` with the bounds of the metric."""
@@ -78,6 +83,12 @@ def read_held_out(records: Iterable[Record]) -> dict[str, HeldOutRows]:
 def _values(totals: Sequence[float], counts: Sequence[float]) -> list[float]:
     """The value of each row that has one; empty if the metric is a mean over tokens."""
     return [total for total, count in zip(totals, counts, strict=True) if count] if set(counts) <= {0, 1} else []
+
+
+def _leaving_one_out(rows: Sequence[Sequence[float]]) -> list[float]:
+    """How leaving out each of the rows, (total, count), changes the sum of totals over the sum of counts."""
+    total, count = (sum(column) for column in zip(*rows, strict=True))
+    return [(total - one) / (count - other) - total / count if other < count else inf for one, other in rows]
 
 
 def _exp(value: float) -> float:

@@ -31,14 +31,30 @@ def test_loss_per_token_weighs_rows_by_their_tokens() -> None:
     saved = read_held_out(records(loss=([2.0, 9.0, 4.0], [1.0, 6.0, 4.0], [1, 6, 3])))
     change = saved["loss"].change()
     assert change.value == pytest.approx(-4 / 10)
-    perplexity = saved["loss"].change_of_perplexity(exp(1.5))
-    assert perplexity.value == pytest.approx(exp(1.5 - 0.4) - exp(1.5))
-    assert perplexity.low == pytest.approx(exp(1.5 + change.low) - exp(1.5))
+    # Of 10 tokens 15 nats before and 11 after; without row 1, 2, 3: (13, 10) / 9, (6, 5) / 4, (11, 7) / 7.
+    perplexity = saved["loss"].change_of_perplexity(exp(1.5), exp(1.1))
+    without = [exp(10 / 9) - exp(13 / 9), exp(5 / 4) - exp(6 / 4), exp(7 / 7) - exp(11 / 7)]
+    expected = Estimate.jackknife(exp(1.1) - exp(1.5), without)
+    assert (perplexity.value, perplexity.low, perplexity.high, perplexity.n) == pytest.approx(
+        (exp(1.1) - exp(1.5), expected.low, expected.high, 3)
+    )
+
+
+def test_change_of_a_perplexity_includes_the_uncertainty_of_the_one_before() -> None:
+    # Every row gains exactly 1 nat/token, so the loss falls by 1 ± 0: the perplexity falls by (1 - 1/e) of the one
+    # before, whose loss, 4 or 6 nats/token in halves of 16 rows, has the error t(15) · 1 / sqrt(15), on the log scale.
+    rows = HeldOutRows([4.0, 6.0] * 8, [3.0, 5.0] * 8, [1.0] * 16)
+    change = rows.change_of_perplexity(exp(5), exp(4))
+    half = student(15) / sqrt(15)
+    assert (rows.change().low, rows.change().high) == (-1, -1)
+    assert change.value == pytest.approx(exp(4) - exp(5))
+    assert change.low / change.value == pytest.approx(exp(half), rel=0.01)
+    assert change.high / change.value == pytest.approx(exp(-half), rel=0.01)
 
 
 def test_change_of_one_row_in_eight_is_undecided() -> None:
     rows = HeldOutRows([20.0] * 8, [20.0] * 7 + [18.0], [10, 11, 12, 13, 10, 11, 12, 13])
-    change, perplexity = rows.change(), rows.change_of_perplexity(5.0)
+    change, perplexity = rows.change(), rows.change_of_perplexity(5.0, 5 * exp(-2 / 92))
     # -2 nats in 92 tokens. Without row i -2 / (92 - count of row i), without the last row 0.
     expected = Estimate.jackknife(-2 / 92, [-2 / left for left in (82, 81, 80, 79, 82, 81, 80)] + [0.0])
     assert (change.value, change.low, change.high, change.n) == pytest.approx((-2 / 92, expected.low, expected.high, 8))

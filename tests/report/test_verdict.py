@@ -69,7 +69,10 @@ def test_change_of_an_accuracy_has_newcombes_interval() -> None:
 
 def test_a_metric_without_interval_has_the_reason() -> None:
     (change, *_) = changes(run_with(3.0, "eval/perplexity"))
-    assert (change.gap, change.interval) == (None, "no interval: mean over tokens")
+    assert (change.gap, change.interval) == (None, "no interval: not saved per row")
+    # A sum per answer, averaged over pairs.
+    (change, *_) = changes(run_with(3.0, "eval/logps/chosen"))
+    assert change.interval == "no interval: not saved per row"
     # The value is outside the interval of the samples, so the metric is of other completions.
     (change, *_) = changes(run_with(0.9, scores=lambda row: 0.5))
     assert change.interval == "no interval: not saved per row"
@@ -82,6 +85,7 @@ def test_a_perplexity_of_few_rows_has_no_interval(count: int, has_interval: bool
     run = replace(run_with(3.0, "eval/perplexity"), held_out={"loss": rows})
     (change, *_) = changes(run)
     assert (change.gap is not None) == has_interval
+    assert ("fewer than 8 rows" in change.interval) != has_interval
     assert (interval_after(run, [], "eval/perplexity") is not None) == has_interval
 
 
