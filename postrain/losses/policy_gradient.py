@@ -64,7 +64,8 @@ def completion_weights(
 
 def weighted_sum(loss: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Σ over completions of weight [B] · Σ over tokens of the loss, [B, T] or [B, 1] (the same for all tokens)."""
-    return (loss * mask * weights[:, None]).sum()
+    # Not a product with the mask: the loss may be NaN outside of it.
+    return (torch.where(mask, loss, 0.0) * weights[:, None]).sum()
 
 
 def weighted_logps(logps: Tensor, importance_weights: Tensor | None) -> Tensor:

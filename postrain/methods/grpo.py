@@ -32,13 +32,13 @@ from postrain.methods.chosen_function import (
     ChosenFunction,
     ChosenName,
     Options,
-    check_tensor,
     choose,
     function_of,
 )
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import local_indices
 from postrain.methods.policy_gradient import KLPlacement
+from postrain.methods.probes import PROBE_MASK, check_advantage, check_advantages, check_loss
 from postrain.methods.token_masks import drawn_tokens, high_entropy_tokens, over_all_ranks
 from postrain.rewards.base import PreferenceModel, Reward, WeightedSum, compares_group, none_to_nan
 from postrain.rollout.collect import Rollouts
@@ -54,24 +54,6 @@ def batch_moments(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
 
 LOSS_INPUTS = ("logps", "old_logps", "advantages", "mask")
 SELECTION_INPUTS = ("logps", "advantages", "uniform")
-PROBE_MASK = torch.tensor([[True, True, True], [True, True, False]])
-
-
-def check_loss(loss: ChosenFunction, selected: Tensor | None) -> None:
-    """Raises ConfigError unless the loss of two completions is a tensor [B, T] or [B, 1] that depends on `logps`."""
-    logps = torch.tensor([[-0.1, -0.7, -1.5], [-0.4, -2.0, 0.0]], requires_grad=True)
-    advantages = torch.tensor([[1.0], [-1.0]]).expand_as(logps)
-    found = loss(logps, logps.detach() - 0.1, advantages, PROBE_MASK, selected=selected)
-    values = found.loss_BT if isinstance(found, PolicyTerms) else found
-    check_tensor(loss, values, {"[B, T]": (2, 3), "[B, 1]": (2, 1)}, gradient=True)
-
-
-def check_advantage(estimate: ChosenFunction) -> None:
-    """Raises ConfigError unless the advantages of rewards [P, G] are a tensor [P, G]."""
-    rewards = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    lengths, one = torch.tensor([[1, 2, 3], [2, 2, 4]]), torch.tensor(1.0)
-    found = estimate(rewards, lengths=lengths, greedy_rewards=rewards[:, 0], batch_std=one)
-    check_tensor(estimate, found, {"[P, G]": rewards.shape}, gradient=False)
 
 
 class GRPO(GroupRelative):
@@ -261,7 +243,9 @@ class GRPO(GroupRelative):
         if estimate.takes("batch_std"):
             batch_scale = self.scale_rewards == "batch" or self.advantage != "group"
             offered["batch_std"] = batch_moments(reward_PG)[1] if batch_scale else None
-        return estimate(reward_PG, **offered).view(-1, 1) * mask_BT
+        found_PG = estimate(reward_PG, **offered)
+        check_advantages(estimate, reward_PG, found_PG)
+        return found_PG.view(-1, 1) * mask_BT
 
     def greedy_rewards(self, prompts: Prompts) -> Tensor:
         """Reward of a greedy completion of each selected prompt, NaN for others, [P]."""

@@ -35,8 +35,20 @@ def constant(logps, old_logps, advantages, mask):
 def fails(logps, old_logps, advantages, mask):
     return logps[5]
 
+def signed(logps, old_logps, advantages, mask):
+    return -advantages / advantages.abs() * logps
+
+def diverges(logps, old_logps, advantages, mask):
+    return -advantages * logps / (logps - logps.detach())
+
 def centred(rewards, batch_std):
-    return (rewards - rewards.mean(1, keepdim=True)) / batch_std
+    return (rewards - rewards.nanmean(1, keepdim=True)) / batch_std
+
+def scaled(rewards):
+    return (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, keepdim=True)
+
+def mean(rewards):
+    return rewards - rewards.mean(1, keepdim=True)
 
 def ranks(rewards):
     return rewards.argsort(1).argsort(1).float()
@@ -66,12 +78,21 @@ def test_loss_of_a_user_is_that_of_the_update(file):
         ({"loss": "{file}:needs"}, r"a value in method\.loss_options: missing a required argument: 'scale'$"),
         ({"loss": "{file}:total"}, r"expected a tensor \[B, T\] = \(2, 3\) or \[B, 1\] = \(2, 1\), got \(\)$"),
         ({"loss": "{file}:constant"}, r"got \(2, 3\) without a gradient$"),
+        (
+            {"loss": "{file}:diverges"},
+            r"^method\.loss=.*:diverges: expected a finite loss with .*, got a loss of nan;",
+        ),
         ({"loss": "{file}:fails"}, r"raised IndexError: .* at .*mine\.py:\d+$"),
         ({"loss": "sapo", "clip_low": 0.1}, r"^method\.clip_low: has no effect with method\.loss=sapo; leave it at"),
         ({"loss_options": {"tau": 1}}, r"^method\.loss_options\.tau: clipped has no such option; it has clip_low, "),
         ({"loss": "sapo", "loss_options": {"tau_pos": "x"}}, r"^method\.loss_options\.tau_pos: expected a number > 0"),
         ({"loss_options": {"delta": 1.1}}, r"^method\.loss=clipped: delta=1\.1: expected a bound above"),
         ({"advantage": "{file}:two"}, r"^method\.advantage=.*expected a function of \(rewards\)"),
+        (
+            {"advantage": "{file}:scaled"},
+            r"^method\.advantage=.*:scaled: .* nan, nan, nan for the rewards 1, 1, 1; ",
+        ),
+        ({"advantage": "{file}:mean"}, r"got nan, nan, nan for the rewards 1, 0, nan; .* out of means \(nanmean\)$"),
         ({"advantage": "opo", "scale_rewards": "none"}, r"^method\.scale_rewards: has no effect with method\.advan"),
         ({"group_size": 1}, r"^method\.group_size=1: .*give at least 2$"),
     ],
@@ -81,6 +102,22 @@ def test_unusable_function_is_one_line(settings: Any, message, file):
     with pytest.raises(ConfigError, match=message) as error:
         make_method("grpo", float64_model(), **known)
     assert "\n" not in str(error.value)
+
+
+def test_loss_of_a_user_may_be_nan_outside_the_mask(file):
+    # Advantages of ±1 over their absolute values: 0 / 0 at padding.
+    batch, policy = rollout([1.0, -1.0, 1.0, -1.0])
+    assert not batch.advantages_BT.all()
+    mine = flat_gradient(policy, make_method("grpo", policy, loss=f"{file}:signed").loss_sum(batch).total)
+    plain = flat_gradient(policy, make_method("grpo", policy).loss_sum(batch).total)
+    assert torch.allclose(mine, plain, atol=1e-10)
+
+
+def test_non_finite_advantages_of_an_update_name_the_setting(file):
+    # All rewards of the batch are equal, so that batch_std is 0.
+    method = scripted_method("grpo", [[1, 0]], {"1": 1.0}, advantage=f"{file}:centred")
+    with pytest.raises(ConfigError, match=r"^method\.advantage=.*:centred: .*got nan, nan for the rewards 1, 1"):
+        method.prepare(prompts(2))
 
 
 def test_advantage_of_a_user_gets_the_rewards(file):
