@@ -143,7 +143,13 @@ class WithTeacher(Online):
                 f"rollout.temperature={self.sampling.temperature:g}: a server sends log-probabilities at temperature "
                 "1; set rollout.temperature=1"
             )
-        if self.cross_tokenizer and not isinstance(self.components.environment, SingleTurn):
+        single = isinstance(self.components.environment, SingleTurn)
+        if not single and 0 < on_policy < 1:
+            raise ConfigError(
+                f"method.on_policy={on_policy:g}: rows with completions lack the columns that an environment reads; "
+                "set method.on_policy=1 or environment=none"
+            )
+        if self.cross_tokenizer and not single:
             raise ConfigError("method.cross_tokenizer aligns single completions; set environment=none")
 
     def check_teacher(self, teacher: str | None) -> None:

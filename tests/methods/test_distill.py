@@ -14,6 +14,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.methods.distill import Divergence
 from postrain.methods.teacher_cache import TeacherCache
+from postrain.rollout.environment import SINGLE_TURN
 from postrain.types import Rows, Sampling
 from tests.cli.test_main import run
 from tests.methods.builders import ScriptedEngine, float64_model, make_method, rows
@@ -24,10 +25,17 @@ COMPLETIONS = [[2, 7, 0], [3, 0], [2, 4, 9]]
 PROMPTS = [torch.tensor([5, 6]), torch.tensor([8]), torch.tensor([9, 1, 4])]
 
 
-def distill(*, student: Any = None, completions: Any = None, temperature: float = 1.0, **changes: Any) -> Any:
+def distill(
+    *,
+    student: Any = None,
+    completions: Any = None,
+    temperature: float = 1.0,
+    environment: Any = SINGLE_TURN,
+    **changes: Any,
+) -> Any:
     """The method with another tiny model as teacher, and an engine that returns `completions`."""
     engine = ScriptedEngine(completions or COMPLETIONS, sampling=Sampling(16, temperature=temperature))
-    components = {"engine": engine, "template": NumberTemplate()}
+    components = {"engine": engine, "template": NumberTemplate(), "environment": environment}
     return make_method(
         "distill",
         float64_model() if student is None else student,
@@ -103,6 +111,10 @@ def test_truncated_completions_can_be_masked() -> None:
     [
         ({"missing_eos_penalty": 1.0}, r"method\.missing_eos_penalty=1 is subtracted from a reward"),
         ({"precompute_teacher": True}, r"method\.precompute_teacher: sampled completions are not known.*on_policy=0"),
+        (
+            {"environment": object(), "on_policy": 0.5},
+            r"^method\.on_policy=0\.5: rows .*; set method\.on_policy=1 or environment=none$",
+        ),
     ],
 )
 def test_contradicting_settings_are_refused(changes: Any, message: str) -> None:
