@@ -21,7 +21,9 @@ from postrain.cli.chat import __main__ as chat
 from postrain.cli.help import groups, known_keys
 from postrain.config.groups import groups_of
 from postrain.config.reference import options
-from postrain.data.layouts import find_layout
+from postrain.data.formats import parse
+from postrain.data.prompt_template import PromptTemplate
+from postrain.data.readers import make_table
 from postrain.jobs import pipeline, sweep
 from postrain.metrics import declarations
 from postrain.report import __main__ as report
@@ -234,11 +236,12 @@ def test_yaml_blocks_are_options_that_compose():
 @pytest.mark.parametrize(
     "block", [b for b in BLOCKS if b.language == "json" and not b.title.endswith(".json")], ids=lambda b: b.title
 )
-def test_json_rows_have_a_known_layout(block):
-    rows = [json.loads(line) for line in block.text.splitlines()]
-    columns = set().union(*rows)
+def test_json_rows_of_a_file_are_records(block):
+    rows = enumerate(map(json.loads, block.text.splitlines()), start=1)
     # The command of this page writes the prompts of the puzzles by a template.
-    assert find_layout(columns | ({"prompt"} if block.title == "puzzles.jsonl" else set()), (), ()) is not None
+    template = PromptTemplate("Make {target} from {nums}.") if block.title == "puzzles.jsonl" else None
+    found = parse(make_table(block.title, "line", rows), {}, template)
+    assert (len(found.records), found.dropped) == (len(block.text.splitlines()), {})
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def parse(
             dropped[str(reason)] += 1
             continue
         except Malformed as problem:
-            raise ConfigError(f"{table.where(row)}: {problem}") from None
+            raise ConfigError(f"{table.where(row)}: {_mixed_layouts(table, rows, at, layout) or problem}") from None
         used = template.columns if template else ()
         rest = (name for name, value in fields.rest().items() if not empty(value) and name not in used)
         for name in (*rest, *fields.unused.union(shadowed & table.rows[at].values.keys())):
@@ -162,6 +162,18 @@ def _layout(table: Table, rows: Sequence[Values], mapped: Collection[str]) -> La
         return replace(found, format=FORMATS["prompt"], parts={**found.parts, "prompt": turns})
     answers = found.format.answers
     return replace(found, repeats_prompt=all(_repeats(found, row, answers) for row in rows)) if answers else found
+
+
+def _mixed_layouts(table: Table, rows: Sequence[Values], at: int, layout: Layout) -> str:
+    """The message for a row that has none of its table's layout columns, but those of another; else empty."""
+    needs = layout.format.needs
+    own = find_layout(rows[at], layout.mapped & rows[at].keys(), ())
+    if own is None or any(name in rows[at] for part in needs for name in layout.parts[part]):
+        return ""
+    column = layout.parts[needs[0]][0]
+    other = next(row.number for row, values in zip(table.rows, rows, strict=True) if column in values)
+    here, there = (" and ".join(form.needs) for form in (own.format, layout.format))
+    return f"has {here}, {table.unit} {other} has {there}; use one layout per file"
 
 
 def _repeats(layout: Layout, values: Values, answers: Sequence[str]) -> bool:

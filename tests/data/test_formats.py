@@ -177,6 +177,12 @@ def test_column_missing_in_one_row_names_the_line():
         parse(table([{"prompt": "a", "completion": "b"}, {"prompt": "a", "c": "b"}]), {})
 
 
+def test_row_with_the_layout_of_another_file_names_both_lines():
+    rows = [{"prompt": "a", "completion": "b"}, {"conversations": turns(("user", "a"), ("assistant", "b"))}]
+    with pytest.raises(ConfigError, match="line 1: has prompt and completion, line 2 has messages; use one layout per"):
+        parse(table(rows), {})
+
+
 @pytest.mark.parametrize("label", [2, -1, "positive", None, 0.5, Cell("yes"), Cell("")])
 def test_label_that_is_not_binary_is_refused(label):
     with pytest.raises(
