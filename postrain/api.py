@@ -9,12 +9,15 @@ Methods, losses, DataModule and the rest of the public names are in postrain/__i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from postrain.config.check import check_arguments, check_objects
@@ -35,7 +38,7 @@ from postrain.models.scoring import score as scores_of
 from postrain.rewards.tool_calls import find_calls
 from postrain.rollout.local import LocalEngine
 from postrain.seeds import derive_seed
-from postrain.types import Count, Positive, Rows, Seed, Stop
+from postrain.types import Count, CountOrZero, Fraction, NonNegative, Positive, Rows, Seed, Size, Stop
 
 Text = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
 """A text, the messages of a conversation ({"role": ..., "content": ...}), or token ids."""
@@ -100,18 +103,28 @@ class Generated:
         return [dict(call) for call in find_calls(self.text).calls]
 
 
+@contextmanager
+def _python_names() -> Iterator[None]:
+    """Errors name the arguments instead of the config keys: `template`, not `data.template`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"\b(?:rollout|data)\.(?=\w)", "", str(error))) from None
+
+
+@_python_names()
 def generate(
     model: nn.Module,
     prompts: Sequence[Text],
     *,
     tokenizer: Any = None,
-    max_new_tokens: int = 256,
+    max_new_tokens: Size = 256,
     num_generations: Count = 1,
     seed: Seed = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    temperature: NonNegative = 1.0,
+    top_k: CountOrZero = 0,
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
+    min_p: Fraction = 0.0,
     stop: str | Sequence[str] = (),
     template: str = "auto",
     tools: Sequence[Mapping[str, Any] | Callable[..., Any]] = (),
@@ -130,12 +143,11 @@ def generate(
         >>> len(found), len(found[0].token_ids) == len(found[0].logps)
         (6, True)
     """
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    engine = LocalEngine(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=stops
-    )
-    check_objects(rollout=engine)
-    check_arguments(generate, num_generations=num_generations, seed=seed)
+    sampling = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p
+    }  # fmt: skip
+    check_arguments(generate, **sampling, num_generations=num_generations, seed=seed, stop=stop, template=template)
+    engine = LocalEngine(**sampling, stop=(stop,) if isinstance(stop, str) else tuple(stop))
     if isinstance(prompts, str):
         raise ConfigError(f"prompts: expected a list, got {prompts!r:.60}")
     mode = "tools" if tools and template == "auto" else template
@@ -166,6 +178,7 @@ class TokenLogps(Tensor):
     """Entropy of each token's distribution in nats, [B, T]; None unless requested."""
 
 
+@_python_names()
 def score(
     model: nn.Module,
     rows: Sequence[Generated | tuple[Text, Text] | Mapping[str, Any]] | Rows,
@@ -190,7 +203,9 @@ def score(
         >>> logps.shape == logps.mask.shape, bool((logps <= 0).all())
         (True, True)
     """
-    check_arguments(score, temperature=temperature, entropy=entropy, micro_batch_tokens=micro_batch_tokens)
+    check_arguments(
+        score, temperature=temperature, entropy=entropy, micro_batch_tokens=micro_batch_tokens, template=template
+    )
     batch = rows if isinstance(rows, Rows) else _rows(model, rows, tokenizer, template)
     check_rows(model, batch.ids)
     mode: EntropyMode = "differentiable" if entropy else "off"
