@@ -3,9 +3,10 @@
     loss = losses.grpo(logps, old_logps, advantages, mask, clip_low=0.2, clip_high=0.28)
     loss = losses.dpo(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=0.1)
 
-Each returns a differentiable scalar, by default the mean that its paper minimises. The methods in postrain.methods call
-the same functions for sums, which the training loop divides by the count of the global mini-batch. Online DPO uses
-`dpo` on sampled pairs, pretraining `sft`, reward models `bradley_terry`.
+Each returns a differentiable scalar, by default the mean that its paper minimises. The methods in postrain.methods
+compute sums, which the training loop divides by the count of the global mini-batch: by calling these functions, or, as
+DPO, PPO and the group-relative methods, composed from the same terms (tests/losses/test_public.py: both are equal).
+Online DPO uses `dpo` on sampled pairs, pretraining `sft`, reward models `bradley_terry`.
 """
 
 from postrain.losses.advantages import batch_advantages as batch_advantages

@@ -3,8 +3,8 @@ completion, trained to be larger for the chosen one of a pair (Rafailov et al. 2
 
     loss = −log σ(β (log π/π_ref (chosen) − log π/π_ref (rejected)))      a mean over pairs
 
-`losses.dpo` is this loss. `method.loss` selects a loss of losses/dpo_variants.py, or a weighted sum of several (MPO,
-Wang et al. 2024).
+`losses.dpo` is this loss, composed of the same terms. `method.loss` selects a loss of losses/dpo_variants.py, or a
+weighted sum of several (MPO, Wang et al. 2024).
 
 Axes: B pairs, T completion tokens.
 """

@@ -3,11 +3,11 @@
     prepare      sample group_size completions of each prompt → rewards → `advantages` → weights of the completions
     loss_sum     (surrogate + kl_coef · KL − entropy_coef · entropy) of each token, times its completion's weight
 
-A subclass defines the advantages and may change the surrogate, the tokens or the weights; its loss is the function of
-the same name in postrain.losses. Zero-variance groups carry no gradient; `dynamic_sampling` replaces them with groups
-of further prompts (Yu et al. 2025, DAPO, eq. 11). The loss is always divided by `batch_size` groups: if too few groups
-have a gradient, zero-variance groups fill the batch, where DAPO's code stops the run. `group/with_gradient` logs the
-number of groups with a gradient.
+A subclass defines the advantages and may change the surrogate, the tokens or the weights. The function of the same name
+in postrain.losses is its loss with the default settings, composed of the same terms. Zero-variance groups carry no
+gradient; `dynamic_sampling` replaces them with groups of further prompts (Yu et al. 2025, DAPO, eq. 11). The loss is
+always divided by `batch_size` groups: if too few groups have a gradient, zero-variance groups fill the batch, where
+DAPO's code stops the run. `group/with_gradient` logs the number of groups with a gradient.
 
 Completions without a gradient skip the forward pass. Axes: P prompts, G completions of a prompt, B = P·G
 completions, prompt-major, T completion tokens.

@@ -3,7 +3,7 @@ clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegl
 
     loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
 
-`losses.ppo` and `losses.ppo_value` are these terms, `losses.gae` and `losses.whiten` compute A and R. Unscorable
+`losses.ppo` and `losses.ppo_value` have the same terms, `losses.gae` and `losses.whiten` compute A and R. Unscorable
 episodes are excluded: they have no advantage and no value target, and whitening and means skip them. Not implemented:
 running reward normalisation, which makes runs incomparable.
 
