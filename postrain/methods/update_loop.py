@@ -29,7 +29,7 @@ from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.gradient_checkpointing import gradient_checkpointing
 from postrain.models.reference import Reference
 from postrain.models.scoring import micro_batches
-from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu, training_bytes
+from postrain.models.size import micro_batch_tokens, training_bytes
 from postrain.seeds import derive_seed
 from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows
 
@@ -63,21 +63,29 @@ class UpdateLoop(LightningHooks):
     def tokens_per_micro_batch(self) -> int:
         """`micro_batch_tokens`, or the default for the policy on its device."""
         if self.micro_batch_tokens is None:
-            dtype, memory = next(self.policy.parameters()).dtype, total_memory(self.device)
-            count, trained = (sum(p.numel() for p in some) for some in (self.parameters(), self.trainable_parameters()))
-            self.micro_batch_tokens = (
-                micro_batch_tokens_on_gpu(
-                    self.policy.config,
-                    dtype=dtype,
-                    free=memory - training_bytes(count, trained, dtype),
-                    checkpointing=self.gradient_checkpointing,
-                )
-                if self.device.type == "cuda"
-                else micro_batch_tokens(
-                    self.policy.config, most=self.most_micro_batch_tokens, dtype=dtype, memory=memory
-                )
+            self.micro_batch_tokens = micro_batch_tokens(
+                self.policy.config,
+                on_gpu=self.device.type == "cuda",
+                most=self.most_micro_batch_tokens,
+                dtype=next(self.policy.parameters()).dtype,
+                memory=total_memory(self.device),
+                state_bytes=self._state_bytes,
+                devices=collectives.world_size(),
+                checkpointing=self.gradient_checkpointing,
             )
         return self.micro_batch_tokens
+
+    @property
+    def _state_bytes(self) -> int:
+        """Bytes of this rank's weights, gradients and optimizer, and of the frozen references."""
+        dtype = next(self.policy.parameters()).dtype
+        mine, trained = (
+            sum(sharding.local_shard(each).numel() for each in some)
+            for some in (self.parameters(), self.trainable_parameters())
+        )
+        frozen = [model for one in self.references() if (model := one.frozen) is not None]
+        reference = sum(sharding.local_shard(each).nbytes for model in frozen for each in model.parameters())
+        return training_bytes(mine, trained, dtype) + reference
 
     # Defined by methods ------------------------------------------------------------------------------------------
 

@@ -49,17 +49,28 @@ def activation_bytes(config: Any, dtype: torch.dtype) -> int:
     return shape.num_hidden_layers * (9 * shape.hidden_size + 4 * inner) * dtype.itemsize
 
 
-def micro_batch_tokens(config: Any, *, most: int, dtype: torch.dtype, memory: int) -> int:
-    """The default number of tokens of a micro-batch on a CPU with `memory` bytes: `most`, halved until the activations
-    fit SHARE_OF_MEMORY."""
-    return halved(most, activation_bytes(config, dtype), SHARE_OF_MEMORY * memory)
+def micro_batch_tokens(
+    config: Any,
+    *,
+    on_gpu: bool,
+    most: int,
+    dtype: torch.dtype,
+    memory: int,
+    state_bytes: float = 0,
+    devices: int = 1,
+    checkpointing: bool = False,
+) -> int:
+    """The default number of tokens of a micro-batch on a device with `memory` bytes.
 
-
-def micro_batch_tokens_on_gpu(config: Any, *, dtype: torch.dtype, free: float, checkpointing: bool) -> int:
-    """The default number of tokens of a micro-batch on a GPU: TOKENS_ON_GPU, halved until the activations fit
-    SHARE_OF_FREE_MEMORY of the bytes that are `free` beside weights, gradients, optimizer and reference."""
-    per_token = activation_bytes(config, dtype) * (RECOMPUTED if checkpointing else KEPT)
-    return halved(TOKENS_ON_GPU, per_token, SHARE_OF_FREE_MEMORY * free)
+    On a CPU, which `devices` ranks share: `most`, halved until the activations fit SHARE_OF_MEMORY. On a GPU:
+    TOKENS_ON_GPU, halved until they fit SHARE_OF_FREE_MEMORY of the bytes beside `state_bytes`, which this rank needs
+    for weights, gradients, optimizer and reference.
+    """
+    per_token = activation_bytes(config, dtype)
+    if not on_gpu:
+        return halved(most, per_token, SHARE_OF_MEMORY * (memory // devices))
+    per_token *= RECOMPUTED if checkpointing else KEPT
+    return halved(TOKENS_ON_GPU, per_token, SHARE_OF_FREE_MEMORY * (memory - state_bytes))
 
 
 def halved(tokens: int, per_token: float, budget: float) -> int:

@@ -25,7 +25,7 @@ from postrain.methods.learning_rates import describe, resolve
 from postrain.methods.teacher import is_url
 from postrain.models.adapters import Adapter, NoAdapter
 from postrain.models.loading import model_config
-from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu, size_of, training_bytes
+from postrain.models.size import micro_batch_tokens, size_of, training_bytes
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.rewards.base import PreferenceModel, Reward, scores_completions
 from postrain.rollout.engine import Engine
@@ -189,11 +189,15 @@ class TrainConfig(Section):
             return method.micro_batch_tokens
         shape, memory = model_config(self.resolved, method.head), total_memory(hardware.device)
         dtype = torch.bfloat16 if hardware.precision.startswith("bf16") else torch.float32
-        if hardware.accelerator != "gpu":
-            share = memory // hardware.devices
-            return micro_batch_tokens(shape, most=method.most_micro_batch_tokens, dtype=dtype, memory=share)
-        return micro_batch_tokens_on_gpu(
-            shape, dtype=dtype, free=memory - self._state_bytes, checkpointing=method.gradient_checkpointing
+        return micro_batch_tokens(
+            shape,
+            on_gpu=hardware.accelerator == "gpu",
+            most=method.most_micro_batch_tokens,
+            dtype=dtype,
+            memory=memory,
+            state_bytes=self._state_bytes,
+            devices=hardware.devices,
+            checkpointing=method.gradient_checkpointing,
         )
 
     @property

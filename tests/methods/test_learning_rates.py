@@ -22,10 +22,12 @@ from postrain.methods.sft import SFT
 from postrain.models.adapters import NoAdapter
 from postrain.models.gradient_checkpointing import gradient_checkpointing
 from postrain.models.memory_trace import FakeModel
-from postrain.models.size import micro_batch_tokens, micro_batch_tokens_on_gpu
+from postrain.models.size import micro_batch_tokens
 from postrain.models.sources import ModelSource
 from postrain.types import Rows
+from tests.methods.builders import make_method
 from tests.test_lightning import QUIET, config, method_arguments
+from tests.tiny import tiny_model
 from tests.training_runs import train_config
 
 
@@ -43,7 +45,10 @@ def test_default_micro_batch_keeps_its_activations_in_a_quarter_of_the_memory(
     layers, hidden, inner, dtype, gigabytes, tokens
 ):
     config = LlamaConfig(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner)
-    assert micro_batch_tokens(config, most=8192, dtype=dtype, memory=gigabytes << 30) == tokens
+    assert (
+        micro_batch_tokens(config, on_gpu=False, most=8192, dtype=dtype, memory=2 * gigabytes << 30, devices=2)
+        == tokens
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,15 @@ def test_default_micro_batch_on_a_gpu_fits_half_of_the_free_memory(precision, wo
     monkeypatch.setattr("postrain.training.config.total_memory", lambda device: gigabytes << 30)
     config = train_config(["method=sft", "trainer=gpu", f"trainer.precision={precision}", *words])
     assert config.micro_batch_tokens == tokens
+
+
+def test_default_micro_batch_in_python_leaves_room_for_the_reference(monkeypatch):
+    policy, seen = tiny_model("gpt2"), {}
+    monkeypatch.setattr("postrain.methods.update_loop.micro_batch_tokens", lambda *_, **given: seen.update(given) or 7)
+    method = make_method("dpo", policy, reference=tiny_model("gpt2"), micro_batch_tokens=None)
+    assert method.tokens_per_micro_batch == 7
+    # Each parameter has 4 bytes of weights, 12 of gradients and AdamW, and 4 of the frozen reference.
+    assert seen["state_bytes"] == 20 * sum(each.numel() for each in policy.parameters())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -96,8 +110,10 @@ def test_default_micro_batch_on_a_gpu_is_an_upper_bound_of_the_traced_one(precis
         return model.peak(found, accumulates=True, context=context)
 
     traced = (peak(12) - peak(4)) / (8 * 256)
-    free = 4096 * traced / 0.5
-    found = micro_batch_tokens_on_gpu(config, dtype=torch.bfloat16, free=free, checkpointing=checkpointing)
+    memory = int(4096 * traced / 0.5)
+    found = micro_batch_tokens(
+        config, on_gpu=True, most=1, dtype=torch.bfloat16, memory=memory, checkpointing=checkpointing
+    )
     assert 512 <= found <= 4096
 
 
