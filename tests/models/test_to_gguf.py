@@ -178,6 +178,14 @@ def test_portable_template_keeps_whitespace_control() -> None:
     assert not adds_bos(tokenizer)
 
 
+def test_template_that_changes_without_its_generation_tags_is_refused() -> None:
+    tokenizer: Any = byte_tokenizer()
+    # A variable of the block `generation` ends with it; one of `if` does not.
+    tokenizer.chat_template = "{% generation %}{% set x = 1 %}{% endgeneration %}{{ x }}"
+    with pytest.raises(ConfigError, match=r"--gguf: llama\.cpp does not know the tag generation"):
+        portable_template(tokenizer)
+
+
 def test_type_that_does_not_exist_or_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--gguf q5: no such type; expected one of f16, q8_0, q4_k_m"):
         check_type("q5")

@@ -129,7 +129,10 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def portable_template(tokenizer: Any) -> str:
-    """The chat template without the tag `generation`, which only transformers knows; it renders the same text."""
+    """The chat template without the tag `generation`, which only transformers knows; it renders the same text.
+
+    Raises ConfigError for a template that does not.
+    """
     template = re.sub(r"\{%(-?) *generation *(-?)%\}", r"{%\1 if true \2%}", str(tokenizer.chat_template))
     template = re.sub(r"\{%(-?) *endgeneration *(-?)%\}", r"{%\1 endif \2%}", template)
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -138,5 +141,9 @@ def portable_template(tokenizer: Any) -> str:
             tokenizer.apply_chat_template(chat[:last], tokenize=False, add_generation_prompt=True, chat_template=each)
             for each in (template, None)
         ]
-        assert texts[0] == texts[1], "a template without its generation tags must render the same text"
+        if texts[0] != texts[1]:
+            raise ConfigError(
+                "--gguf: llama.cpp does not know the tag generation of the chat template, which renders another text "
+                "without it; remove the tag from the template"
+            )
     return template
