@@ -1,4 +1,4 @@
-"""Old names of config keys, groups, options, classes and metrics: they work for one version and print their new name.
+"""Old names of config keys, groups, options, classes and metrics: they work until UNTIL and print their new name.
 
 Applied to command lines, users' YAML, studies and the files of earlier runs. Python arguments have no aliases.
 """
