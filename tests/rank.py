@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import reward_totals, sample_prompts
 from postrain.hardware import collectives
-from postrain.hardware.ranks import _free_port, init_process_group, loopback_environment
+from postrain.hardware.ranks import free_port, init_process_group, loopback_environment
 from postrain.hardware.sharding import full_state_dict, shard
 from postrain.hardware.shares import map_items
 from postrain.jobs.session import TRAIN, execute
@@ -136,7 +136,7 @@ def main() -> None:
 
 def in_group(size: int, output: Path, function: Callable[[], object]) -> None:
     """Calls the function in the ranks of a process group, which are forks of this process."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(size), "NODE_RANK": "0"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size), "NODE_RANK": "0"}
     shared |= loopback_environment(output / f"store-{size}")
     children: list[int] = []
     for rank in range(size):

@@ -159,7 +159,7 @@ def _start_other_ranks(hardware: Hardware, folder: Path, finished: threading.Eve
     threads = hardware.threads or max(1, usable_cores() // hardware.devices)
     torch.set_num_threads(threads)
     python_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(hardware.ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(hardware.ranks)}
     os.environ |= {"OMP_NUM_THREADS": str(threads), "NODE_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
     command = [sys.executable, "-m", "postrain.jobs.session", str(folder.resolve())]
     others = [
@@ -183,7 +183,7 @@ def _watch_ranks(others: list[subprocess.Popen[bytes]], folder: RunFolder, finis
             EXIT(1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
