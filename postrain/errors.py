@@ -3,12 +3,35 @@
 import argparse
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 
 class ConfigError(ValueError):
     """A user's mistake: one line that names the key, file or line, what was expected, and what to do."""
+
+
+def one_line(error: BaseException, limit: int | None = 200, *, with_type: bool = False) -> str:
+    """The message of an error on one line of at most `limit` characters, for a ConfigError; its type if it has none.
+
+    `with_type` puts the type before the message.
+    """
+    name, text = type(error).__name__, " ".join(str(error).split())[:limit]
+    return f"{name}: {text}" if with_type and text else text or name
+
+
+@contextmanager
+def as_config_error(what: str) -> Iterator[None]:
+    """Turns any exception of a library for invalid model files into a one-line ConfigError that begins with `what`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    # All types: for an invalid field transformers raises KeyError and TypeError, tokenizers a bare Exception.
+    except Exception as error:
+        raise ConfigError(f"{what}: {one_line(error, 300)}") from error
 
 
 def print_error(error: ConfigError | str) -> int:

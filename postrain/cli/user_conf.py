@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.config import old_names, renamed
 from postrain.config.paths import CONF, user_conf, user_folder
 from postrain.config.yaml_file import TooLarge, check_size
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 
 REPORTED = "POSTRAIN_SHADOWED"
 """Environment variable, set after the note is printed so that jobs of this process do not repeat it."""
@@ -110,7 +110,7 @@ def check_file(file: Path) -> None:
         at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{file}{at}: {error.problem or error.context}; correct the YAML") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file} cannot be read: {one_line(error, limit=None)}") from None
 
 
 def _names(path: str) -> list[str]:

@@ -16,7 +16,7 @@ from functools import cache, cached_property, reduce
 from types import ModuleType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 
 LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
@@ -169,7 +169,7 @@ def _split(path: str) -> tuple[ModuleType, str]:
                 raise ConfigError(f"{path} needs the package {error.name!r}, which is not installed") from None
         # Importing runs the module's code, which may raise anything.
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error, limit=None)
             raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {reason}") from None
     raise ConfigError(f"there is no module {'.'.join(parts[:-1])}")
 

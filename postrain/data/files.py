@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
 
 from postrain.data.readers import COMPRESSED, READERS, Table, join_tables, make_table, read_file, suffix_of
 from postrain.data.values import Struct
-from postrain.errors import ConfigError
-from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, one_line, with_timeout
+from postrain.errors import ConfigError, one_line
+from postrain.models.hub import PROBE_SECONDS, REQUEST_SECONDS, Unreachable, hub_errors, with_timeout
 
 HELD_OUT = tuple(
     re.compile(rf"(?:^|[^a-z])(?:{words})(?:[^a-z]|$)")
@@ -119,7 +119,7 @@ def _read_saved(place: Path) -> Table:
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise ConfigError(f"{place}: not a data set written by save_to_disk ({reason})") from None
 
 

@@ -22,7 +22,7 @@ from postrain.data.documents import documents
 from postrain.data.layouts import PARTS, names
 from postrain.data.reading_progress import tracked
 from postrain.data.values import Struct, clean_values, decode, refuse_repeated
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 
 UNITS = {".jsonl": "line", ".ndjson": "line", ".csv": "line", ".tsv": "line", ".txt": "line", ".json": "item"}
 JSON = (".json", ".jsonl", ".ndjson")
@@ -149,7 +149,7 @@ def _bytes(file: Path) -> bytes:
 
         return pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), compression).read()
     except (OSError, EOFError, lzma.LZMAError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         kind = f"not a complete {compression} file" if compression else "cannot be read"
         raise ConfigError(f"{file}: {kind} ({reason})") from None
 
@@ -248,7 +248,7 @@ def _parquet(raw: bytes, name: str) -> Numbered:
         refuse_repeated(file.schema_arrow.names, name)
         rows = file.read().to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from None
+        raise ConfigError(f"{name}: cannot be read as Parquet ({one_line(error, 120)})") from None
     yield from enumerate(map(Struct, rows))
 
 
@@ -261,7 +261,7 @@ def _arrow(raw: bytes, name: str) -> Numbered:
     try:
         table = open_table(buffer).read_all()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{name}: cannot be read as Arrow ({' '.join(str(error).split())[:120]})") from None
+        raise ConfigError(f"{name}: cannot be read as Arrow ({one_line(error, 120)})") from None
     refuse_repeated(table.column_names, name)
     yield from enumerate(map(Struct, table.to_pylist()))
 

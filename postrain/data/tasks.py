@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from postrain.config.extras import load
 from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.seeds import derive_seed
 from postrain.types import Seed, Size
 from postrain.world.items import Split, split_of
@@ -144,4 +144,4 @@ def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> 
     try:
         return gym.create_dataset(task, **settings, seed=seed, size=size)
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"data.source.settings: {task} refuses them: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"data.source.settings: {task} refuses them: {one_line(error, limit=None)}") from None

@@ -23,7 +23,7 @@ from postrain.config.yaml_file import load_yaml
 from postrain.data.chat import Template
 from postrain.data.conversation import Messages, plain_text
 from postrain.data.rendering import prompt_with_roles
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.rewards.base import Columns, PreferenceModel, Texts
@@ -149,7 +149,7 @@ def read_principles(given: str | Sequence[str]) -> tuple[str, ...]:
                 "with such a list"
             ) from None
         except (YAMLError, ValueError) as error:
-            raise ConfigError(f"principles: {given} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(f"principles: {given} is not valid YAML: {one_line(error)}") from None
     where = f" in {given}" if isinstance(given, str) else ""
     texts = isinstance(found, list | tuple) and all(isinstance(one, str) and one.strip() for one in found)
     if not texts or not found:

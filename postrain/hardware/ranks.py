@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from postrain.config.paths import IN_CHECKOUT
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.hardware.environment import is_first_of_node
 from postrain.hardware.trainer import Hardware
 from postrain.processor import usable_cores
@@ -90,7 +90,7 @@ def process_group(hardware: Hardware, folder: Path | None) -> Iterator[Path]:
     except RuntimeError as error:
         if not LOST_RANK.search(str(error)):
             raise
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise ConfigError(
             f"rank {os.environ['RANK']}: another rank ended, or its node cannot be reached ({reason}); its own "
             "messages say why. name=NAME resume=auto continues from the newest checkpoint when the command is repeated"

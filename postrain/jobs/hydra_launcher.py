@@ -26,7 +26,7 @@ from hydra.types import HydraContext
 from omegaconf import open_dict, read_write
 
 from postrain.config.override_text import format_override
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.jobs.graph import Job, overrides_of
 from postrain.runs.folder import Status
 from postrain.types import Count
@@ -94,7 +94,7 @@ class HydraLauncher:
         except ConfigError:
             raise
         except Exception as error:  # whatever a launcher raises if its cluster refuses the jobs or cannot be reached
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error, limit=None)
             raise ConfigError(f"hydra/launcher={name}: could not start the jobs: {reason}") from error
         for job, returned in zip(jobs, returns, strict=True):
             self._record(Status(folder / job.folder / "status.json"), returned)

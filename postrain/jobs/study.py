@@ -34,7 +34,7 @@ from postrain.config.paths import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
 from postrain.config.yaml_file import load_yaml
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.report.sequential import Sequential
 from postrain.types import Count, Fraction
 
@@ -264,7 +264,7 @@ def _node(path: Path, key: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
     except (YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{key}: {path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{key}: {path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: {path}: expected keys such as question, base, grid, seeds")
     return node

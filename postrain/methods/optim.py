@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.methods.master_weights import MasterWeights, is_low_precision
 from postrain.methods.muon import USE_MUON
 
@@ -105,7 +105,7 @@ def checked_optimizer(
     try:
         found: Any = make(groups, lr=lr)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optim: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"optim: {one_line(error, limit=None)}") from None
     if not isinstance(found, torch.optim.Optimizer):
         raise ConfigError(f"optim: expected a torch optimizer, got {type(found).__name__}")
     if isinstance(found, torch.optim.LBFGS):

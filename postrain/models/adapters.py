@@ -19,10 +19,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, as_config_error
 from postrain.models.directory import ADAPTER_CONFIG, read_json
 from postrain.models.quiet import quiet
-from postrain.models.saved_adapter import REFERENCE, load_weights, one_line, saved_config
+from postrain.models.saved_adapter import REFERENCE, load_weights, saved_config
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import embedding_names, embeddings_needed, ties_embeddings, untrained_tokens
 from postrain.seeds import seeded
@@ -195,7 +195,7 @@ def with_adapter(model: nn.Module, config: Any, saved: Path | None = None) -> nn
     if meta:
         config.init_lora_weights = True
     with quiet(), seeded("adapter"):
-        with one_line(f"the adapter in {saved} was trained on another base model") if saved else nullcontext():
+        with as_config_error(f"the adapter in {saved} was trained on another base model") if saved else nullcontext():
             policy: Any = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
         if saved is not None and not meta:
             load_weights(policy, saved)

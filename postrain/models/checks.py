@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, as_config_error
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
-from postrain.models.saved_adapter import one_line
 
 
 def check_device(device: torch.device | str) -> None:
     """Raises ConfigError for a device that PyTorch does not know or see."""
-    with one_line(f"device={device!r:.40} cannot be used here; use cpu"):
+    with as_config_error(f"device={device!r:.40} cannot be used here; use cpu"):
         torch.zeros(1, device=device)
 
 

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 # Subfolders and consolidated* hold the same weights in other formats.
@@ -146,8 +146,3 @@ def with_timeout(seconds: float, request: Callable[[], None]) -> None:
         raise Unreachable(f"no answer within {seconds:.0f} s") from None
     if problem is not None:
         raise problem
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

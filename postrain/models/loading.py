@@ -25,14 +25,14 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, as_config_error
 from postrain.models.directory import check_config, read_json, saved_end_ids
 from postrain.models.disk_cache import disk_cached
 from postrain.models.end_tokens import set_end_ids
 from postrain.models.packing import supports_packing
 from postrain.models.parts import parts_agree, probe
 from postrain.models.quiet import quiet
-from postrain.models.saved_adapter import load_weights, one_line, saved_config
+from postrain.models.saved_adapter import load_weights, saved_config
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import check_embedding_count, ensure_pad, resize_embeddings
 from postrain.seeds import seeded
@@ -62,7 +62,7 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
 
     Raises ConfigError if it has more tokens than the model has embeddings.
     """
-    with one_line(f"the tokenizer in {resolved.tokenizer} cannot be read"):
+    with as_config_error(f"the tokenizer in {resolved.tokenizer} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer, local_files_only=True, trust_remote_code=False)
         tokenizer("a")
     if tokenizer.eos_token_id is None:
@@ -139,7 +139,7 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
     config, kind = model_config(resolved, head), HEADS[head][0]
     if resolved.from_scratch:
         return kind.from_config(config, dtype=dtype, trust_remote_code=False)
-    with one_line(f"the model in {resolved.directory} cannot be read"):
+    with as_config_error(f"the model in {resolved.directory} cannot be read"):
         model, report = kind.from_pretrained(
             resolved.directory,
             config=config,
@@ -166,7 +166,7 @@ def _read(resolved: ResolvedModel, head: Head, dtype: torch.dtype, quantization:
 def model_config(resolved: ResolvedModel, head: Head) -> Any:
     """The model's config. transformers chooses the attention: SDPA where the architecture supports it."""
     check_config(resolved.directory)
-    with one_line(f"{resolved.directory / 'config.json'} cannot be used"):
+    with as_config_error(f"{resolved.directory / 'config.json'} cannot be used"):
         config = AutoConfig.from_pretrained(resolved.directory, local_files_only=True, trust_remote_code=False)
     if type(config) not in HEADS[head][1]:
         raise ConfigError(f"transformers has no {config.model_type} model with a {head} head; use another model")
@@ -202,7 +202,7 @@ def attach_adapter(model: PreTrainedModel, directory: Path) -> Any:
 
     # The task type would restrict the model class; a language model's adapter may go under a scalar head.
     config = saved_config(directory)
-    with one_line(f"the adapter in {directory} was trained on another base model"):
+    with as_config_error(f"the adapter in {directory} was trained on another base model"):
         found = get_peft_model(model.eval(), config)
     load_weights(found, directory)
     return found.eval()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, as_config_error
 from postrain.models.directory import fingerprint, read_json
 
 REFERENCE = "reference"
@@ -25,7 +24,7 @@ def saved_config(directory: Path, *, head: str | None = None) -> Any:
     """The PEFT config of a saved adapter, for training; without `head`, for any class of model."""
     from peft import PeftConfig  # noqa: PLC0415 - takes seconds
 
-    with one_line(f"the adapter in {directory} cannot be read"):
+    with as_config_error(f"the adapter in {directory} cannot be read"):
         config: Any = PeftConfig.from_pretrained(str(directory))
     if config.peft_type != "LORA":
         raise ConfigError(f"the adapter in {directory} is of type {config.peft_type}; expected LORA")
@@ -42,7 +41,7 @@ def load_weights(policy: Any, directory: Path) -> None:
     """Loads the weights of a saved adapter. Raises ConfigError if they are those of another base model."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict  # noqa: PLC0415 - takes seconds
 
-    with one_line(f"the adapter in {directory} cannot be read"):
+    with as_config_error(f"the adapter in {directory} cannot be read"):
         weights = load_file(directory / WEIGHTS)
     expected = get_peft_model_state_dict(policy, save_embedding_layers=False)
     _remove_base(policy, weights, expected, directory)
@@ -87,16 +86,3 @@ def base_file(model: nn.Module) -> dict[str, Any] | None:
     if not directory.parts or not (directory / "config.json").is_file():
         return None
     return {"fingerprint": fingerprint(directory)}
-
-
-@contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turns any exception of a library for invalid model files into a one-line ConfigError."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    # All types: for an invalid field transformers raises KeyError and TypeError, tokenizers a bare Exception.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"{what}: {reason}") from error

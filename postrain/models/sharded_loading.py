@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
+from postrain.errors import as_config_error
 from postrain.hardware.sharding import allocate, blocks_freed, local_rows, sharded_parameters
 from postrain.models.loading import HEADS, SCALAR_HEAD, Head, check_parts, fuse_gelu, init_scalar_head, model_config
 from postrain.models.quiet import quiet
-from postrain.models.saved_adapter import one_line
 from postrain.models.sources import ResolvedModel
 from postrain.seeds import seeded
 
@@ -44,7 +44,7 @@ def load_sharded(
     new_head = head == "scalar" and missing == {f"{SCALAR_HEAD}.weight"}
     if (missing and not new_head) or converts(model):
         return None
-    with one_line(f"the model in {resolved.directory} cannot be read"), ExitStack() as stack:
+    with as_config_error(f"the model in {resolved.directory} cannot be read"), ExitStack() as stack:
         opened = {
             path: stack.enter_context(safe_open(path, framework="pt"))  # pyright: ignore[reportArgumentType]
             for path in sorted(set(files.values()))
@@ -71,7 +71,7 @@ def weight_files(directory: Path) -> dict[str, Path]:
         return {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     if not (single := directory / SINGLE).is_file():
         return {}
-    with one_line(f"the model in {directory} cannot be read"), safe_open(single, framework="pt") as file:  # pyright: ignore[reportArgumentType]
+    with as_config_error(f"the model in {directory} cannot be read"), safe_open(single, framework="pt") as file:  # pyright: ignore[reportArgumentType]
         return dict.fromkeys(file.keys(), single)
 
 

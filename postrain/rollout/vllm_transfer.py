@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from postrain.config.extras import load
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.hardware import collectives
 from postrain.models.weight_sync import describe_weights, merged_weights
 from postrain.rollout.vllm_http import Connection, Connections, ServerLost
@@ -142,7 +142,7 @@ class NCCLTransfer:
         except (OSError, RuntimeError, ValueError) as error:
             # The group has ended with the server; a restarted one needs another.
             self.senders.pop(server, None)
-            message = f"the transfer of weights over NCCL failed ({first_line(error)})"
+            message = f"the transfer of weights over NCCL failed ({one_line(error)})"
             kind = ConfigError if server.is_up() else ServerLost
             raise kind(
                 f"rollout.url={server.url}: {message}; start the server with --weight-transfer-config "
@@ -165,8 +165,3 @@ def connect(server: Connection, model: nn.Module) -> Any:
         client=transfer.HTTPVLLMWeightSyncClient(server.url, timeout=server.timeout),
         source=Weights(model, transfer.ParamMeta),
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

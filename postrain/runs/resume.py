@@ -12,7 +12,7 @@ from postrain.config import renamed
 from postrain.config.override_text import resume_command
 from postrain.config.tree import SESSION
 from postrain.config.yaml_file import load_yaml
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.jsonl import read_json
 from postrain.runs.folder import RunFolder
 
@@ -36,7 +36,7 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
     try:
         config: Any = load_yaml(folder.config)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
     if not isinstance(config, dict) or not config:
         raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 from postrain import __version__
 from postrain.config.masking import masked_text
 from postrain.config.override_text import resume_word
-from postrain.errors import ConfigError, Interrupted
+from postrain.errors import ConfigError, Interrupted, one_line
 from postrain.jsonl import Record, atomic_write_text, number, read_json
 from postrain.runs.locks import process_ended, process_identity
 
@@ -194,7 +194,7 @@ def reported_error(error: BaseException, folder: Path) -> BaseException:
     if not isinstance(error, Exception):
         frames = traceback.extract_tb(error.__traceback__)
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        what = one_line(error, limit=None, with_type=True)
         return ConfigError(f"the run was ended by {what}{where}; only Ctrl-C and signals may end it early")
     return error
 
