@@ -1,21 +1,23 @@
 """Extraction of the final answer of a completion, and verifiable rewards that need only text and a column or two.
 
 Answers are marked by `<answer>…</answer>`, LaTeX's boxed or GSM8K's `#### 72`; else the last number counts. The rewards
-are pure functions for `reward=function`, in TRL's signature. None means unscorable: the row has no answer. Answers that
+are pure functions for `reward=function`, in TRL's signature. None means unscorable: the row has no answer, or a blank
+one. A list as the answer holds spellings, each of which is right. Answers that
 need a library or a computation to verify are in verified.py, constraints on the form of a text in constraints.py.
 """
 
 from __future__ import annotations
 
 import re
-import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
 from postrain.data.repetition import distinct_ngram_share
 from postrain.errors import ConfigError
 
+Expected = str | float | Sequence[str | float] | None
+"""The answer of a row, or a list of spellings of it."""
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 # A number next to a letter is a name (room 4b); a minus after a digit is a dash (pages 10-12). Exponents have at most
 # three digits: Decimal rejects some longer ones.
@@ -30,17 +32,34 @@ MARKS = re.compile(
 
 FRACTION = re.compile(r"(?<![\w.,/])([-+−]?\d{1,30})\s?/\s?(0{0,9}[1-9]\d{0,29})(?![\w/]|[.,]\d)")
 QUANTITY = re.compile(f"{FRACTION.pattern}|{NUMBER.pattern}")
-# LaTeX that does not change the value of a number, and fractions as a/b.
-LATEX = (
-    (re.compile(r"([-+−]?)\\[dt]?frac(?:\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}|(\d)(\d))"), r" \1\2\4/\3\5"),
-    (re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\!|\\left|\\right|\^\{?\\circ\}?"), ""),
+TEXT = r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}"
+UNIT = r"(?:[cdkm]?m|in|ft|yd|mi|units?|inch(?:es)?|feet|met(?:er|re)s?|miles?|yards?)"
+LATEX_FRACTION = re.compile(
+    r"(?:(?<![\w)}])([-+−]))?(?<![\d.,])(\d{0,9})\s?\\[dt]?frac\s*"
+    r"(?:\{\s*([-+−]?)(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+)
+# Markup that does not change the value of a number, and powers of ten as 6.02e23.
+MARKUP = (
+    (re.compile(r"(?<![\w)*])(\*{1,3}|`)(?=[^\s*])([^*`]+)\1(?![\w*(])"), r"\2"),
+    (re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})(?!\d)(?:\s*\})?"), r"e\1"),
+    (re.compile(rf"(\d(?:\s|~|\\[,;: ])*)(?:{TEXT}|({UNIT}))\s*(?:\^\{{?\s*[23](?!\d)(?:\s*\}})?|[²³])"), r"\1 \2\3 "),
+    (re.compile(TEXT), r" \1 "),
+    (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\!|\\(?:left|right)(?![A-Za-z])|\^\{?\\circ\}?"), ""),
+    (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\([$%€£])"), r"\1"),
     (re.compile(r"\\[,;: ()\[\]]"), " "),
     (re.compile(r"([-−])[$€£]"), r"\1"),
     (re.compile(r"[$€£]"), " "),
 )
+MINUS = ("-", "−")
+EMPHASIS = re.compile(r"\A(\*{1,3}|`)([^*`]+)\1\Z")
+SPACED = re.compile(r" ?([^\w\s]) ?")
+# "n!" is not n.
+ENDING = re.compile(r"(?<![.,;:?])(?:[.,;:?]|(?<=[^\W\d_]{2})!+)+\Z")
+QUOTED = re.compile(r"\A[\"'“”‘’«»](.+)[\"'“”‘’«»]\Z", re.DOTALL)
+OPTION = re.compile(r"\A\(?([a-z])\)\Z")
 # "x = 5" and "48 + 24 = 72" are 5 and 72; the equation of a curve is not a number.
 LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*=")
 # What makes more of a number than its value with a unit: "2 + x", "x^2", "x-3", "1/\sqrt{2}".
@@ -48,9 +67,13 @@ OPERATORS = re.compile(r"[\\^_√+*=<>≤≥±]|[-−/]\s*\0|\0\s*[-−]")
 
 
 def marked_answer(text: str) -> str | None:
-    """The content of the last answer mark in a text; None if there is none."""
+    """The content of the last answer mark in a text, of a mark inside a tag if there is one; None without a mark."""
     marks = list(MARKS.finditer(text))
-    return marks[-1][marks[-1].lastgroup or 0].strip() if marks else None
+    if not marks:
+        return None
+    found = marks[-1][marks[-1].lastgroup or 0].strip()
+    inner = marked_answer(found) if marks[-1].lastgroup == "tag" else None
+    return EMPHASIS.sub(r"\2", found) if inner is None else inner
 
 
 def final_answer(text: str) -> str:
@@ -68,7 +91,7 @@ def last_number(text: str) -> Decimal | None:
 def single_number(text: str) -> Fraction | None:
     """The value of a text that is one number or fraction, with a unit or currency or without; None for any other text,
     such as a pair, a date or 5√3."""
-    text = LEFT_SIDE.sub("", _without_latex(text), count=1)
+    text = LEFT_SIDE.sub("", _without_markup(text), count=1)
     found = list(QUANTITY.finditer(text))
     alone = len(found) == 1 and not OPERATORS.search(QUANTITY.sub("\0", text))
     return _value(found[0]) if alone else None
@@ -80,14 +103,25 @@ def answer_value(text: str) -> Fraction | None:
     marked = marked_answer(text)
     if marked is not None:
         return single_number(marked)
-    found = list(QUANTITY.finditer(_without_latex(text)))
+    found = list(QUANTITY.finditer(_without_markup(text)))
     return _value(found[-1]) if found else None
 
 
-def _without_latex(text: str) -> str:
-    for pattern, replacement in LATEX:
+def _without_markup(text: str) -> str:
+    text = LATEX_FRACTION.sub(_fraction, text)
+    for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)
     return text
+
+
+def _fraction(found: re.Match[str]) -> str:
+    r"""A fraction in LaTeX as a/b; a mixed number, 1\frac{1}{2}, as 3/2."""
+    sign, whole, inner, *digits = (group or "" for group in found.groups())
+    above, below = "".join(digits[:2]), "".join(digits[2:])
+    if whole and len(above + below) < 19:
+        above, whole = str(int(whole) * int(below) + int(above)), ""
+    negative = (sign in MINUS) != (inner in MINUS)
+    return f" {'-' if negative else ''}{f'{whole} ' if whole else ''}{above}/{below}"
 
 
 def _value(quantity: re.Match[str]) -> Fraction:
@@ -96,36 +130,44 @@ def _value(quantity: re.Match[str]) -> Fraction:
     return Fraction(value) / int(below or 1)
 
 
-def exact(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
+def spellings(expected: Expected) -> list[str]:
+    """The final answers of a row, without blank ones."""
+    listed = expected if isinstance(expected, list | tuple) else [expected]
+    return [found for one in listed if one is not None and (found := final_answer(str(one)))]
+
+
+def _any_equal(
+    equals: Callable[[str, str], bool], completions: Sequence[str], answer: Sequence[Expected]
+) -> list[float | None]:
+    """1 if a completion equals an answer of its row."""
+    rows = zip(completions, map(spellings, answer), strict=True)
+    return [float(any(equals(text, one) for one in right)) if right else None for text, right in rows]
+
+
+def exact(completions: Sequence[str], answer: Sequence[Expected]) -> list[float | None]:
     """1 if the final answer (marked, or the whole completion) equals the row's, ignoring case and outer white space."""
-    return [
-        None if expected is None else float(final_answer(text).casefold() == final_answer(str(expected)).casefold())
-        for text, expected in zip(completions, answer, strict=True)
-    ]
+    return _any_equal(lambda text, expected: final_answer(text).casefold() == expected.casefold(), completions, answer)
 
 
-def numeric(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
+def numeric(completions: Sequence[str], answer: Sequence[Expected]) -> list[float | None]:
     """1 if the last number of the final answer equals that of the row's answer (7 = 7.0 = 7.00).
 
     A row whose answer has no number is unscorable.
     """
-    return [
-        None if (number := _number(expected)) is None else float(_number(text) == number)
-        for text, expected in zip(completions, answer, strict=True)
-    ]
+    numbers = [[one for one in spellings(expected) if last_number(one) is not None] for expected in answer]
+    return _any_equal(
+        lambda text, expected: last_number(final_answer(text)) == last_number(expected), completions, numbers
+    )
 
 
-def answer(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
+def answer(completions: Sequence[str], answer: Sequence[Expected]) -> list[float | None]:
     """1 if the final answer equals the row's: by value if the row's is one number (7 = 7.00 = $7, 3/4 = 0.75), else as
     a text.
 
-    Texts are compared as by `exact`, without the punctuation around them: "Positive." is positive. Without a mark, the
-    last number or fraction of a completion is its answer.
+    Texts are compared as by `exact`, without the punctuation and markup around them: "Positive." is positive, and (b)
+    or \\text{B} is B. Without a mark, the last number or fraction of a completion is its answer.
     """
-    return [
-        None if expected is None else float(_equals(text, final_answer(str(expected))))
-        for text, expected in zip(completions, answer, strict=True)
-    ]
+    return _any_equal(_equals, completions, answer)
 
 
 def _equals(completion: str, expected: str) -> bool:
@@ -134,12 +176,12 @@ def _equals(completion: str, expected: str) -> bool:
 
 
 def bare(text: str) -> str:
-    """A text in lower case without the punctuation around it."""
-    return text.casefold().strip(string.whitespace + string.punctuation + "“”‘’«»")
-
-
-def _number(text: str | float | None) -> Decimal | None:
-    return None if text is None else last_number(final_answer(str(text)))
+    """A text in lower case without markup, the punctuation at its end, quotes around it, parentheses around a letter,
+    and white space beside symbols."""
+    plain = SPACED.sub(r"\1", " ".join(_without_markup(text).split())).casefold()
+    for _ in range(2):  # a full stop inside and outside of quotes
+        plain = OPTION.sub(r"\1", QUOTED.sub(r"\1", ENDING.sub("", plain)))
+    return plain or text.casefold().strip()
 
 
 def length(completions: Sequence[str], words: int) -> list[float]:

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Annotated, Any, Self
 
 from postrain.config.schema import Confirm, load_target
 from postrain.errors import ConfigError, Interrupted
+
+_within_limit: ContextVar[bool] = ContextVar("within_limit", default=False)
 
 # Seconds after the limit in which a function must react to the signal; C code may never react.
 GRACE = 10.0
@@ -127,6 +130,11 @@ class _TimeLimitReached(BaseException):
     """Not an Exception, so that fewer functions swallow it."""
 
 
+def within_time_limit() -> bool:
+    """Whether the caller runs inside of `time_limit`, whose alarm another alarm would cancel."""
+    return _within_limit.get()
+
+
 @contextmanager
 def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
     """Raises TimedOut if the block takes longer, with the current line in the user's `file`; None is no limit.
@@ -146,6 +154,7 @@ def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
         lines.append(own[0] if own else 0)
         raise _TimeLimitReached
 
+    outside = _within_limit.set(True)
     before = signal.signal(signal.SIGALRM, on_alarm)
     faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__ or 2)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
@@ -157,5 +166,6 @@ def time_limit(seconds: float | None, who: str, file: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+        _within_limit.reset(outside)
     if lines:
         raise TimedOut.of(who, seconds, f" (at {file}:{lines[0]})" if lines[0] else "")

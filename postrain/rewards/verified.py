@@ -19,16 +19,19 @@ from typing import Any
 from postrain.config.extras import load
 from postrain.errors import ConfigError
 from postrain.rewards.base import per_completion
-from postrain.rewards.text import final_answer, marked_answer
+from postrain.rewards.text import Expected, final_answer, marked_answer, spellings
+from postrain.rewards.user_code import within_time_limit
 
 SECONDS = 5
 """Time limit of one mathematical comparison, where it can be interrupted."""
 OPENING = re.compile(r"[{\[]")
+CURRENCY = re.compile(r"\\?[$€£]")
+INLINE = re.compile(r"(?:[^$]*(?<!\\)\$[^$]+(?<!\\)\$)+[^$]*")
 
 Schema = Mapping[str, Any] | str
 
 
-def math_equal(completions: Sequence[str], answer: Sequence[str | float | None]) -> list[float | None]:
+def math_equal(completions: Sequence[str], answer: Sequence[Expected]) -> list[float | None]:
     """1 if the final answer is mathematically equal to the row's (½ = 0.5 = \\frac{1}{2}). Needs math-verify.
 
     A row whose answer cannot be parsed as mathematics is unscorable.
@@ -39,20 +42,21 @@ def math_equal(completions: Sequence[str], answer: Sequence[str | float | None])
     ]
 
 
-def _math_equal(library: Any, completion: str, expected: str | float | None) -> float | None:
-    # The library's time limit is an alarm, which only the main thread can set.
-    seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
-    gold = [] if expected is None else library.parse(_boxed(final_answer(str(expected))), parsing_timeout=seconds)
-    if not gold:
+def _math_equal(library: Any, completion: str, expected: Expected) -> float | None:
+    # The library's time limit is an alarm: only the main thread can set it, and it would cancel that of reward.timeout.
+    free = threading.current_thread() is threading.main_thread() and not within_time_limit()
+    seconds = SECONDS if free else None
+    golds = [gold for one in spellings(expected) if (gold := library.parse(_boxed(one), parsing_timeout=seconds))]
+    if not golds:
         return None
     marked = marked_answer(completion)
     found = library.parse(completion if marked is None else _boxed(marked), parsing_timeout=seconds)
-    return float(bool(found) and library.verify(gold, found, timeout_seconds=seconds))
+    return float(bool(found) and any(library.verify(gold, found, timeout_seconds=seconds) for gold in golds))
 
 
 def _boxed(answer: str) -> str:
-    """The library does not recognise bare LaTeX as mathematics."""
-    return answer if "$" in answer else rf"\boxed{{{answer}}}"
+    """An answer as the library recognises it as mathematics: between dollar signs, or boxed and without currency."""
+    return answer if INLINE.fullmatch(answer) else rf"\boxed{{{CURRENCY.sub('', answer)}}}"
 
 
 def json_valid(completions: Sequence[str], schema: Schema | Sequence[Schema | None]) -> list[float | None]:
@@ -108,10 +112,13 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+# After words, such as "The answer is"; not a part of a name or of another number.
+EXPRESSION = re.compile(r"(?<![\w.,])[0-9+\-*/() ]+\Z")
 MAX_EXPRESSION = 300
 """Characters; longer expressions would reach the recursion limit."""
 PLAIN = {"×": "*", "·": "*", r"\times": "*", r"\cdot": "*", "÷": "/", r"\div": "/", "−": "-"}
-"""Typographic and LaTeX operators, and their ASCII form."""
+PLAIN |= dict.fromkeys((r"\left", r"\right", r"\(", r"\)", "$", "`"), "")
+"""Typographic and LaTeX operators and their ASCII form, and markup."""
 OPERATIONS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -128,7 +135,8 @@ def countdown(
 ) -> list[float | None]:
     """1 if the answer is an expression of + − * / that uses each given number once and evaluates to the target.
 
-    The answer is the marked one, else the last line; `= 24` after it is ignored. `form` is the reward of an expression
+    The answer is the marked one, else the expression at the end of the last line; `= 24` after it or `24 =` before it
+    are ignored. `form` is the reward of an expression
     that uses the given numbers and misses the target.
     """
     return [
@@ -154,8 +162,10 @@ def _expression(completion: str) -> str | None:
     text = lines[-1].rpartition(":")[2]
     for sign, plain in PLAIN.items():
         text = text.replace(sign, plain)
-    text = text.partition("=")[0].strip()
-    return text if len(text) <= MAX_EXPRESSION and re.fullmatch(r"[0-9+\-*/() ]+", text) else None
+    sides = [EXPRESSION.search(side.strip(" *.")[-MAX_EXPRESSION - 1 :]) for side in text.split("=")]
+    found = [side[0].strip(" *") for side in sides if side]
+    best = next((side for side in found if re.search(r"\d *[-+*/]", side)), found[0] if found else None)
+    return best if best is not None and len(best) <= MAX_EXPRESSION else None
 
 
 def _value(node: ast.expr) -> Fraction:

@@ -50,6 +50,7 @@ def test_answer_compares_numbers_by_value_and_other_answers_as_text() -> None:
         (r"\boxed{x = 5}", "5", 1),
         ("<answer>48 + 24 = 72</answer>", "72", 1),
         ("So 7.", "1/0", 0),
+        (r"\boxed{x-\frac{3}{4}}", "-0.75", 0),
     ],
 )
 def test_answer_of_several_numbers_is_not_compared_by_its_last(completion: str, expected: str, score: float) -> None:
@@ -63,6 +64,71 @@ def test_answer_of_one_number_is_compared_by_value(expected: str | float) -> Non
     completions = ["48 + 24 = 72", "\\boxed{72}", "<answer>$72.00</answer>", "#### 72", "\\boxed{72\\text{ km}}", "73"]
     assert answer(completions, [expected] * 6) == [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     assert answer(["It costs -$1,200.", "#### 1,200", "1{,}200"], ["-1200", "1,200", "1,200 dollars"]) == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (r"<answer>\boxed{72}</answer>", "72"),
+        ("<answer>**72**</answer>", "72"),
+        ("<answer>**72**.</answer>", "72"),
+        (r"<answer>\boxed{B}</answer>", "B"),
+        (r"\boxed{\text{B}}", "B"),
+        (r"\boxed{\textbf{(B)}}", "B"),
+        ("b)", "B"),
+        (r"\boxed{\text{yes}}", "yes"),
+        ("“Paris.”", "Paris"),
+        (r"\boxed{\frac{-3}{4}}", "-3/4"),
+        (r"\boxed{-\frac{-3}{4}}", "3/4"),
+        (r"\boxed{\frac 34}", "3/4"),
+        (r"\boxed{\frac{3}4}", "3/4"),
+        # 1 + 1/2
+        (r"\boxed{1\frac{1}{2}}", "3/2"),
+        (r"\boxed{-1 \frac12}", "-1.5"),
+        (r"\boxed{\frac{\sqrt{3}}{2}}", r"\dfrac{\sqrt{3}}{2}"),
+        (r"\boxed{25\text{ cm}^2}", "25"),
+        ("The area is 25 cm^2.", "25"),
+        (r"\boxed{72\,000}", "72000"),
+        (r"\boxed{6.02 \times 10^{23}}", "6.02e23"),
+        ("It has 6.02 x 10^23 atoms.", "6.02e23"),
+        (r"\boxed{(1, 2)}", "(1,2)"),
+    ],
+)
+def test_markup_does_not_change_an_answer(completion: str, expected: str) -> None:
+    assert answer([completion], [expected]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (r"\sqrt{2}", r"-\sqrt{2}"),
+        (r"2\pi", r"-2\pi"),
+        ("x", "-x"),
+        ("[1,2]", "(1,2)"),
+        ("<", ">"),
+        ("C", "C++"),
+        ("n!", "n"),
+        (r"\leftarrow", r"\rightarrow"),
+        ("2x^3", "2x^2"),
+    ],
+)
+def test_symbols_around_an_answer_are_part_of_it(given: str, expected: str) -> None:
+    assert answer([rf"\boxed{{{given}}}"] * 2, [expected, given]) == [0.0, 1.0]
+
+
+def test_list_of_answers_accepts_each_and_a_blank_answer_is_unscorable() -> None:
+    spellings = ["5", "five"]
+    assert answer(["It is 5.", "Five!", "6"], [spellings] * 3) == [1.0, 1.0, 0.0]
+    assert exact(["five", "5", "fiv"], [spellings] * 3) == [1.0, 1.0, 0.0]
+    assert numeric(["so 5.0", "6"], [spellings] * 2) == [1.0, 0.0]
+    for reward in (answer, exact, numeric):
+        assert reward(["a", "a", "a"], ["", " ", []]) == [None] * 3
+
+
+def test_comparison_of_a_long_answer_takes_linear_time() -> None:
+    # a search for the end at each character would take 10⁸ steps
+    for text in (" " * 20_000 + "x", "." * 20_000 + "x", "*" * 20_000, "1 " * 9_000, r"\frac{" * 5_000):
+        assert answer([text], ["yes"]) == [0.0]
 
 
 def test_length_falls_linearly_from_the_target() -> None:

@@ -37,7 +37,8 @@ def test_majority_rewards_the_most_frequent_answer(answers: list[str | None], ex
         ("<answer>70</answer> and 8", "70"),
         (r"so \boxed{Paris.}", "paris"),
         (r"\boxed{\frac{3}{4}}", "0.75"),
-        (r"\boxed{5\sqrt{3}}", r"5\sqrt{3"),
+        (r"\boxed{5\sqrt{3}}", r"5\sqrt{3}"),
+        (r"\boxed{-\sqrt{2}}", r"-\sqrt{2}"),
         ("9" * 5000, "1" + 5000 * "0"),  # rounded to 28 digits
         ("no idea", None),
     ],

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from postrain.errors import ConfigError
+from postrain.rewards.user_code import time_limit
 from postrain.rewards.verified import json_valid, math_equal
 
 SCHEMA = {"type": "object", "required": ["a"]}
@@ -44,6 +45,27 @@ def test_math_equal_passes_the_marked_answer_or_the_text(mathematics: Mathematic
     assert math_equal(completions, [r"\frac{1}{2}"] * 5) == [1.0, 1.0, 1.0, 0.0, 0.0]
     assert math_equal(["$x$", "72"], ["$x$", "so\n#### 72"]) == [1.0, 1.0]
     assert mathematics.limits == {5}
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (r"\boxed{\$18}", "18"),
+        (r"\boxed{18}", r"\$18"),
+        (r"\boxed{1,250}", "$1,250"),
+        (r"\boxed{-5}", "-$5"),
+        (r"<answer>\boxed{5}</answer>", "€5"),
+        (r"\boxed{5}", ["4", "5"]),
+    ],
+)
+def test_currency_is_not_mathematics(mathematics: Mathematics, completion: str, expected: Any) -> None:
+    assert math_equal([completion], [expected]) == [1.0]
+
+
+def test_no_time_limit_inside_another(mathematics: Mathematics) -> None:
+    with time_limit(60, "reward", "r.py"):
+        math_equal(["1"], ["1"])
+    assert mathematics.limits == {None}
 
 
 def test_missing_or_unreadable_answer_is_unscorable(mathematics: Mathematics) -> None:
