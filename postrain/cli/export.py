@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def export_run(chosen: Namespace, argv: Sequence[str]) -> None:
     with publish.writing(out):
         write_directory(out, lambda fresh: fill(chosen, argv, resolved, kind, fresh / file))
     print(f"gguf    {out / file}  ({(out / file).stat().st_size / 2**20:.0f} MiB)")
-    print(f"ollama  cd {out} && ollama create {resolved.name} -f Modelfile")
+    print(f"ollama  cd {shlex.quote(str(out))} && ollama create {shlex.quote(resolved.name)} -f Modelfile")
     publish.push_folder(chosen, out)
 
 

@@ -55,7 +55,7 @@ def check_output(chosen: Namespace, default: str) -> Path:
     run = run_folder(chosen.run)
     if chosen.out is None and run is None:
         raise ConfigError(f"{chosen.run} is not a run folder; name the output folder with --out DIR")
-    out = chosen.out or (run or Path()) / default
+    out = chosen.out.expanduser() if chosen.out else (run or Path()) / default
     if out.exists():
         raise ConfigError(f"{out} exists; delete it, or name another folder with --out DIR")
     if chosen.public and not chosen.push:

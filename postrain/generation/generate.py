@@ -55,10 +55,14 @@ def generate(config: GenerateConfig, run: RunContext) -> float | None:
         config.rollout.reserve(data.row_tokens())
     if not config.allow_change:
         check_data(run.folder, audit)
-    items = distinct_prompts(_items(data, config.split), config.prompt_count)
+    rows = _items(data, config.split)
+    items = distinct_prompts(rows, None)
+    repeated, items = len(rows) - len(items), items[: config.prompt_count]
     if config.prompts is None:
         _check_columns(scoring_reward(config.reward), items)
-    notes = (f"note: {note}" for note in data.chat_template.notes)
+    notes = [f"note: {note}" for note in data.chat_template.notes]
+    if repeated:
+        notes.append(f"note: rows whose prompt is that of an earlier row are left out: {repeated}")
     print("\n".join([audit.render(), *notes, f"folder: {run.folder.path}"]), flush=True)
     run.save_manifest(config, audit, config.resolved, seeds={"seed": config.seed})
     if config.prompts is not None:

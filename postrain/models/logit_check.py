@@ -15,7 +15,7 @@ from postrain.models.parts import model_width, unwrapped
 
 ROWS, TOKENS = 16, 128
 LOGITS = 2**26
-"""At most so many logits are kept, 256 MB."""
+"""The maximum number of logits that are kept, 256 MB."""
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
     "Question: what is 17 + 25? Answer: 42.",
@@ -33,8 +33,8 @@ class LogitCheck:
     """The largest difference of a logit."""
     largest: float
     """The largest absolute logit of the first model."""
-    same_token: float
-    """The share of positions at which both models have the same most likely token."""
+    same_token: float | None
+    """The share of positions at which both models have the same most likely token; None for scores."""
     rows: int
     tokens: int
     source: str
@@ -47,6 +47,11 @@ class LogitCheck:
 
     def describe(self) -> str:
         """One line for the console and the model card."""
+        if self.same_token is None:
+            return (
+                f"max |Δscore| {self.max_difference:.2g} (largest score {self.largest:.3g}), {self.rows} rows of "
+                f"{self.source}"
+            )
         return (
             f"max |Δlogit| {self.max_difference:.2g} (largest logit {self.largest:.3g}), same most likely token at "
             f"{self.same_token:.1%} of {self.tokens} positions, {self.rows} rows of {self.source}"
@@ -103,11 +108,12 @@ def compare_logits(first: Sequence[Tensor], second: Sequence[Tensor], rows: Chec
     """The differences of two models' logits on `rows`."""
     pairs = list(zip(first, second, strict=True))
     agree = torch.cat([one.argmax(-1) == other.argmax(-1) for one, other in pairs])
+    scores = pairs[0][0].shape[-1] == 1
     return LogitCheck(
         # NaN, which `max` of Python would lose, stays NaN.
         max_difference=float(torch.stack([(one - other).abs().max() for one, other in pairs]).max()),
         largest=float(torch.stack([one.abs().max() for one in first]).max()),
-        same_token=float(agree.float().mean()),
+        same_token=None if scores else float(agree.float().mean()),
         rows=len(pairs),
         tokens=len(agree),
         source=rows.source,

@@ -15,6 +15,7 @@ from typing import Literal
 from rich.console import Console
 from rich.panel import Panel
 
+from postrain import jsonl
 from postrain.config.override_text import resume_command
 from postrain.errors import ConfigError
 from postrain.models import hub
@@ -32,6 +33,7 @@ from postrain.models.directory import (
 )
 from postrain.models.gguf import as_hf_directory, find_gguf, install_command
 from postrain.models.saved_adapter import check_base
+from postrain.runs.folder import file_name
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "bundled:"
@@ -258,7 +260,12 @@ def name_of(directory: Path) -> str:
         return f"{_parent_name(directory.parent.parent)}-{directory.parent.name}"
     if directory.name == "model" and (directory.parent / "manifest.json").is_file():
         run = directory.parent
-        return f"{_parent_name(run)}-{run.name}" if _in_sweep(run) else "-".join(run.parts[-3:-1])
+        if _in_sweep(run):
+            return f"{_parent_name(run)}-{run.name}"
+        # A run folder that was copied or moved has its own name only.
+        model = jsonl.read_json(run / "manifest.json").get("model")
+        in_place = isinstance(model, dict) and file_name(str(model.get("name"))) == run.parent.name
+        return "-".join(run.parts[-3:-1]) if in_place else run.name
     return directory.stem if directory.suffix == ".gguf" else directory.name
 
 

@@ -98,7 +98,7 @@ def model_card(
     method, resolved = components.method, config.resolved
     name, scalar = type(method).__name__, method.head == "scalar"
     adapted = is_saved_as_adapter(method.policy)
-    base = base_model(config.model, resolved)
+    base = base_model(config.model, resolved, adapted=adapted)
     known = card.metadata((resolved.adapters or (resolved.directory,))[-1])
     repository = getattr(config.data.source, "repo", None)
     data = card.front_matter(
@@ -123,13 +123,22 @@ and the command.
 {STEP_SCORES if step_layout_file(components) else ""}"""
     sections = {
         card.HELD_OUT: f"| held-out | before | after |\n|---|---:|---:|\n{rows}",
-        card.LOADING: card.loading("adapter" if adapted else "weights", scalar=scalar, base=base or ""),
+        card.LOADING: card.loading(
+            "adapter" if adapted else "weights",
+            scalar=scalar,
+            base=base or (adapted and method.policy.peft_config["default"].base_model_name_or_path) or "",
+        ),
     }
     return card.render(data, folder.name, sections, intro)
 
 
-def base_model(source: ModelSource, resolved: ResolvedModel) -> str | None:
-    """The name on the Hub of the model that was trained, or of the one that it was trained from; None if unknown."""
+def base_model(source: ModelSource, resolved: ResolvedModel, *, adapted: bool) -> str | None:
+    """The name on the Hub of the model that was trained, or of the one that it was trained from; None if unknown.
+
+    For an adapter it is the model with which it is loaded, so never the one that weights in a folder were trained from.
+    """
     if resolved.stand_in_for is None and card.HUB_ID.fullmatch(source.path) and not Path(source.path).exists():
         return source.path
+    if adapted and not resolved.adapters:
+        return None
     return card.metadata((resolved.adapters or (resolved.directory,))[-1]).get("base_model")

@@ -35,9 +35,10 @@ class MetricsFile(Callback):
         method.logs_to_trackers = False
         updates = method.counters.updates
         if trainer.is_global_zero:
+            resumed = self.file.path.exists()
             with writing(self.file.path, DISK_FULL_REMEDY):
                 self.file.rewind(updates or -1)
-            if updates > 0:
+            if resumed:
                 discard_after(trainer.loggers, updates)
         if updates == 0 and method.last_metrics:
             self.write(trainer, method)

@@ -29,13 +29,18 @@ CONVERSATION = Conversation(system="S").ask("aa").answer("bb").ask("cc").answer(
         (10, "Sccddee", 1, False),
         (7, "Sccddee", 1, False),
         (6, "See", 2, False),
-        # The last question alone exceeds the limit: its end is kept.
-        (1, "e", 2, True),
+        # Only the end of the last question fits.
+        (2, "Se", 2, True),
     ],
 )
 def test_truncation_drops_the_oldest_exchanges_first(limit, kept, dropped, cut):
     found = truncate(CONVERSATION, letters, limit)
     assert ("".join(map(chr, found.ids)), found.dropped, found.cut) == (kept, dropped, cut)
+
+
+def test_system_message_beyond_the_context_is_one_line():
+    with pytest.raises(ConfigError, match=r"leaves 2 tokens for the conversation, and the system message"):
+        truncate(Conversation(system="SSS").ask("aa"), letters, 2)
 
 
 def test_answer_gets_at_most_half_of_the_context():

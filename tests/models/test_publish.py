@@ -49,7 +49,7 @@ def run(saved: Callable[..., Path], tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "sft" / "tiny" / "run"
     policy = moved(lora().wrap(load_causal(source(saved("llama")).resolve(), dtype=FP32), head="causal"))
     export(policy, byte_tokenizer(), folder / "model", card=CARD, end_ids=[TURN])
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text('{"model": {"name": "tiny"}}')
     sample = {"update": 0, "row": 0, "prompt": "once upon", "completion": " a time"}
     (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     return folder

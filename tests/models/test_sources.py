@@ -48,7 +48,7 @@ def test_run_resolves_from_its_folder_or_model_and_is_named_by_method_and_model(
 ) -> None:
     run = tmp_path / "runs" / "sft" / "nano" / "2026-01-01_00-00-00-abc"
     run.mkdir(parents=True)
-    (run / "manifest.json").touch()
+    (run / "manifest.json").write_text('{"model": {"name": "nano"}}')
     message = refusal(source(run))
     assert "has no model/ yet" in message
     assert f"resume={run}" in message
@@ -56,6 +56,7 @@ def test_run_resolves_from_its_folder_or_model_and_is_named_by_method_and_model(
     for path in (run, run / "model"):
         found = source(path).resolve()
         assert (found.name, found.directory) == ("sft-nano", run / "model")
+    assert source(run.rename(tmp_path / "best")).resolve().name == "best"
 
 
 def test_fingerprint_depends_on_the_weights(saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -156,6 +156,16 @@ def test_translated_template_renders_the_same_prompt(template: str) -> None:
     assert text.endswith('PARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|end|>"\n')
 
 
+def test_line_breaks_of_a_translated_template_are_trimmed() -> None:
+    # Nothing is written before an answer. Go trims the line break before an action that begins with {{-.
+    tokenizer = load_tokenizer(source(ASSETS / "nano").resolve())
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    found = turn_template(tokenizer)
+    assert found
+    assert found.answer[0] == ""
+    assert all(line.startswith("{{-") for line in found.to_go().splitlines())
+
+
 def test_template_that_cannot_be_translated_gets_a_note_and_no_template() -> None:
     tokenizer: Any = byte_tokenizer()
     tokenizer.chat_template = NUMBERED

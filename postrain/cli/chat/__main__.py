@@ -89,7 +89,10 @@ def read_tools(path: Path) -> Messages:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--tools {path}: expected a JSON file with a list of function schemas ({error})") from None
-    return declare([found] if isinstance(found, dict) else found)
+    try:
+        return declare([found] if isinstance(found, dict) else found)
+    except ConfigError as error:
+        raise ConfigError(f"--tools {path}: expected a list of function schemas ({error})") from None
 
 
 def _piped() -> str:

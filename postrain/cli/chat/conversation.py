@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -82,11 +83,28 @@ class TruncatedConversation:
 
 
 def truncate(conversation: Conversation, encode: Encode, limit: int) -> TruncatedConversation:
-    """Truncates to at most `limit` tokens: drops the oldest whole exchanges first, then the first tokens."""
+    """Truncates to at most `limit` tokens: drops the oldest whole exchanges, then the beginning of the last message.
+
+    Raises ConfigError if the system message and the declared tools alone exceed the limit.
+    """
     kept, dropped = conversation, 0
     while len(ids := encode(kept.messages)) > limit and (shorter := kept.without_oldest()) is not None:
         kept, dropped = shorter, dropped + 1
-    return TruncatedConversation(ids[-limit:], dropped, len(ids) > limit)
+    if len(ids) <= limit:
+        return TruncatedConversation(ids, dropped, cut=False)
+    last = kept.turns[-1].content
+
+    def ending(count: int) -> Tensor:
+        turns = (*kept.turns[:-1], replace(kept.turns[-1], content=last[len(last) - count :]))
+        return encode(replace(kept, turns=turns).messages)
+
+    if len(ending(0)) >= limit:
+        raise ConfigError(
+            f"the context leaves {limit} tokens for the conversation, and the system message (--system) with the tools "
+            "is longer; shorten it"
+        )
+    count = bisect.bisect_right(range(len(last)), limit, key=lambda count: len(ending(count))) - 1
+    return TruncatedConversation(ending(count), dropped, cut=True)
 
 
 def token_limit(context: int, answer: int) -> int:

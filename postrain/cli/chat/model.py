@@ -69,8 +69,8 @@ class ChatModel:
         self.template = Template(tokenizer, mode=template)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.model: Any = load_causal(resolved, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
-        # That of generation_config.json may be anything: nothing checks its type, and `generate` needs a number.
-        self.model.generation_config.bos_token_id = tokenizer.bos_token_id
+        # `generate` would take what the settings leave open from generation_config.json, such as repetition_penalty.
+        self.model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
         self._answers = 0
 
     @property

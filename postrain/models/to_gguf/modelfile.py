@@ -78,8 +78,11 @@ class TurnTemplate:
 
 
 def literal(text: str) -> str:
-    """An action that writes `text`; Go's quoted strings have JSON's escapes, except for pairs of surrogates."""
-    return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}" if text else ""
+    """An action that writes `text` and trims the line breaks around it, also for an empty text.
+
+    Go's quoted strings have JSON's escapes, except for pairs of surrogates.
+    """
+    return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}"
 
 
 def modelfile(tokenizer: Any, file: str, *, end_ids: Sequence[int] = ()) -> tuple[str, str | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,15 @@ def read_gguf(path: Path, config: Any) -> nn.Module:
     """The model in a file, dequantized, through plain transformers.
 
     The file gives the config too, except where transformers does not read all of it: GPT-2, Qwen 3 and Gemma 3 (widths
-    of heads), and scaled rotary positions.
+    of heads), scaled rotary positions, and biases of Llama models.
     """
     partial = (
         config.model_type in ("gpt2", "qwen3", "gemma3_text")
         or rope_of(config).get("rope_type", "default") != "default"
+        or any(getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
     )
-    with quiet():
+    # stderr: a progress bar that the verbosity of transformers does not hide.
+    with quiet(), redirect_stderr(io.StringIO()):
         return AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
