@@ -25,7 +25,9 @@ def parser() -> Parser:
     )
     publish.add_arguments(found, "default RUN/merged")
     found.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of the saved weights; default: bfloat16 if the base model has it, else float32"
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of the weights; default: bfloat16 if the base model has it, else float32",
     )
     return found
 

@@ -42,9 +42,9 @@ class SourceRun:
 
     @classmethod
     def of(cls, path: str) -> SourceRun | None:
-        """The training run that `path`, a run folder or its model/, belongs to; None for any other model."""
+        """The training run that `path`, a run folder, its model/ or merged/, belongs to; None for any other model."""
         given = Path(path).expanduser()
-        for directory in (given, given.parent) if given.name == "model" else (given,):
+        for directory in (given, given.parent) if given.name in ("model", "merged") else (given,):
             folder = RunFolder(directory)
             if folder.config.is_file() and folder.manifest.is_file():
                 config = saved_config(folder)

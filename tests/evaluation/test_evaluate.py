@@ -187,6 +187,7 @@ def test_groups_are_inherited_from_the_run_unless_overridden(tmp_path: Path) -> 
     assert taken == ["data"]
     assert inherited(config, None, []) == (config, [])
     assert SourceRun.of(str(tmp_path)) is None
+    assert SourceRun.of(str(run.folder.path / "merged")) == run
 
 
 def test_note_for_runs_trained_on_different_data(tmp_path: Path) -> None:
