@@ -50,7 +50,7 @@ def export(
 
 
 def _save_weights(model: Any, directory: Path) -> None:
-    if hasattr(model, "peft_config") and not is_saved_as_adapter(model):
+    if hasattr(model, "peft_config") and not base_of_adapter(model):
         # On a copy: training may continue.
         model = copy.deepcopy(model).merge_and_unload()
     if hasattr(model, "peft_config"):
@@ -77,9 +77,9 @@ def _save_adapter(model: Any, directory: Path) -> None:
         (directory / BASE_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def is_saved_as_adapter(model: Any) -> bool:
-    """Whether `export` saves an adapter: the base model can be found by its name."""
-    return hasattr(model, "peft_config") and bool(model.peft_config["default"].base_model_name_or_path)
+def base_of_adapter(model: Any) -> str | None:
+    """The name of the base model of an adapter that `export` saves alone; None if it saves complete weights."""
+    return (hasattr(model, "peft_config") and model.peft_config["default"].base_model_name_or_path) or None
 
 
 def _save_generation_config(

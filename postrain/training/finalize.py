@@ -15,7 +15,7 @@ from postrain.jsonl import atomic_write_text, number, plain
 from postrain.methods.base import Method
 from postrain.metrics import Direction, deciding_metric, direction_of
 from postrain.models import card
-from postrain.models.export import export, is_saved_as_adapter
+from postrain.models.export import base_of_adapter, export
 from postrain.models.sources import ModelSource, ResolvedModel
 from postrain.runs.folder import RunFolder, writing
 from postrain.training.components import Components
@@ -97,7 +97,8 @@ def model_card(
     """
     method, resolved = components.method, config.resolved
     name, scalar = type(method).__name__, method.head == "scalar"
-    adapted = is_saved_as_adapter(method.policy)
+    loaded_with = base_of_adapter(method.policy)
+    adapted = loaded_with is not None
     base = base_model(config.model, resolved, adapted=adapted)
     known = card.metadata((resolved.adapters or (resolved.directory,))[-1])
     repository = getattr(config.data.source, "repo", None)
@@ -123,11 +124,7 @@ and the command.
 {STEP_SCORES if step_layout_file(components) else ""}"""
     sections = {
         card.HELD_OUT: f"| held-out | before | after |\n|---|---:|---:|\n{rows}",
-        card.LOADING: card.loading(
-            "adapter" if adapted else "weights",
-            scalar=scalar,
-            base=base or (adapted and method.policy.peft_config["default"].base_model_name_or_path) or "",
-        ),
+        card.LOADING: card.loading("adapter" if adapted else "weights", scalar=scalar, base=base or loaded_with or ""),
     }
     return card.render(data, folder.name, sections, intro)
 
