@@ -1,6 +1,7 @@
 """Shared exceptions: a user's mistake and a signal. Does not import torch: run folders can be read without it."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ def print_error(error: ConfigError | str) -> int:
     """Prints a user's mistake on stderr; returns the exit code, 2."""
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def ignore_closed_pipe() -> int:
+    """Ignores that the reader of stdout has closed it, as in `postrain help | head`; returns the exit code."""
+    # Flushing the buffer at exit must not raise again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 class RowError(ConfigError):

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 from postrain import __version__
 from postrain.config.paths import MODULES
-from postrain.errors import print_error
+from postrain.errors import ignore_closed_pipe, print_error
 
 COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
@@ -48,13 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(name, [program, *words[1:]])
     except BrokenPipeError:
         return ignore_closed_pipe()
-
-
-def ignore_closed_pipe() -> int:
-    """Ignores that the reader of stdout has closed it, as in `postrain help | head`; returns the exit code."""
-    # Flushing the buffer at exit must not raise again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def overview() -> str:

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from postrain.cli.commands import ignore_closed_pipe
 from postrain.cli.early_check import check_early
 from postrain.cli.resume_auto import with_newest_run
 from postrain.cli.resume_hints import resume_hint, with_full_resume_commands
@@ -37,7 +36,7 @@ from postrain.config.schema import is_node
 from postrain.config.tree import complete
 from postrain.config.trust import UntrustedFolder, join_flags, override_items
 from postrain.config.yaml_file import load_yaml
-from postrain.errors import ConfigError, print_error
+from postrain.errors import ConfigError, ignore_closed_pipe, print_error
 from postrain.hardware.environment import is_first_of_node, read_srun
 from postrain.jobs.parent_watchdog import watch_parent
 

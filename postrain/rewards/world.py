@@ -40,7 +40,7 @@ class Gold:
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
     ) -> RewardBatch:
         scores = [
-            gold.score(prompt, completion, _specification(row))
+            {} if (specification := _specification(row)) is None else gold.score(prompt, completion, specification)
             for prompt, completion, row in zip(prompts, completions, columns, strict=True)
         ]
         names = sorted({name for score in scores for name in score})
@@ -54,7 +54,7 @@ class Gold:
         return sum(present) if present else None
 
 
-def _specification(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _specification(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if "gold" not in row:
         raise MissingColumn(
             f"reward: the world's gold score needs the column gold, and the data has {available_columns(row)}; "

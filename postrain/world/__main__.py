@@ -7,7 +7,7 @@ import sys
 from typing import get_args
 
 from postrain.config.paths import command
-from postrain.errors import ConfigError, Parser, print_error
+from postrain.errors import ConfigError, Parser, ignore_closed_pipe, print_error
 from postrain.world.items import Split
 from postrain.world.rows import NOISE, Kind, Task, rows
 
@@ -28,8 +28,12 @@ def main() -> int:
         )
     except ConfigError as error:
         return print_error(error)
-    for row in chosen_rows:
-        print(json.dumps(row, ensure_ascii=False))
+    try:
+        for row in chosen_rows:
+            print(json.dumps(row, ensure_ascii=False))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return ignore_closed_pipe()
     return 0
 
 

@@ -2,8 +2,8 @@
 
 Two call formats, by configuration. In running text the policy writes `7 + 2 =` and the environment appends ` 9.`. As a
 tool of an instruction model it writes `<calc>7 + 2</calc>` and the environment appends `<result>9</result>`. Supports
-+ - * / and parentheses. The expression is parsed, never executed. Leaves out powers, whose results can be arbitrarily
-large.
++ - * / and parentheses, × ÷ and x between numbers, thousands commas and currency signs. The expression is parsed, never
+executed. Leaves out powers, whose results can be arbitrarily large; these, and units between numbers, are errors.
 """
 
 from __future__ import annotations
@@ -13,20 +13,33 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from fractions import Fraction
 from typing import Any
 
 from postrain.errors import ConfigError
 from postrain.types import Count, NonNegative, Step
 
-OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
+OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-SIGNS: dict[type[ast.unaryop], Callable[[float], float]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+SIGNS: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 ARITHMETIC = re.compile(r"[-+*/()\d. \t]*$")
 SENTENCE_END = re.compile(r"\.(?!\d)")
+PLAIN = (
+    (re.compile(r"[$€£]"), ""),
+    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"[×·]|(?<=[\d)])\s*\bx\b\s*(?=[\d(])|(?<=\d)x(?=\d)"), "*"),
+    (re.compile("÷"), "/"),
+    (re.compile("−"), "-"),
+)
+# The left operand is missing: "apples + 3". A minus directly before a number is its sign.
+CUT = re.compile(r"\s*(?:[+*/]|-\s)")
+# A part of more than arithmetic: "x3", "2^3", "√9".
+NAME = re.compile(r"[A-Za-z_][^\s]|[\^√%!]")
 MAX_CHARACTERS = 100
 """Length limit of an expression, so that parsing is cheap."""
 MALFORMED = "error"
@@ -83,27 +96,42 @@ class Calculator:
 
 
 def trailing(text: str) -> str:
-    """The arithmetic at the end of a text, after the last full stop."""
-    found = ARITHMETIC.search(text[-2 * MAX_CHARACTERS :])
-    return SENTENCE_END.split(found[0])[-1] if found else ""
+    """The arithmetic at the end of a text, after the last full stop; empty if its left operand is not arithmetic."""
+    text = _plain(text[-2 * MAX_CHARACTERS :])
+    found = ARITHMETIC.search(text)
+    if not found:
+        return ""
+    *sentences, last = SENTENCE_END.split(found[0])
+    before = "" if sentences else text[: found.start()][-1:]
+    return "" if CUT.match(last) or NAME.match(before + last) else last
 
 
 def calculate(expression: str) -> str | None:
     """The value of an arithmetic expression in plain notation; None if it is invalid."""
-    text = expression.strip()
+    text = _plain(expression.strip())
     if not text or len(text) > MAX_CHARACTERS:
         return None
     try:
         value = _value(ast.parse(text, mode="eval").body)
-        return str(int(value)) if value == int(value) else f"{value:.10g}"
+        float(value)  # raises OverflowError for a number of more than 308 digits
+        if value.denominator == 1:
+            return str(value.numerator)
+        with localcontext(prec=max(10, len(str(int(abs(value)))) + 4)):
+            return f"{(Decimal(value.numerator) / value.denominator).normalize():f}"
     except (SyntaxError, ValueError, ArithmeticError):
         return None
 
 
-def _value(node: ast.expr) -> float:
+def _plain(text: str) -> str:
+    for pattern, replacement in PLAIN:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _value(node: ast.expr) -> Fraction:
     """Raises ValueError for anything but arithmetic on numbers."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return node.value
+        return Fraction(repr(node.value))
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     if isinstance(node, ast.UnaryOp) and type(node.op) in SIGNS:

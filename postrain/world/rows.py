@@ -160,5 +160,5 @@ def _check(kind: str, task: str, count: int, split: str, noise: float) -> None:
         raise ConfigError(f"world split={split}: expected train or eval")
     if count < 0:
         raise ConfigError(f"world count={count}: expected a number of rows, 0 or more")
-    if noise <= 0:
-        raise ConfigError(f"world noise={noise}: expected more than 0; try noise={NOISE}")
+    if not 0 < noise < math.inf:
+        raise ConfigError(f"world noise={noise}: expected a finite number above 0; try noise={NOISE}")

@@ -30,6 +30,11 @@ def test_gold_reward_is_the_weighted_sum_and_logs_all_parts() -> None:
     assert "total" not in rewards.parts
 
 
+def test_row_whose_gold_is_null_is_unscorable() -> None:
+    rewards = Gold(weights={"total": 1.0})(("a", "3 + 4 = "), ("b", "7"), ({"gold": None}, NUMBER))
+    assert nan_to_none(rewards.total_B) == (None, 1.0)
+
+
 def test_gold_reward_of_the_total() -> None:
     rewards = Gold(weights={"total": 2.0})(("3 + 4 = ",) * 2, ("7", "8"), (NUMBER, NUMBER))
     assert nan_to_none(rewards.total_B) == (2.0, 0.0)

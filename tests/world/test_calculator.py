@@ -32,6 +32,10 @@ def calculator(option: str = "calculator", **changes: Any) -> Calculator:
         ("1 / 3", "0.3333333333"),
         ("6 / 3", "2"),
         ("99999999999999999999 + 1", "100000000000000000000"),
+        ("100000000001 / 2", "50000000000.5"),
+        ("$1,250.50 + 10", "1260.5"),
+        ("5 x (3 × 2)", "30"),
+        ("10 ÷ 4 − 1", "1.5"),
     ],
 )
 def test_arithmetic_is_evaluated_in_plain_notation(expression: str, value: str) -> None:
@@ -70,6 +74,17 @@ def test_non_arithmetic_has_no_value(expression: str) -> None:
         (" 7. 7 + 2 =", " 9."),
         ("First,\n7 + 2 =", " 9."),
         (" so 1.5 + 2 =", " 3.5."),
+        (" is -3 + 1 =", " -2."),
+        ("$5 + $3 =", " 8."),
+        ("1,000 + 250 =", " 1250."),
+        ("In 2020, 100 + 5 =", " 105."),
+        ("5 x 3 =", " 15."),
+        ("5 × 3 =", " 15."),
+        # the value of only a part would be wrong
+        ("2^3 =", " error."),
+        ("12 apples + 3 =", " error."),
+        ("12 apples - 3 =", " error."),
+        ("x3 =", " error."),
         (" the sum =", " error."),
         ("=", " error."),
         (" 1 / 0 =", " error."),

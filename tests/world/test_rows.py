@@ -152,7 +152,8 @@ def test_step_labels_are_true_up_to_the_first_slip() -> None:
         ({"kind": "chat"}, "text, demonstrations"),
         ({"split": "test"}, "train or eval"),
         ({"count": -1}, "0 or more"),
-        ({"noise": 0.0}, "more than 0"),
+        ({"noise": 0.0}, "a finite number above 0"),
+        ({"noise": math.nan}, "a finite number above 0"),
     ],
 )
 def test_invalid_choice_is_a_one_line_error(change: dict, message: str) -> None:
