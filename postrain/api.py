@@ -21,6 +21,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from postrain.config.check import check_arguments, check_objects
+from postrain.config.keywords import refuse_unknown_keywords
 from postrain.data.chat import Template
 from postrain.data.conversation import Message, Messages, with_prefill
 from postrain.data.layouts import Malformed, Unusable
@@ -44,6 +45,7 @@ Text = str | Sequence[Mapping[str, Any]] | Sequence[int] | Tensor
 """A text, the messages of a conversation ({"role": ..., "content": ...}), or token ids."""
 
 
+@refuse_unknown_keywords
 def load_model(
     name: str | Path = "nano",
     *,
@@ -112,6 +114,7 @@ def _python_names() -> Iterator[None]:
         raise ConfigError(re.sub(r"\b(?:rollout|data)\.(?=\w)", "", str(error))) from None
 
 
+@refuse_unknown_keywords
 @_python_names()
 def generate(
     model: nn.Module,
@@ -178,6 +181,7 @@ class TokenLogps(Tensor):
     """Entropy of each token's distribution in nats, [B, T]; None unless requested."""
 
 
+@refuse_unknown_keywords
 @_python_names()
 def score(
     model: nn.Module,

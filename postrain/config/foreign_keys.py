@@ -1,12 +1,12 @@
 """Keys of Lightning, Transformers, TRL, verl and the Hydra templates, and their equivalents here.
 
-One table for check.py (unknown keys) and arguments.py (unknown flags). Leaves out misspellings: check.py finds similar
-keys.
+One table for check.py (unknown keys), arguments.py (unknown flags) and keywords.py (unknown arguments of Python).
+Leaves out misspellings: check.py finds similar keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 
@@ -198,6 +198,12 @@ def suggest_key(key: str, exists: Callable[[str], bool]) -> str | None:
         if not known.keys:
             return known.note
     return None
+
+
+def suggest_argument(word: str, known: Collection[str]) -> list[str]:
+    """The names of arguments, among those `known`, of which the unknown `word` is the name elsewhere: at most two."""
+    names = (key.rpartition(".")[2] for entry in _matches(word) for key in entry.keys.split())
+    return [name for name in dict.fromkeys(names) if name in known][:2]
 
 
 def _matches(key: str) -> Iterator[ForeignKey]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from postrain.config.keywords import refuse_unknown_keywords
 from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.data.audit import Audit
@@ -56,6 +57,7 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+@refuse_unknown_keywords
 @dataclass(kw_only=True, eq=False, repr=False)
 class DataModule(DataSettings, LightningDataModule):
     """Data of a run, from the source of its rows to batches.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 import torch
 from torch import nn
 
+from postrain.config.keywords import refuse_unknown_keywords
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.methods.components import MethodComponents, RewardLike, components_of
@@ -112,7 +113,7 @@ class Method(UpdateLoop):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclass(kw_only=True, eq=False, repr=False)(cls)
+        refuse_unknown_keywords(dataclass(kw_only=True, eq=False, repr=False)(cls))
 
     def __post_init__(
         self,

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from postrain.config.keywords import refuse_unknown_keywords
 from postrain.errors import ConfigError, as_config_error
 from postrain.models.directory import ADAPTER_CONFIG, read_json
 from postrain.models.quiet import quiet
@@ -79,6 +80,7 @@ class NoAdapter(Adapter):
     """Full fine-tuning."""
 
 
+@refuse_unknown_keywords
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Adapter):
     """Low-rank updates of linear layers; the base weights are frozen (Hu et al. 2021)."""
@@ -232,6 +234,7 @@ def _trains_tied_embeddings(model: Any, modules: Sequence[str]) -> bool:
     return True
 
 
+@refuse_unknown_keywords
 @dataclass(frozen=True, kw_only=True)
 class QLoRA(LoRA):
     """LoRA on 4-bit base weights: NormalFloat with double quantization (Dettmers et al. 2023)."""
