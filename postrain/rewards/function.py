@@ -15,6 +15,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
@@ -176,12 +177,20 @@ class Function:
     def _number(self, value: Any, index: int, prompts: Sequence[str], columns: Columns) -> float | None:
         if value is None:
             return None
-        if not is_finite(value):
+        number = scalar(value)
+        if not is_finite(number):
             raise ConfigError(
                 f"{self}: returned {preview(value)} for {row_label(index, prompts, columns)}; expected a finite "
                 "number, or None for a completion it cannot score"
             )
+        return float(number)
+
+
+def scalar(value: Any) -> Any:
+    """A number of NumPy, torch or `decimal` as Python's; other values unchanged."""
+    if isinstance(value, Decimal):
         return float(value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def is_finite(value: Any) -> bool:

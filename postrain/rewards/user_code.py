@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
+from hashlib import blake2b
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Annotated, Any, Self
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Self
 from postrain.config.schema import Confirm, load_target
 from postrain.errors import ConfigError, Interrupted
 
+_modules: dict[tuple[Path, int, int], ModuleType] = {}
 _within_limit: ContextVar[bool] = ContextVar("within_limit", default=False)
 
 # Seconds after the limit in which a function must react to the signal; C code may never react.
@@ -71,15 +73,37 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
 
 
 def _module(file: Path, key: str) -> ModuleType:
+    """The module of a file, once for each version of it. As in a script, it may import the files beside it."""
     if not file.is_file():
         raise ConfigError(f"{key}: there is no file {file} (looked for {file.resolve()})")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    version = (file.resolve(), file.stat().st_mtime_ns, file.stat().st_size)
+    if version in _modules:
+        return _modules[version]
+    spec = importlib.util.spec_from_file_location(_module_name(version[0]), file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{key}: {file} is not a Python file; expected path/to/file.py:name")
     module = importlib.util.module_from_spec(spec)
-    with UserCodeErrors(f"{key}: {file} cannot be imported:", str(spec.origin)):
-        spec.loader.exec_module(module)
+    # At the end: a file beside it does not replace an installed package.
+    if (folder := str(version[0].parent)) not in sys.path:
+        sys.path.append(folder)
+    # Dataclasses, pickle and multiprocessing look a module up by its name.
+    sys.modules[spec.name] = module
+    try:
+        with UserCodeErrors(f"{key}: {file} cannot be imported:", str(spec.origin)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    _modules[version] = module
     return module
+
+
+def _module_name(file: Path) -> str:
+    """The name of a file, made unique if another module has it."""
+    found = sys.modules.get(file.stem) or (importlib.util.find_spec(file.stem) if file.stem.isidentifier() else None)
+    origin = getattr(found, "__file__", None) or getattr(found, "origin", None)
+    taken = found is not None and (origin is None or Path(origin).resolve() != file)
+    return f"{file.stem}_{blake2b(bytes(file), digest_size=4).hexdigest()}" if taken else file.stem
 
 
 def source_location(function: Callable[..., Any]) -> tuple[str, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
+import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,9 @@ def test_none_is_nan_in_the_total(path: Path) -> None:
     torch.testing.assert_close(rewards.total_B, torch.tensor([1.0, float("nan")]), equal_nan=True)
 
 
-@pytest.mark.parametrize("value", [True, np.float32(1.0), np.int64(1), 1])
+@pytest.mark.parametrize(
+    "value", [True, np.float32(1.0), np.int64(1), 1, np.bool_(True), torch.tensor(1.0), Decimal(1)]
+)
 def test_numeric_types_are_accepted(path: Path, value: Any) -> None:
     assert score(path, "echo", ({"answer": value},) * 2) == (1.0, 1.0)
 
@@ -161,6 +166,40 @@ def test_syntax_error_of_a_file_is_reported(path: Path) -> None:
     path.write_text("def f(:\n")
     with pytest.raises(ConfigError, match=r"mine\.py cannot be imported: SyntaxError: invalid syntax"):
         Function(function=f"{path}:f", arguments={})
+
+
+BESIDE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from beside_this_file import double
+
+@dataclass
+class Settings:
+    scale: int = 1
+
+def reward(completions):
+    return [double(len(text)) * Settings().scale for text in completions]
+"""
+
+
+def test_file_may_import_its_neighbours_define_dataclasses_and_be_pickled(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path.write_text(BESIDE)
+    path.with_name("beside_this_file.py").write_text("def double(x): return 2 * x")
+    reward = Function(function=f"{path}:reward")
+    # 2 · len("aa"), 2 · len("c")
+    assert reward(PROMPTS, COMPLETIONS, ({}, {})).total_B.tolist() == [4.0, 2.0]
+    assert pickle.loads(pickle.dumps(reward.call)) is reward.call
+    # the same file is one module, and another file of its name or of the name of a package is another
+    assert Function(function=f"{path}:reward").call is reward.call
+    for other in (path.parent / "other" / "mine.py", path.with_name("json.py")):
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("def reward(completions): return [1.0] * len(completions)")
+        assert Function(function=f"{other}:reward")(PROMPTS, COMPLETIONS, ({}, {})).total_B.tolist() == [1.0, 1.0]
+    assert hasattr(sys.modules["json"], "loads")
+    assert sys.modules["mine"].__file__ != str(path.parent / "other" / "mine.py")
 
 
 EXITS = {
