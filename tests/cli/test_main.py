@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from postrain.cli.main import start
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
 from postrain.runs.status import Status, StatusRecorder
-from tests.training_runs import CONF, METHODS, SMALL, composed, final_state, records, resumed, same, small_run
+from tests.training_runs import CONF, METHODS, SMALL, composed, final_state, records, resumed, same, shallow, small_run
 
 ROOT = CONF.parent
 
@@ -131,47 +132,56 @@ def test_unwritable_output_folder_is_one_line(capsys, tmp_path):
     assert "paths.output" in line
 
 
-def test_damaged_checkpoint_is_skipped_and_the_resumed_run_is_identical(tmp_path, capsys):
-    whole, damaged = (small_run(tmp_path / name, "method=sft") for name in ("whole", "damaged"))
-    newest = sorted(damaged.checkpoints.glob("*.ckpt"))[-1]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run, which tests only copy."""
+    return small_run(tmp_path_factory.mktemp("whole"), *shallow("sft"))
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of the finished run."""
+    return RunFolder(shutil.copytree(whole.path, tmp_path / Path(*whole.path.parts[-3:])))
+
+
+def test_damaged_checkpoint_is_skipped_and_the_resumed_run_is_identical(whole, copied, capsys):
+    newest = sorted(copied.checkpoints.glob("*.ckpt"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    resumed(damaged)
+    resumed(copied)
     assert "damaged" in capsys.readouterr().err
-    assert records(damaged) == records(whole)
-    for path in damaged.checkpoints.glob("*.ckpt"):
+    assert records(copied) == records(whole)
+    for path in copied.checkpoints.glob("*.ckpt"):
         path.write_bytes(b"PK")
     capsys.readouterr()
-    assert run(f"resume={damaged.path}") == 2
+    assert run(f"resume={copied.path}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "damaged" in line
 
 
-def test_run_killed_before_its_first_checkpoint_restarts(tmp_path):
-    whole, killed = (small_run(tmp_path / name, "method=sft") for name in ("whole", "killed"))
-    for path in killed.checkpoints.glob("*.ckpt"):
+def test_run_killed_before_its_first_checkpoint_restarts(whole, copied):
+    for path in copied.checkpoints.glob("*.ckpt"):
         path.unlink()
-    resumed(killed)
-    assert records(killed) == records(whole)
-    assert killed.samples.read() == whole.samples.read()
+    resumed(copied)
+    assert records(copied) == records(whole)
+    assert copied.samples.read() == whole.samples.read()
 
 
-def test_resume_with_other_settings_lists_the_changes(tmp_path, capsys):
-    folder = small_run(tmp_path, "method=sft")
-    assert run(f"resume={folder.path}", "method.updates=4", "method.learning_rate=0.5") == 2
+def test_resume_with_other_settings_lists_the_changes(copied, capsys):
+    assert run(f"resume={copied.path}", "method.updates=4", "method.learning_rate=0.5") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "method.updates: 3 → 4" in line
     assert "method.learning_rate: 0.002 → 0.5" in line
-    assert run(f"resume={folder.path}", "method.updates=4", "allow_change=true") == 0
-    assert [record["update"] for record in records(folder)] == [0, 1, 2, 3, 4]
+    assert run(f"resume={copied.path}", "method.updates=4", "allow_change=true") == 0
+    assert [record["update"] for record in records(copied)] == [0, 1, 2, 3, 4]
 
 
 def test_killed_process_resumes_from_its_last_checkpoint(tmp_path):
-    words = [*SMALL, "method=sft", "method.updates=24", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
+    words = [*SMALL, *shallow("sft"), "method.updates=24", "trainer.checkpoint_every=2", f"paths.output={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path
     )
     # Earlier checkpoints are deleted, so wait for the fourth or a later one.
-    while all(path.stem < "update=000004" for path in tmp_path.glob("sft/nano/*/checkpoints/update=*.ckpt")):
+    while all(path.stem < "update=000004" for path in tmp_path.glob("sft/*/*/checkpoints/update=*.ckpt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -181,7 +191,7 @@ def test_killed_process_resumes_from_its_last_checkpoint(tmp_path):
     last = int(sorted(folder.checkpoints.glob("*.ckpt"))[-1].stem.partition("=")[2])
     assert last < 24
     resumed(folder)
-    whole = small_run(tmp_path / "whole", "method=sft", "method.updates=24", "trainer.checkpoint_every=24")
+    whole = small_run(tmp_path / "whole", *shallow("sft"), "method.updates=24", "trainer.checkpoint_every=24")
     assert records(folder) == records(whole)
     assert same(final_state(folder)["state_dict"], final_state(whole)["state_dict"])
 

@@ -15,7 +15,7 @@ from postrain.config.schema import schema_of
 from postrain.config.tree import instantiate
 from postrain.methods.base import Method
 from tests.test_lightning import QUIET
-from tests.training_runs import SMALL, composed, final_state, records, small_run
+from tests.training_runs import SMALL, composed, final_state, one_layer, records, small_run
 
 # Two updates: the second is the first whose rollout depends on an optimizer step.
 BASE = (
@@ -61,8 +61,8 @@ test_dpo_options.py."""
 
 @cache
 def parts() -> tuple[Any, ...]:
-    """The bundled model, its tokenizer and the data, which all runs of this file share."""
-    return (*pt.load_model("nano"), instantiate(composed([*SMALL, *BASE])["data"]))
+    """The bundled model's first layer, its tokenizer and the data, which all runs of this file share."""
+    return (*pt.load_model(one_layer()), instantiate(composed([*SMALL, *BASE])["data"]))
 
 
 def trained(*words: str) -> tuple[Any, dict[str, float]]:
