@@ -130,7 +130,7 @@ def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]
             hint = f"; did you mean {path}.{near[0]}?" if near else there
             got = abbreviate(masked(item, name))
             yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {got}{hint}"
-    elif not _fits(value, annotation):
+    elif not accepts(annotation, value):
         large = isinstance(value, int) and abs(value) > LARGE
         remedy = f"; {REMEDIES[path]}" if path in REMEDIES else _quoting_hint(path, value, annotation)
         without = f" without {TARGET}" if isinstance(value, Mapping) and NODE in describe(annotation) else ""
@@ -142,7 +142,8 @@ def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]
         yield from _nested_problems(path, value, known)
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a value from YAML has this type."""
     try:
         adapter(annotation).validate_python(value)
     except ValidationError:
@@ -158,9 +159,9 @@ def _non_nodes(value: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
 
 def _quoting_hint(path: str, value: Any, annotation: Any) -> str:
     """How to write a number as text, or a text as a list, if these were expected."""
-    if isinstance(value, str) and _fits([value], annotation):
+    if isinstance(value, str) and accepts(annotation, [value]):
         return f"; write '{path}=[{value}]'"
-    is_text = isinstance(value, int | float) and _fits(str(value), annotation)
+    is_text = isinstance(value, int | float) and accepts(annotation, str(value))
     return f"; for text write {path}='\"{abbreviate(value)}\"'" if is_text else ""
 
 

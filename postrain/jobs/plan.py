@@ -26,6 +26,7 @@ from postrain.config.check import check
 from postrain.config.override_text import format_override
 from postrain.config.overrides import forced, last_choices
 from postrain.config.paths import CONF
+from postrain.config.reference import entries
 from postrain.config.tree import complete, parse, settings
 from postrain.config.trust import RestrictedValue, UntrustedFolder, restricted_values
 from postrain.config.yaml_file import load_yaml
@@ -241,6 +242,12 @@ class SweepPlanner:
         if problems.lines:
             raise ConfigError("\n".join(line + _where(who, len(points)) for line, who in problems.lines.items()))
         return found
+
+    def types(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The annotation of every key of a job with these overrides."""
+        config, _ = self.composer(self.kind, [*self.shared, *overrides])
+        known: Any = OmegaConf.to_container(config)
+        return {each.path: each.key.annotation for each in entries(known, self.program.config)}
 
     def _job(self, setting: Setting, seed: int | None) -> Job:
         seeded = () if seed is None else (format_override("seed", seed),)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from postrain.config.check import accepts
 from postrain.config.extras import installed, load, missing
 from postrain.config.override_text import format_overrides
 from postrain.errors import ConfigError
@@ -34,6 +36,27 @@ def check_search(study: Study) -> None:
             "sweep.metric, sweep.direction: a search needs both, as in metric: gold/total, direction: max"
         )
     spaces_of(study)
+
+
+def with_fractions(study: Study, types: Mapping[str, Any]) -> Study:
+    """The study with integer bounds as fractions where the key accepts fractions; `types` are annotations by key.
+
+    Prints a line for a key of unknown type, whose bounds stay integers.
+    """
+    ready = dict(study.search)
+    for key, space in study.search.items():
+        if isinstance(space, Mapping) and all(type(space.get(end)) is int for end in ("low", "high")):
+            annotation = types.get(key, Any)
+            if annotation is Any:
+                print(f"sweep.search.{key}: integers are tried; for fractions write low: {float(space['low'])}")
+            elif accepts(annotation, space["low"] + 0.5):
+                ready[key] = {**space, "low": float(space["low"]), "high": float(space["high"])}
+    return replace(study, search=ready)
+
+
+def first_choices(study: Study) -> list[str]:
+    """Overrides with the first choice of each list."""
+    return format_overrides({key: space[0] for key, space in study.search.items() if isinstance(space, list) and space})
 
 
 def spaces_of(study: Study) -> dict[str, Any]:
@@ -79,7 +102,13 @@ def search(sweep: Sweep, planner: SweepPlanner) -> list[Job]:
         # Seeded by the number of trials, so that a resumed search makes the same proposals.
         study.sampler = optuna.samplers.TPESampler(seed=made, constant_liar=True)
         for _ in range(min(sweep.launcher.jobs, sweep.study.trials - made)):
-            study.ask(spaces_of(sweep.study))
+            try:
+                study.ask(spaces_of(sweep.study))
+            except ValueError:
+                raise ConfigError(
+                    "sweep.search: a key has another kind of space than in the earlier trials (integers, fractions, a "
+                    "list); start a new search"
+                ) from None
         advance(study.get_trials(deepcopy=False)[made:])
     return distinct(jobs)
 

@@ -29,7 +29,7 @@ from postrain.jobs.graph import Job, is_done
 from postrain.jobs.halving import first_rung, run_halving
 from postrain.jobs.launchers import Launcher, launcher_of
 from postrain.jobs.plan import Composer, SweepPlanner, flags, in_earlier_folder
-from postrain.jobs.search import check_search, search
+from postrain.jobs.search import check_search, first_choices, search, with_fractions
 from postrain.jobs.sequential import run_until_decided
 from postrain.jobs.study import Study, read, settings
 from postrain.jsonl import atomic_write_text, plain
@@ -132,6 +132,7 @@ def execute(
         study, shared, Composer(conf, earlier and UntrustedFolder(earlier, override_items(given))), primary
     )
     if study.search:
+        study = with_fractions(study, planner.types(first_choices(study)))
         check_search(study)
     points = first_rung(study) if study.halving.updates else [*settings(study)]
     jobs = [] if study.search else distinct(planner(points))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Annotated
 
 import optuna
 import pytest
+from annotated_types import Ge
 
 from postrain.errors import ConfigError
-from postrain.jobs.search import distribution
+from postrain.jobs.search import distribution, spaces_of, with_fractions
+from postrain.jobs.study import Study
 from postrain.jsonl import read_json
 from postrain.report.sweep_results import read_sweep
 from tests.jobs.sweeps import Program, sweep
 
 SEARCH = (
     "sweep=search",
-    "sweep.search={method.kl_coef: {low: 0.0, high: 1.0}}",
+    "sweep.search={method.kl_coef: {low: 0, high: 1}}",
     "sweep.metric=eval/reward/total",
     "report=false",
 )
@@ -28,7 +31,7 @@ def _quiet():
     logging.getLogger("optuna").setLevel(logging.NOTSET)
 
 
-def test_trials_run_and_resume_with_their_values(tmp_path):
+def test_trials_run_and_resume_with_their_values(tmp_path, capsys):
     program = Program()
     assert sweep(program, *SEARCH, "sweep.trials=3", f"paths.sweeps={tmp_path}") == 0
     (folder,) = tmp_path.glob("search/*")
@@ -45,6 +48,8 @@ def test_trials_run_and_resume_with_their_values(tmp_path):
     again = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
     assert [trial.params for trial in again.trials][:3] == first
     assert len(json.loads((folder / "jobs.json").read_text())) == 5
+    assert sweep(program, f"resume={folder}", "sweep.search={method.kl_coef: [0.1, 0.2]}", "sweep.trials=6") == 2
+    assert "sweep.search: a key has another kind of space than in the earlier trials" in capsys.readouterr().err
 
 
 def test_failed_trial_does_not_stop_the_search(tmp_path):
@@ -96,6 +101,17 @@ def test_repeated_proposal_runs_once(tmp_path):
     (folder,) = tmp_path.glob("search/*")
     assert len(program.ran) == len(set(program.ran)) <= 2
     assert [cell.n for cell in read_sweep(folder).cells] == [1] * len(program.ran)
+
+
+def test_integer_bounds_of_a_number_try_fractions(capsys):
+    spaces = {"a": {"low": 0, "high": 1}, "b": {"low": 1, "high": 4, "log": True}, "c": {"low": 0, "high": 2}, "d": [1]}
+    types = {"a": float, "b": Annotated[int, Ge(1)]}
+    ready = spaces_of(with_fractions(Study(search=spaces), types))
+    kinds = optuna.distributions
+    assert ready["a"] == kinds.FloatDistribution(0.0, 1.0)
+    assert ready["b"] == kinds.IntDistribution(1, 4, log=True)
+    assert ready["c"] == kinds.IntDistribution(0, 2)
+    assert capsys.readouterr().out == "sweep.search.c: integers are tried; for fractions write low: 0.0\n"
 
 
 def test_distribution_of_each_kind_of_space():
