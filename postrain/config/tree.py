@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from postrain.config import renamed
 from postrain.config.annotations import adapter, is_group
 from postrain.config.check import check
+from postrain.config.dialects import with_dialect
 from postrain.config.extras import check_packages
 from postrain.config.schema import (
     LISTS,
@@ -52,7 +53,12 @@ def parse(plain: Mapping[str, Any], root: type[C]) -> C:
     """
     check(plain, root)
     check_packages(plain)
-    return _build(root, plain)
+    try:
+        return _build(root, plain)
+    except ConfigError as error:
+        if (message := with_dialect(str(error), plain)) == str(error):
+            raise
+        raise ConfigError(message) from error
 
 
 def instantiate(value: Any, annotation: Any = Any) -> Any:

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from postrain.config.annotations import adapter, describe
-from postrain.config.schema import Confirm, abbreviate, schema_of
+from postrain.config.check import accepts
+from postrain.config.schema import Confirm, Key, abbreviate, schema_of
 from postrain.errors import ConfigError
 from postrain.rewards.user_code import UserCodeErrors, load_function, source_location
 
@@ -89,9 +90,11 @@ def choose(
     """The function with its options, checked.
 
     `inputs` are the names of its positional arguments, `offered` those that it may have, `shared` maps arguments to
-    config keys and their values, None where unset. Raises ConfigError.
+    config keys and their values, None where unset. An option of None is unset too, unless its argument accepts None.
+    Raises ConfigError.
     """
     setting, keys = f"{key}={value}", schema_of(function).keys
+    options = {name: option for name, option in options.items() if option is not None or _accepts_null(name, keys)}
     given = {name: setting_value for name, (_, setting_value) in (shared or {}).items() if setting_value is not None}
     if not schema_of(function).open:
         for name in given.keys() - keys.keys():
@@ -123,6 +126,10 @@ def check_tensor(chosen: ChosenFunction, found: Any, shapes: Mapping[str, Sequen
     without = " without a gradient" if is_tensor and gradient and not found.requires_grad else ""
     expected = " or ".join(f"{name} = {tuple(shape)}" for name, shape in shapes.items())
     raise ConfigError(f"{chosen.setting}: expected a tensor {expected}, got {got}{without}")
+
+
+def _accepts_null(name: str, keys: Mapping[str, Key]) -> bool:
+    return name in keys and accepts(keys[name].annotation, None)
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:

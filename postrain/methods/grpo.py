@@ -82,7 +82,7 @@ class GRPO(GroupRelative):
     old_logps, advantages, mask)."""
     loss_options: Options = field(default_factory=dict)
     """Keyword arguments of the loss, such as {delta: 4} of clipped, the upper bound of the ratio at negative
-    advantages."""
+    advantages; null is the default of the loss."""
     advantage: AdvantageName | ChosenName = "group"
     """Advantage of a completion. group: (reward − mean of the group) / standard deviation. leave_one_out: reward − mean
     of the others. opo: reward − mean weighted by length. maxrl: (reward − mean) / mean. remax: reward − that of a

@@ -129,6 +129,36 @@ def test_the_command_line_overrides_a_dialect_and_the_dialect_an_experiment():
     assert composed([*words, "dialect=trl"])["method"]["loss_type"] == "dapo"
 
 
+def test_a_dialect_replaces_the_loss_options_of_an_experiment(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    options = "{delta: 4.0, importance_sampling_level: sequence}"
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\nmethod:\n  loss_options: {options}\n")
+    words = ["method=grpo", "experiment=mine", f"hydra.searchpath=[{tmp_path}]"]
+    assert composed(words)["method"]["loss_options"]["delta"] == 4.0
+    for dialect, delta in (("trl", None), ("openrlhf", None), ("verl", 3.0)):
+        found = composed([*words, f"dialect={dialect}"])["method"]["loss_options"]
+        assert found == {"delta": delta, "importance_sampling_level": None}
+    # null is unset: a loss without these options accepts it.
+    assert make_method("grpo", tiny_model(), loss="gspo", loss_options={"delta": None}).chosen_loss.options == {}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "change", "key"),
+    [
+        ("verl", "method.loss=gspo", "method.loss_options.delta"),
+        ("openrlhf", "method.advantage=opo", "method.advantage_options.epsilon"),
+    ],
+)
+def test_a_key_of_the_dialect_without_effect_is_named_as_such(dialect, change, key):
+    with pytest.raises(ConfigError) as refused:
+        train_config(["method=grpo", f"dialect={dialect}", change])
+    assert str(refused.value).startswith(f"{key}: ")
+    assert str(refused.value).endswith(f" (set by dialect={dialect}; remove it with '~{key}')")
+    # Another value is the user's own.
+    with pytest.raises(ConfigError, match=r"it has (none|clip_low, clip_high)$"):
+        train_config(["method=grpo", f"dialect={dialect}", change, f"{key}=5.0"])
+
+
 def test_dialect_without_the_method_is_refused_with_those_it_has():
     with pytest.raises(ConfigError) as refused:
         train_config(["method=sft", "dialect=trl"])
