@@ -54,7 +54,7 @@ def with_fractions(study: Study, types: Mapping[str, Any]) -> Study:
     return replace(study, search=ready)
 
 
-def first_choices(study: Study) -> list[str]:
+def first_choices(study: Study) -> tuple[str, ...]:
     """Overrides with the first choice of each list."""
     return format_overrides({key: space[0] for key, space in study.search.items() if isinstance(space, list) and space})
 
