@@ -35,9 +35,11 @@ class Paths(Section):
     """Output folders."""
 
     output: str = "runs"
-    """Folder in which run folders are created, relative to the working directory."""
+    """Folder in which run folders are created, relative to the working directory. Those of a
+    sweep's jobs are in `paths.sweeps`."""
     sweeps: str = "sweeps"
-    """Folder in which folders of sweeps are created; they contain the run folders of their jobs."""
+    """Folder in which folders of sweeps are created; they contain the run folders of their jobs, whatever
+    `paths.output` is."""
 
 
 class Deferred(Generic[T]):

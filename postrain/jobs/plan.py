@@ -7,7 +7,6 @@ job, whose config groups the jobs share.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
@@ -27,11 +26,12 @@ from postrain.config.override_text import format_override
 from postrain.config.overrides import forced, last_choices
 from postrain.config.paths import CONF
 from postrain.config.reference import entries
-from postrain.config.tree import complete, parse, settings
+from postrain.config.tree import complete, settings
 from postrain.config.trust import RestrictedValue, UntrustedFolder, restricted_values
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, Kind, references, resolved
+from postrain.jobs.problems import Problems, parsed
 from postrain.jobs.quantities import claim_problems
 from postrain.jobs.session import PROGRAMS
 from postrain.jobs.stages import check_seeds, over_seeds, split, stage_overrides, stages_of, unused
@@ -41,7 +41,6 @@ from postrain.runs.forks import ForkPoint
 
 # Placeholder for the folder of a pipeline that is not created yet; files in it are not checked for existence.
 CHECKED = Path("PIPELINE")
-FILES = (("data", "path"), ("data", "eval_path"))
 PIPELINES, EXPERIMENTS = CONF / "pipeline", CONF / "experiment"
 # Keys that change where a run is stored and how it is named and displayed, but not the run itself.
 NOT_HASHED = ("paths", "name", "dialect", "report", "logger", "debug", "resume", "allow_change")
@@ -93,22 +92,6 @@ def flags() -> list[str]:
     """The options that a job's command line needs to find the same config groups."""
     extra = extra_folder()
     return [*(["--config-dir", extra] if extra else []), *search_paths()]
-
-
-class Problems:
-    """Collects error messages of several jobs: each line once, with the names of its jobs."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, list[str]] = {}
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Collects the ConfigError of a job."""
-        try:
-            yield
-        except ConfigError as error:
-            for line in str(error).splitlines():
-                self.lines.setdefault(line, []).append(name)
 
 
 # The stages of a pipeline.
@@ -164,24 +147,8 @@ def _check_stage(job: Job, products: Mapping[str, Any]) -> None:
     if job.kind == "call":
         check({"call": {**config["call"], "folder": str(CHECKED)}}, Call)
         return
-    missing = [*_missing_files(config)]
-    try:
-        # Constructs the components without reading weights or rows.
-        parse(config, PROGRAMS[job.kind].config).trainer.check()
-    except ConfigError as error:
-        raise ConfigError("\n".join([str(error), *missing])) from None
-    if missing:
-        raise ConfigError("\n".join(missing))
-
-
-def _missing_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Messages for missing files that no stage writes."""
-    for group, key in FILES:
-        given = config[group].get(key)
-        paths = {f"{key}.{name}": path for name, path in given.items()} if isinstance(given, Mapping) else {key: given}
-        for name, path in paths.items():
-            if path is not None and CHECKED not in Path(path).parents and not Path(path).expanduser().is_file():
-                yield f"{group}.{name}: there is no file {path}"
+    # Constructs the components without reading weights or rows.
+    parsed(config, PROGRAMS[job.kind].config, CHECKED).trainer.check()
 
 
 def check_untrusted(job: Job, products: Mapping[str, Any], untrusted: UntrustedFolder) -> None:
@@ -289,7 +256,7 @@ class SweepPlanner:
             raise ConfigError("method: the sweep has no method; add one, as in method=ppo")
         if self.composer.untrusted:
             self.composer.untrusted.check(config, self.program.config)
-        ready = parse(config, self.program.config)
+        ready = parsed(config, self.program.config, CHECKED)
         confirm = [format_override(one.key, one.value) for one in restricted_values(config, self.program.config)]
         return _hashed(settings(ready)), tuple(confirm)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,16 @@ def test_all_mistakes_are_reported_before_the_first_job(tmp_path, capsys):
     ]
     assert program.ran == []
     assert not (tmp_path / "none").exists()
+
+
+def test_missing_data_file_of_one_job_is_reported_before_the_first_job(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows").mkdir()
+    Path("rows/my.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    program = Program()
+    assert sweep(program, "-m", "method=sft", "data.path=rows,rows/*.jsonl,no.jsonl", "paths.sweeps=none") == 2
+    assert capsys.readouterr().err == "error: data.path: there is no file no.jsonl (path=no.jsonl)\n"
+    assert program.ran == []
 
 
 def test_missing_method_and_missing_folder_are_one_line(tmp_path, capsys):
