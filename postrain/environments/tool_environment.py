@@ -34,7 +34,8 @@ class ToolEnvironment(MessageEnvironment):
 
     call_format: CallFormat = "json"
     """json: calls as JSON, as chat templates with tools write them, and results as tool messages; prompts need the
-    column `tools`. text: a call is a line `NAME: ARGUMENT`, results are a user message; for templates without tools."""
+    column `tools`. text: a call is a line `NAME: ARGUMENT`, of tools with at most one argument, and results are a user
+    message; for templates without tools."""
     call_seconds: Positive = 5.0
     """Time limit of the calls of a message, which run in parallel. A call that exceeds it is abandoned."""
     max_result_characters: Count = 1000
@@ -42,7 +43,7 @@ class ToolEnvironment(MessageEnvironment):
 
     @abstractmethod
     def tools(self, columns: Mapping[str, Any]) -> Sequence[Tool]:
-        """The tools of an episode: functions with type hints and a docstring. They run in threads."""
+        """The tools of an episode: functions, plain or async, with type hints and a docstring. They run in threads."""
 
     def grade(self, columns: Mapping[str, Any], answer: str) -> float | None:
         """The reward of the final answer; None leaves it to the `reward` group."""

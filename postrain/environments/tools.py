@@ -6,6 +6,8 @@ schema is made. A call that fails is not an error of the run: the policy reads w
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import re
 import threading
@@ -23,7 +25,7 @@ from postrain.rewards.tool_calls import find_calls
 Tool = Callable[..., Any]
 CallFormat = Literal["json", "text"]
 ERROR = "error: "
-LINE = re.compile(r"^\s*(\w+):[ \t]*(.+?)\s*$", re.MULTILINE)
+LINE = re.compile(r"^\s*(\w+):[ \t]*(.*?)\s*$", re.MULTILINE)
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -59,11 +61,21 @@ class Toolbox:
     """Functions by name."""
     call_format: CallFormat
     """json: calls as JSON, in <tool_call> tags or alone, and results as tool messages. text: a call is a line
-    `NAME: ARGUMENT` of a tool with one argument, which is JSON unless it is text, and results are a user message."""
+    `NAME: ARGUMENT` of a tool with at most one argument, which is JSON unless it is text, and results are a user
+    message."""
     seconds: float
     """Time limit of a call."""
     max_characters: int
     """Characters of a result; the rest is cut."""
+
+    def __post_init__(self) -> None:
+        for name, schema in self.schemas.items() if self.call_format == "text" else ():
+            count = len(schema["parameters"]["properties"])
+            if count > 1:
+                raise ConfigError(
+                    f"environment.call_format=text: {name} has {count} arguments; a call in text has one, so use "
+                    "call_format=json"
+                )
 
     @cached_property
     def schemas(self) -> Mapping[str, Mapping[str, Any]]:
@@ -87,20 +99,18 @@ class Toolbox:
     def _calls(self, message: str) -> tuple[list[Mapping[str, Any]], int]:
         """The calls in a message, and the number of malformed ones."""
         if self.call_format == "json":
-            found = find_calls(message)
+            found = find_calls(message, self.tools)
             return [*found.calls], found.malformed
         lines = [match for match in LINE.finditer(message) if match[1] in self.tools]
-        return [{"name": line[1], "arguments": self._only_argument(line[1], line[2])} for line in lines], 0
+        calls = [{"name": line[1], "arguments": self._only_argument(line[1], line[2])} for line in lines]
+        # `NAME:` alone is a heading if the tool has an argument.
+        return [call for call, line in zip(calls, lines, strict=True) if line[2] or not call["arguments"]], 0
 
     def _only_argument(self, name: str, text: str) -> dict[str, Any]:
-        """The argument of a tool in the text format, as JSON if its type is not text. Raises ConfigError if the tool
-        does not have exactly one."""
+        """The argument of a tool in the text format, as JSON if its type is not text; {} for a tool without one."""
         properties = self.schemas[name]["parameters"]["properties"]
-        if len(properties) != 1:
-            raise ConfigError(
-                f"environment.call_format=text: {name} has {len(properties)} arguments; a call in text has one, so use "
-                "call_format=json"
-            )
+        if not properties:
+            return {}
         ((argument, schema),) = properties.items()
         if schema.get("type") == "string":
             return {argument: text}
@@ -125,6 +135,8 @@ class Toolbox:
     def _called(self, name: str, arguments: Mapping[str, Any]) -> Result:
         try:
             value = self.tools[name](**arguments)
+            if inspect.iscoroutine(value):
+                value = asyncio.run(value)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         except ToolError as error:
             return Result(name, f"{ERROR}{' '.join(str(error).split())[:200]}", True)

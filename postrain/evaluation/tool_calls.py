@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from postrain.data.conversation import Message, Messages, tools_of
+from postrain.data.conversation import Messages, tools_of
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import first_prompt, sample_prompts
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.rewards.tool_calls import compare, find_calls
+from postrain.rewards.tool_calls import compare, find_calls, reads_calls
 from postrain.types import Count
 
 NEEDS_TOOLS = "needs conversations with tools and an answer; see docs/howto/tools.md"
@@ -96,6 +96,4 @@ def _readable(
     first = next((pair for pair in zip(prompts, expected, strict=True) if pair[1]), None)
     if first is None:
         return True
-    prompt, calls = first
-    _, after = eval_model.template.encode_completion(prompt, Message("assistant", "", tool_calls=tuple(calls)))
-    return compare(eval_model.template.decode(after), calls).arguments
+    return reads_calls(eval_model.template, *first)

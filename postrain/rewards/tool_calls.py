@@ -3,6 +3,9 @@
 Calls are compared as by the AST check of the Berkeley Function-Calling Leaderboard (Patil et al. 2025): parsed, the
 same functions, the same arguments; the order of parallel calls does not count. Unlike there, texts have to be equal
 letter for letter, and a row has one right value for each argument.
+
+Calls are read as JSON, and inside the tags <tool_call> also in the forms of Qwen3-Coder and GLM, whose values have no
+types: one that is JSON is read as JSON, any other as text. Leaves out the forms of Mistral, DeepSeek and Python.
 """
 
 from __future__ import annotations
@@ -10,10 +13,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from postrain.data.chat import Template
+from postrain.data.conversation import Message, Messages
+
+FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
+PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+LITERALS = {"True": True, "False": False, "None": None}
 TAG = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 OPENING = re.compile(r"[{\[]")
 ARGUMENTS = ("arguments", "parameters")
@@ -47,17 +57,20 @@ class Verdict:
     """The same functions are called with the same arguments."""
 
 
-def find_calls(text: str) -> FoundCalls:
-    """The calls in <tool_call> tags, else all JSON objects with a name and arguments, after the reasoning."""
+def find_calls(text: str, names: Collection[str] = ()) -> FoundCalls:
+    """The calls in <tool_call> tags, else all JSON objects with a name and arguments, after the reasoning.
+
+    In tags, and for functions of these names, a call may lack its arguments: it has none.
+    """
     text = _without_reasoning(text)
-    tagged = [tuple(_as_calls(_json(piece))) for piece in TAG.findall(text)]
-    calls = [call for found in tagged for call in found] if tagged else list(_untagged(text))
+    tagged = [tuple(_in_tags(piece)) for piece in TAG.findall(text)]
+    calls = [call for found in tagged for call in found] if tagged else list(_untagged(text, names))
     return FoundCalls(tuple(calls), sum(not found for found in tagged))
 
 
 def compare(text: str, expected: Sequence[Mapping[str, Any]]) -> Verdict:
     """Compares the calls in a completion with the expected ones, in any order."""
-    found = find_calls(text)
+    found = find_calls(text, {call["name"] for call in expected})
     names, wanted = (Counter(call["name"] for call in side) for side in (found.calls, expected))
     calls, right = (Counter(map(_canonical, side)) for side in (found.calls, expected))
     function = found.parsed and names == wanted
@@ -76,6 +89,19 @@ def tool_calls(
         None if expected is None else _score(text, expected)
         for text, expected in zip(completions, tool_calls, strict=True)
     ]
+
+
+def reads_calls(template: Template, prompt: Messages, calls: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether calls that the chat template writes as an answer are read as these calls."""
+    _, after = template.encode_completion(prompt, Message("assistant", "", tool_calls=tuple(calls)))
+    return compare(template.decode(after), calls).arguments
+
+
+def example_call(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call of a declared function with a text as its first argument."""
+    function = tool.get("function", tool)
+    names = list((function.get("parameters") or {}).get("properties") or {})
+    return {"name": function["name"], "arguments": dict.fromkeys(names[:1], "a")}
 
 
 def _score(text: str, expected: Sequence[Mapping[str, Any]]) -> float:
@@ -103,7 +129,30 @@ def _json(text: str) -> Any:
         return None
 
 
-def _untagged(text: str) -> Iterator[Mapping[str, Any]]:
+def _in_tags(text: str) -> Iterator[Mapping[str, Any]]:
+    """The calls of the text in a tag."""
+    if calls := tuple(_as_calls(_json(text))):
+        yield from calls
+        return
+    for name, body in FUNCTION.findall(text):
+        given = _json(body)
+        yield {"name": name, "arguments": given if isinstance(given, dict) else _arguments(PARAMETER.findall(body))}
+    name, keys, _ = text.partition("<arg_key>")
+    if keys and re.fullmatch(r"[\w.-]+", name.strip()):
+        yield {"name": name.strip(), "arguments": _arguments(ARGUMENT.findall(text))}
+
+
+def _arguments(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Arguments whose values are texts without a type."""
+    found = {}
+    for key, text in pairs:
+        value = LITERALS[text] if text in LITERALS else _json(text)
+        valid = _is_nested_at_most(value, MAX_DEPTH) and (value is not None or text in ("None", "null"))
+        found[key.strip()] = value if valid else text
+    return found
+
+
+def _untagged(text: str, names: Collection[str]) -> Iterator[Mapping[str, Any]]:
     decoder = json.JSONDecoder()
     at = 0
     while (opening := OPENING.search(text, at)) is not None:
@@ -112,23 +161,25 @@ def _untagged(text: str) -> Iterator[Mapping[str, Any]]:
             value, end = decoder.raw_decode(text, opening.start())
         except (ValueError, RecursionError):
             continue
-        found = tuple(_as_calls(value))
+        found = tuple(_as_calls(value, names))
         yield from found
         at = end if found else at
 
 
-def _as_calls(value: Any) -> Iterator[Mapping[str, Any]]:
-    """The calls of a JSON value: one call, or a list of calls only."""
+def _as_calls(value: Any, names: Collection[str] | None = None) -> Iterator[Mapping[str, Any]]:
+    """The calls of a JSON value: one call, or a list of calls only; those of `names` (None: any) may lack arguments."""
     items = value if isinstance(value, list) else [value]
-    found = [call for item in items if (call := _as_call(item)) is not None]
+    found = [call for item in items if (call := _as_call(item, names)) is not None]
     yield from found if len(found) == len(items) else ()
 
 
-def _as_call(value: Any) -> Mapping[str, Any] | None:
+def _as_call(value: Any, names: Collection[str] | None) -> Mapping[str, Any] | None:
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return None
-    given = next((function[key] for key in ARGUMENTS if key in function), None)
+    may_lack = set(function) <= {"name", "id", "type", *ARGUMENTS} and (names is None or function["name"] in names)
+    given = next((function[key] for key in ARGUMENTS if key in function), {} if may_lack else None)
+    given = {} if given in (None, "") and any(key in function for key in ARGUMENTS) else given
     arguments = _json(given) if isinstance(given, str) else given
     valid = isinstance(arguments, dict) and _is_nested_at_most(arguments, MAX_DEPTH)
     return {"name": function["name"], "arguments": arguments} if valid else None

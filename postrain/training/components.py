@@ -13,8 +13,11 @@ from torch import nn
 
 from postrain.data.audit import Audit
 from postrain.data.chat import Template
+from postrain.data.kinds.prompt import Prompts
 from postrain.data.module import DataModule
 from postrain.data.records import WrongKind
+from postrain.data.rendering import prompt_messages
+from postrain.environments.tool_environment import ToolEnvironment
 from postrain.errors import ConfigError
 from postrain.evaluation.completions import collect_in_shares, preferences
 from postrain.evaluation.parts import check_part_names
@@ -31,6 +34,7 @@ from postrain.models.size import size_of
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import randomly_initialized
 from postrain.rewards.base import PreferenceModel, Reward, compares_group, preflight
+from postrain.rewards.tool_calls import example_call, reads_calls, tool_calls
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import Reserving
 from postrain.training.config import TrainConfig
@@ -194,14 +198,31 @@ def training_notes(components: Components, resolved: ResolvedModel, chosen: Adap
     return found
 
 
+def check_call_format(method: Method, prompts: Prompts) -> None:
+    """Raises ConfigError if calls are scored or run that the chat template writes in a form that cannot be read."""
+    components = method.components
+    rewards = getattr(components.reward, "parts", {"": components.reward}).values()
+    runs_calls = isinstance(components.environment, ToolEnvironment) and components.environment.call_format == "json"
+    if not runs_calls and not any(getattr(reward, "call", None) is tool_calls for reward in rewards):
+        return
+    for text, columns in zip(prompts.texts, prompts.columns, strict=True):
+        if columns.get("tools"):
+            call = example_call(columns["tools"][0])
+            if not reads_calls(components.template, prompt_messages(text, columns), [call]):
+                raise ConfigError(
+                    "the chat template writes tool calls in a form that cannot be read, so each call would count as "
+                    "wrong; use data.template=tools if it renders no tools, or another model"
+                )
+            return
+
+
 def check_reward(method: Method, data: DataModule) -> None:
-    """Scores 16 completions of the initial policy, of a single prompt one. Raises ConfigError for a constant reward."""
+    """Scores 16 completions of the initial policy. Raises ConfigError for a constant reward."""
     prompts, components = data.eval_prompts(16), method.components
-    if compares_group(components.reward):
-        prompts = prompts.select([row // 4 % len(prompts) for row in range(16)])
-    elif len(prompts) > 1:
-        # Of two completions, one of each prompt, both are often right.
-        prompts = prompts.select([row % len(prompts) for row in range(16)])
+    check_call_format(method, prompts)
+    # Of two completions, one of each prompt, both are often right.
+    repeats = 4 if compares_group(components.reward) else 1
+    prompts = prompts.select([row // repeats % len(prompts) for row in range(16)])
 
     def completed(first_seed: int) -> Rollouts:
         return collect_in_shares(

@@ -29,6 +29,39 @@ def test_calls_are_found_in_the_forms_of_common_templates(text):
     assert (find_calls(text).calls, find_calls(text).parsed) == ((ADD,), True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Qwen3-Coder
+        '<function=add>\n<parameter=x>\n1\n</parameter>\n<parameter=y>\n[2.5, "a"]\n</parameter>\n</function>',
+        "<function=add>" + json.dumps(ADD["arguments"]) + "</function>",
+        # GLM
+        'add\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n<arg_key>y</arg_key>\n<arg_value>[2.5, "a"]</arg_value>',
+    ],
+)
+def test_untyped_calls_are_found_in_tags(text):
+    assert find_calls(f"<tool_call>\n{text}\n</tool_call>").calls == (ADD,)
+
+
+def test_untyped_values_are_read_as_json_or_as_text():
+    values = {"a": "Oslo", "b": "2", "c": "True", "d": "None", "e": "null", "f": '"g"'}
+    body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    (call,) = find_calls(f"<tool_call><function=f>\n{body}</function></tool_call>").calls
+    assert call["arguments"] == {"a": "Oslo", "b": 2, "c": True, "d": None, "e": None, "f": "g"}
+
+
+@pytest.mark.parametrize(
+    "call", ['{"name": "now"}', '{"name": "now", "arguments": null}', '{"name": "now", "arguments": ""}']
+)
+def test_call_without_arguments_has_none(call):
+    now = {"name": "now", "arguments": {}}
+    assert find_calls(f"<tool_call>{call}</tool_call>").calls == (now,)
+    assert tool_calls([call], [[now]]) == [1]
+    # outside of tags it is a call of a declared function only
+    assert find_calls('{"name": "Bob"}').calls == ()
+    assert find_calls('<tool_call>{"name": "now", "args": {"zone": 1}}</tool_call>').malformed == 1
+
+
 def test_the_end_of_reasoning_inside_a_call_hides_no_call():
     call = {"name": "f", "arguments": {"q": "a </think> b"}}
     tagged = f"<tool_call>{json.dumps(call)}</tool_call>"

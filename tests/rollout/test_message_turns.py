@@ -1,5 +1,6 @@
 """Episodes of message environments: replies continue the sampled tokens, calls of tools fail without ending the run."""
 
+import asyncio
 import copy
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from postrain.data.kinds.prompt import Prompts
 from postrain.data.tool_calls import declare
 from postrain.environments.base import MessageEnvironment, Reply
 from postrain.environments.tool_environment import ToolEnvironment
-from postrain.environments.tools import Tool, Toolbox, ToolError
+from postrain.environments.tools import CallFormat, Tool, Toolbox, ToolError
 from postrain.errors import ConfigError
 from postrain.models.end_tokens import set_end_ids
 from postrain.models.loading import load_tokenizer
@@ -339,8 +340,11 @@ def test_calls_that_hang_share_one_time_limit() -> None:
 
 
 def test_text_calls_are_lines_with_the_name_of_a_tool() -> None:
-    message = "I look.\nact: well done \nother: thing\nact: more"
-    assert answers(message, call_format="text") == (["did well done\ndid more"], 2, 0)
+    _, act = Tools().tools({})
+    toolbox = Toolbox({"act": act}, "text", 1.0, 20)
+    results = toolbox.run("I look.\nact: well done \nother: thing\nact: more")
+    (reply,) = toolbox.replies(results)
+    assert (reply.content, len(results)) == ("did well done\ndid more", 2)
 
 
 def test_text_calls_read_arguments_that_are_not_text_as_json() -> None:
@@ -357,9 +361,29 @@ def test_text_calls_read_arguments_that_are_not_text_as_json() -> None:
     assert [one.text for one in toolbox.run("double: 7\ndouble: seven\ndouble: 1.5")] == ["14", refused, refused]
 
 
-def test_text_calls_need_tools_of_one_argument() -> None:
+def test_text_calls_need_tools_of_at_most_one_argument() -> None:
     with pytest.raises(ConfigError, match=r"^environment.call_format=text: add has 2 arguments"):
-        answers("add: 3", call_format="text")
+        answers("hello", call_format="text")
+
+
+@pytest.mark.parametrize(("call_format", "message"), [("text", "now:"), ("json", '{"name": "now"}')])
+def test_tools_may_have_no_argument_and_be_asynchronous(call_format: CallFormat, message: str) -> None:
+    async def now() -> str:
+        """The time."""
+        await asyncio.sleep(0)
+        return "noon"
+
+    async def search(query: str) -> str:
+        """Searches.
+
+        Args:
+            query: A text.
+        """
+        return query
+
+    toolbox = Toolbox({"now": now, "search": search}, call_format, 1.0, 20)
+    assert [one.text for one in toolbox.run(message)] == ["noon"]
+    assert toolbox.run("search:\nNothing.") == ()
 
 
 def test_a_message_without_a_call_ends_the_episode_with_its_grade() -> None:
