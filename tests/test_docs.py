@@ -52,6 +52,7 @@ COMPOSED = {
     "experiment=recipe/": "the weights of its model are not on every machine",
     "trainer=ddp_cpu": "tests/hardware runs two ranks",
     "rollout.mode=server": "needs a server; tests/vllm_cpu runs one",
+    "reward=tool_calls": "the model has to call at times, and the bundled one never does",
     "REWARD_RUN": "needs a trained reward model, which tests/rewards has",
 }
 """Commands that are composed and checked but not run: a part of the command, and the reason."""
