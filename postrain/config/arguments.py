@@ -54,7 +54,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--version", action="version", version=f"postrain {__version__}")
     arguments, unknown = parser.parse_known_intermixed_args(list(argv))
-    problems = [*map(_unknown, unknown), *_misused(arguments)]
+    # argparse also returns what follows an unknown flag: its value, and settings.
+    problems = [*(_unknown(token) for token in unknown if token.startswith("-")), *_misused(arguments)]
     if problems:
         raise ConfigError("\n".join(problems))
     return arguments

@@ -214,6 +214,8 @@ def _matches(key: str) -> Iterator[ForeignKey]:
 
 # Groups for which users often write a Hub name, a file or a function in place of an option.
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gguf")
+OPTIONS = {("trainer", "cuda"): "gpu", ("trainer", "deepspeed"): "fsdp"}
+"""Options under their names in other programs."""
 REPLACEMENTS = {
     "model": "model=local model.path=",
     "data": "data=jsonl data.path=",
@@ -222,7 +224,9 @@ REPLACEMENTS = {
 
 
 def suggest_option(group: str, name: str) -> str | None:
-    """The overrides to write if `name` is a path and not an option; None if it is not a path."""
+    """What to write if `name` is an option under its name elsewhere, or a path; else None."""
+    if (group, name.lower()) in OPTIONS:
+        return f"write {group}={OPTIONS[group, name.lower()]}"
     return (
         f"write {REPLACEMENTS[group]}{name}"
         if group in REPLACEMENTS and ({"/", ":"} & {*name} or name.endswith(FILES))

@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 
 from postrain.config import renamed
 from postrain.config.arguments import parse, unknown_hydra_keys
+from postrain.config.bare_words import is_bare, rejoined, remedy
 from postrain.config.foreign_keys import suggest_option
 from postrain.config.groups import SWEEP, Groups, groups_in_defaults, groups_of, primary_config
-from postrain.config.override_text import format_override
-from postrain.config.paths import command, shell_line
+from postrain.config.paths import command
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
 
@@ -135,9 +135,9 @@ def _key(word: str) -> str:
 def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None, multirun: bool) -> list[Override]:
     """The parsed overrides. Raises one ConfigError with all problems."""
     known = groups_of(conf, extra)
-    problems: list[str] = []
     overrides: list[Override] = []
-    for token in tokens:
+    whole, problems = rejoined(tokens, multirun=multirun)
+    for token in whole:
         try:
             token = renamed.override(token)
             _refuse_depth(token)
@@ -146,7 +146,7 @@ def _checked(tokens: Sequence[str], conf: Path, *, root: str, extra: str | None,
             problems.append(str(error))
         # ValueError: an integer of thousands of digits.
         except (HydraException, ValueError) as error:
-            problems.append(_unreadable(token, error))
+            problems.append(_unreadable(token, error, known))
     if not multirun and not any(override.key_or_group == SWEEP for override in overrides):
         problems += [_needs_multirun(override) for override in overrides if override.is_sweep_override()]
     problems += [problem for override in overrides for problem in _problems(override, known)]
@@ -167,22 +167,12 @@ def _refuse_depth(token: str) -> None:
         raise ValueError(f"more than {MAX_BRACKET_DEPTH} brackets inside each other")
 
 
-def _unreadable(token: str, error: Exception) -> str:
+def _unreadable(token: str, error: Exception, known: Groups) -> str:
     short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
-    if _is_run(token):
-        word = shell_line([format_override("model.path", token)])
-        return f"{short}: expected NAME=VALUE, as in seed=1; to use the run in it write model=run {word}"
-    if "=" not in token:
-        return f"{short}: expected NAME=VALUE, as in seed=1"
+    if is_bare(token):
+        return f"{short}: {remedy(token, known)}"
     reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
     return f"{short}: cannot be read ({reason}); quote special characters, as in {token.partition('=')[0]}='\"...\"'"
-
-
-def _is_run(token: str) -> bool:
-    try:
-        return (Path(token) / "manifest.json").is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _needs_multirun(override: Override) -> str:
@@ -238,8 +228,17 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
         if not is_study_file:
             instead = suggest_option(override.key_or_group, name)
             yield f"{override.key_or_group}={name}: no such option" + (
-                f"; {instead}" if instead else _hint(name, options)
+                f"; {instead}"
+                if instead
+                else _hint(name, options) + _no_own_options(override.key_or_group, name, options)
             )
+
+
+def _no_own_options(group: str, name: str, options: Sequence[str]) -> str:
+    """Where an own option is looked for, unless there are some or the name looks misspelt; else empty."""
+    if Path("conf").is_dir() or get_close_matches(name.lower(), options, n=1, cutoff=0.75):
+        return ""
+    return f"; own options are read from ./conf/{group} (there is none in {Path.cwd()})"
 
 
 def _chosen(override: Override) -> Iterator[str]:
@@ -253,7 +252,7 @@ def _chosen(override: Override) -> Iterator[str]:
 
 
 def _hint(name: str, choices: Sequence[str]) -> str:
-    near = get_close_matches(name, choices, n=1)
+    near = get_close_matches(name.lower(), choices, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"{meant} (available: {', '.join(choices)})" if meant else f"; available: {', '.join(choices)}"
 

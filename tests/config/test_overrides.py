@@ -76,7 +76,7 @@ def test_overrides_of_the_sweep_are_not_passed_to_hydra(
     ("token", "line"),
     [
         ("method=pppo", "method=pppo: no such option; did you mean ppo? (available: ppo, sft)"),
-        ("method=xyz", "method=xyz: no such option; available: ppo, sft"),
+        ("method=PPO", "method=PPO: no such option; did you mean ppo? (available: ppo, sft)"),
         ("method=null", "method=null: no such option; every run has one; choose an option, as in method=ppo"),
         ("logger=null", "logger=null: no such option; to use none write logger=none"),
         ("sweep=null", "sweep=null: no such option; leave out sweep= for a single run"),
@@ -89,10 +89,45 @@ def test_overrides_of_the_sweep_are_not_passed_to_hydra(
         ("hydra.run.dri=x", "hydra.run.dri: unknown key of Hydra; did you mean hydra.run.dir?"),
         ("seed=1,2", "seed=1,2: several values need -m (a job for each); for one list write seed=[...]"),
         ("seed", "seed: expected NAME=VALUE, as in seed=1"),
+        ("sft", "sft: expected NAME=VALUE, as in seed=1; write method=sft"),
+        ("train", "train: expected NAME=VALUE, as in seed=1; leave it out, it is the command already"),
+        ("chat", "chat: expected NAME=VALUE, as in seed=1; the command is python -m postrain.cli.chat"),
     ],
 )
 def test_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
     assert problems([token], conf) == [line]
+
+
+def test_an_own_option_without_conf_names_the_folder(conf: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = f"own options are read from ./conf/method (there is none in {tmp_path})"
+    assert problems(["method=xyz"], conf) == [f"method=xyz: no such option; available: ppo, sft; {own}"]
+    (tmp_path / "conf").mkdir()
+    assert problems(["method=xyz"], conf) == ["method=xyz: no such option; available: ppo, sft"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "line"),
+    [
+        ("data.path= my.jsonl", "data.path= my.jsonl: no space after =; write data.path=my.jsonl"),
+        ("method=ppo, sft",
+         "method=ppo, sft: no space after a comma; several values need -m: -m method=ppo,sft"),
+        ("-m method=ppo, sft", "method=ppo, sft: no space after a comma; write method=ppo,sft"),
+        ("seed=[1, 2, 3]", "seed=[1, 2, 3]: no space after a comma; write 'seed=[1,2,3]'"),
+        ("method=sft --lr 1e-5 seed=3 data.path=a",
+         "--lr: no such flag; settings are written KEY=VALUE without dashes, as in seed=1; did you mean "
+         "method.learning_rate?"),
+    ],
+)  # fmt: skip
+def test_value_split_by_a_space_is_one_line(tokens: str, line: str, conf: Path) -> None:
+    assert problems(tokens.split(), conf) == [line]
+
+
+def test_a_file_without_a_key_is_one_line_with_the_key(conf: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my rows.jsonl"
+    file.touch()
+    (line,) = problems([str(file)], conf)
+    assert line.endswith(f"; to use the file write 'data.path={file}'")
 
 
 @pytest.mark.parametrize(
