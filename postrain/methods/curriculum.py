@@ -186,6 +186,14 @@ class CurriculumPrompts(PolicyGradient):
             self.curriculum = Curriculum(**self.curriculum)
         super().__post_init__(*components)
 
+    def check(self) -> None:
+        super().check()
+        for name in () if self.curriculum.active else ("passing_reward", "decay"):
+            if (value := getattr(self.curriculum, name)) != getattr(Curriculum, name):
+                raise ConfigError(
+                    f"method.curriculum.{name}={value}: has no effect without window, replay or stages; leave it out"
+                )
+
     def on_model_attached(self) -> None:
         super().on_model_attached()
         self.pass_rates = PassRates()

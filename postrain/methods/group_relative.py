@@ -38,6 +38,7 @@ from postrain.methods.online import completion_mask, local_indices
 from postrain.methods.turn_level import turns_of
 from postrain.models.scoring import ReferenceScores, Scores, concatenated, in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
+from postrain.rollout.environment import SingleTurn
 from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows
 
 
@@ -110,6 +111,8 @@ class GroupRelative(CurriculumPrompts):
                 f"method.group_size={self.group_size}: advantages need several completions of each prompt; "
                 f"give at least {self.smallest_group()}"
             )
+        if self.turn_level_advantages and isinstance(self.components.environment, SingleTurn):
+            raise ConfigError("method.turn_level_advantages: has no effect without an environment; leave it out")
         if self.use_bias_correction_kl and (self.kl_estimator, self.kl_in) != ("k3", "loss"):
             raise ConfigError(
                 f"method.use_bias_correction_kl: corrects k3 in the loss, not method.kl_estimator={self.kl_estimator} "

@@ -170,8 +170,14 @@ class GRPO(GroupRelative):
         return super().has_gradient(reward_PG)
 
     def conditional_options(self) -> dict[str, str | None]:
-        needed = None if self.overlong_buffer else "method.overlong_buffer above 0"
-        return {**super().conditional_options(), "overlong_penalty": needed}
+        own = self.multi_objective_aggregation == "normalize_then_sum"
+        return {
+            **super().conditional_options(),
+            "overlong_penalty": None if self.overlong_buffer else "method.overlong_buffer above 0",
+            "scale_rewards": "method.multi_objective_aggregation=sum_then_normalize" if own else None,
+            # The penalty of kl_cov has no gradient at ratio 1.
+            "loss": self.several_steps() if self.loss == "kl_cov" else None,
+        }
 
     def check(self) -> None:
         super().check()

@@ -61,6 +61,10 @@ class Online(Method):
     def steps_per_update(self) -> int:
         return self.epochs * self.minibatches_per_epoch
 
+    def several_steps(self) -> str | None:
+        """What makes the importance ratio of an update differ from 1: None if it does, else the settings."""
+        return None if self.steps_per_update() > 1 else "method.epochs or method.minibatches_per_epoch above 1"
+
     def check(self) -> None:
         """Raises ConfigError for contradicting settings."""
         if self.batch_size % self.minibatches_per_epoch:

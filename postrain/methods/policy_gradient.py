@@ -74,6 +74,10 @@ class PolicyGradient(RolloutCorrection):
     published_kl: ClassVar[frozenset[tuple[KLEstimator, KLPlacement]]] = frozenset()
     """Combinations with a biased gradient that the method's paper uses."""
 
+    def conditional_options(self) -> dict[str, str | None]:
+        needed = None if self.entropy_target else "method.entropy_target"
+        return {**super().conditional_options(), "entropy_coef_delta": needed}
+
     def on_model_attached(self) -> None:
         super().on_model_attached()
         self.coef = self.kl_coef

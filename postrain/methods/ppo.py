@@ -135,10 +135,16 @@ class PPO(PolicyGradient):
             "kl_horizon": None if self.kl_target else "method.kl_target",
             # The controller multiplies the coefficient.
             "kl_target": None if self.kl_coef else "method.kl_coef above 0",
+            "target_kl": self.several_steps(),
         }
 
     def check(self) -> None:
         super().check()
+        if self.critic_warmup >= self.updates:
+            raise ConfigError(
+                f"method.critic_warmup={self.critic_warmup}: the policy is not trained in any of "
+                f"method.updates={self.updates}; give fewer"
+            )
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip:
             raise ConfigError(
                 f"method.dual_clip={self.dual_clip:g}: expected a bound above 1 + method.clip = {1 + self.clip:g}"

@@ -38,6 +38,11 @@ class RolloutCorrection(Online):
     rollout_importance_sampling_clip_min: NonNegative = 0.0
     """Lower bound of the ratio π_old/π_sampler; 0 disables it."""
 
+    def conditional_options(self) -> dict[str, str | None]:
+        needed = None if self.rollout_importance_sampling_mode else "method.rollout_importance_sampling_mode"
+        bounds = dict.fromkeys(["rollout_importance_sampling_clip_min", "rollout_importance_sampling_clip_max"], needed)
+        return {**super().conditional_options(), **bounds}
+
     def check(self) -> None:
         super().check()
         low, high = self.rollout_importance_sampling_clip_min, self.rollout_importance_sampling_clip_max

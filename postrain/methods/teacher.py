@@ -159,6 +159,9 @@ class WithTeacher(Online):
                 "teacher=DIRECTORY or teacher=NAME, or teacher=self with method.teacher_prompt"
             )
         self.server_url = teacher if is_url(teacher) else ""
+        for name in () if self.server_url else ("teacher_top_k", "teacher_timeout"):
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ConfigError(f"method.{name}={value}: has no effect without a teacher behind a URL; leave it out")
         if self.server_url and self.cross_tokenizer:
             raise ConfigError(
                 "method.cross_tokenizer: log-probabilities of a server are those of the student's tokens; give the "

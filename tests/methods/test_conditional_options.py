@@ -33,6 +33,21 @@ from tests.training_runs import train_config
         ("method=distill reference=nano method.beta=0.3", "has no effect without method.divergence=jsd; leave it out"),
         ("method=distill reference=nano method.skew_alpha=0.3", "without method.divergence=skewed_reverse_kl"),
         ("method=distill reference=nano method.teacher_update_rate=1", "without method.teacher_model_kind=ema"),
+        ("method=grpo method.entropy_coef_delta=0.1", "has no effect without method.entropy_target; leave it out"),
+        (
+            "method=rloo method.rollout_importance_sampling_mode=null method.rollout_importance_sampling_clip_max=2",
+            "has no effect without method.rollout_importance_sampling_mode; leave it out",
+        ),
+        (
+            "method=ppo method.epochs=1 method.minibatches_per_epoch=1 method.target_kl=0.1",
+            "method.target_kl=0.1: has no effect without method.epochs or method.minibatches_per_epoch above 1; leave",
+        ),
+        ("method=grpo method.loss=kl_cov", "has no effect without method.epochs or method.minibatches_per_epoch above"),
+        (
+            "method=grpo method.multi_objective_aggregation=normalize_then_sum method.scale_rewards=none",
+            "method.scale_rewards=none: has no effect without method.multi_objective_aggregation=sum_then_normalize; l",
+        ),
+        ("method=distill teacher=nano method.teacher_top_k=9", "teacher_top_k=9: has no effect without a teacher beh"),
         (
             "method=sft optim=muon method.adam_eps=1e-4",
             "method.adam_eps: is used by the default optimizer alone",
@@ -60,6 +75,19 @@ def test_option_without_effect_is_refused(words, message):
 )
 def test_option_with_an_effect_is_accepted(words):
     train_config(words.split())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("grpo", {"turn_level_advantages": True}, r"^method\.turn_level_advantages: has no effect without an environ"),
+        ("grpo", {"curriculum": {"decay": 0.1}}, r"^method\.curriculum\.decay=0\.1: has no effect without window"),
+        ("ppo", {"updates": 3, "critic_warmup": 3}, r"^method\.critic_warmup=3: the policy is not trained in any of"),
+    ],
+)
+def test_setting_without_effect_on_its_components_is_refused(method, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_method(method, tiny_model(), **settings)
 
 
 def test_option_without_effect_is_refused_in_python():

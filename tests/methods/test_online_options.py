@@ -54,9 +54,10 @@ CHANGES: dict[str, list[Change]] = {
         *(({"loss_type": name}, {}) for name in ("bnpo", "dr_grpo")),
         # With one mini-batch bnpo and dapo are equal.
         ({"loss_type": "dapo"}, {"loss_type": "bnpo", "minibatches_per_epoch": 2}),
-        *(({"loss": name}, {}) for name in ("gspo", "cispo", "gmpo", "sapo", "clip_cov", "kl_cov")),
+        *(({"loss": name}, {}) for name in ("gspo", "cispo", "gmpo", "sapo", "clip_cov")),
+        ({"loss": "kl_cov"}, {"epochs": 2}),
         ({"loss_options": {"delta": 1.01}}, {"clip_high": 0.005}),
-        ({"loss_options": {"kl_cov_ratio": 1.0}}, {"loss": "kl_cov"}),
+        ({"loss_options": {"kl_cov_ratio": 1.0}}, {"loss": "kl_cov", "epochs": 2}),
         *(({"advantage": name}, {}) for name in ("leave_one_out", "opo", "maxrl", "w_reinforce")),
         ({"advantage_options": {"positive": 0.0}}, {"advantage": "w_reinforce"}),
         ({"top_entropy_quantile": 0.2}, {}),
