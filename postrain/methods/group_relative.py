@@ -198,10 +198,7 @@ class GroupRelative(CurriculumPrompts):
             return self.advantages(reward_PG, penalty_BT, mask_BT)
         # The same number of turns on every rank: advantages may use statistics of the whole batch.
         turns = turns_of(rollouts, reward_PG.flatten(), mask_BT, self.components.environment.max_turns)
-        found = [
-            self.advantages(return_B.view_as(reward_PG), penalty_BT * later_BT, own_BT)
-            for return_B, own_BT, later_BT in turns
-        ]
+        found = [self.advantages(gain_B.view_as(reward_PG), penalty_BT * later, own) for gain_B, own, later in turns]
         return torch.stack(found).sum(0)
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -28,13 +28,7 @@ from postrain.losses.divergence import KLEstimator
 from postrain.losses.policy_gradient import LossType, completion_weights
 from postrain.losses.policy_losses import POLICY_LOSSES, PolicyLossName, PolicyTerms, policy_terms
 from postrain.losses.token_selection import Share
-from postrain.methods.chosen_function import (
-    ChosenFunction,
-    ChosenName,
-    Options,
-    choose,
-    function_of,
-)
+from postrain.methods.chosen_function import ChosenFunction, ChosenName, Options, choose, function_of
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import local_indices
 from postrain.methods.policy_gradient import KLPlacement
