@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from postrain.environments.tool_environment import ToolEnvironment, ToolState
 from postrain.environments.tools import Tool, ToolError
 from postrain.errors import ConfigError
 from postrain.rewards.sandbox import Limits, execute
+from postrain.rewards.text import numeric
 from postrain.types import Count, Positive
 from postrain.world.items import Split, generator, split_of
 
-INTEGER = re.compile(r"-?\d+")
 PROGRAM = """\
 import sys
 try:
@@ -72,8 +71,8 @@ class PythonTool(ToolEnvironment):
 
         return (python,)
 
-    def grade(self, columns: Mapping[str, Any], answer: str) -> float:
-        return float(INTEGER.findall(answer)[-1:] == [str(columns["answer"])])
+    def grade(self, columns: Mapping[str, Any], answer: str) -> float | None:
+        return numeric([answer], [columns["answer"]])[0]
 
     def make_rows(self, split: Split, count: int, seed: int) -> list[dict[str, Any]]:
         rng = generator(seed, "python_tool", split)

@@ -74,6 +74,7 @@ def _learned(run: Run, main: Change | None, gold: Change | None) -> str:
         (False, True): "Better, but within the error" if main.gap else "It improved",
         (False, False): "Worse, but within the error" if main.gap else "It did not improve",
     }[main.decided, bool(main.better)]
+    word = "Unchanged" if main.after == main.before else word
     text = f"{word}: {_numbers(main)}"
     if gold is not None and gold is not main:
         against = gold.decided and bool(gold.better) != bool(main.better)

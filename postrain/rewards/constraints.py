@@ -52,7 +52,9 @@ def _check(name: str, value: Any) -> None:
             f"constraints: unknown constraint {name}; "
             + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CHECKS)}")
         )
-    if name in COUNT_CHECKS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+    # Columns of numbers with nulls are floats in pandas.
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == value // 1
+    if name in COUNT_CHECKS and not whole:
         raise ConfigError(f"constraints: {name}: expected an integer >= 0, got {value!r:.80}")
     if name not in COUNT_CHECKS and not all(isinstance(phrase, str) and phrase.strip() for phrase in _phrases(value)):
         raise ConfigError(f"constraints: {name}: expected some text, or a list of texts, got {value!r:.80}")

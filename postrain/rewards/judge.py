@@ -33,9 +33,10 @@ from postrain.types import RewardBatch
 CRITERION = "a reply that does what was asked, says nothing false, and is polite and to the point"
 PRINCIPLES = ("The reply does what was asked and says nothing false.", "The reply is polite and never rude.")
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
-LABELLED = re.compile(rf"\b(?:score|rating|mark|grade)\b[\"'*_]*\s*(?::|=|is|of)\s*[\"'*_]*({NUMBER})", re.IGNORECASE)
+LABELLED = re.compile(rf"\b(?:score|rating|mark|grade)\b[\"'*_]*\s*(?::|=|is|of)[\s\"'*_]*({NUMBER})", re.IGNORECASE)
 LABELLED_CHOICE = re.compile(
-    r"\b(?i:better|best|answer|reply|response|verdict|winner)\b[\"'*_]*\s*(?::|=|is)\s*(?:a )?[\"'*_(]*(A|B|[Tt]ie)\b"
+    r"\b(?i:better|best|answer|reply|response|verdict|winner)\b[\"'*_]*\s*(?::|=|is)[\s\"'*_(]*"
+    r"(?:a |(?i:answer|reply|response) )?[\"'*_(]*(A|B|[Tt]ie)\b"
     r"|\b(A|B)\b[\"'*_)]* is (?:the )?(?:better|best)\b"
 )
 BARE = re.compile(r"\W*(?:(?:answer|reply|response)\s+)?(A|B|tie)\W*", re.IGNORECASE)

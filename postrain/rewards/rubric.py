@@ -150,6 +150,7 @@ def parse_item(given: Any, who: str) -> Item:
     weight = 1.0 if weight is None else weight
     _check_weight(weight, who)
     tags = given.get("tags")
+    tags = [tags] if isinstance(tags, str) else tags
     name = given.get("name") or (tags[0] if isinstance(tags, Sequence) and tags else None)
     return Item(criterion, float(weight), None if name is None else str(name).rpartition(":")[2].replace("/", "_"))
 
@@ -212,7 +213,7 @@ class Rubric(RubricItems, Endpoint):
 def parse_verdict(answer: str) -> float | None:
     """1 for met and 0 for not met: JSON, a labelled true, false, yes or no, or one at the beginning; None otherwise."""
     given = json_field(answer, ("met", "verdict", "answer"))
-    if isinstance(given, bool):
+    if isinstance(given, int) and given in (0, 1):
         return float(given)
     answer = given if isinstance(given, str) else answer
     labelled = VERDICT.findall(answer)

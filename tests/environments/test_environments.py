@@ -106,6 +106,7 @@ def test_python_prints_the_answer_or_the_reason_of_a_failure() -> None:
         1,
     )
     assert PYTHON.step(state, "The answer is 132.").reward == 1.0
+    assert [PYTHON.step(state, f"It is {answer}.").reward for answer in ("132.0", "0.132", "1,132")] == [1, 0, 0]
 
 
 def test_python_needs_permission() -> None:

@@ -105,6 +105,9 @@ def test_rows_that_a_score_does_not_apply_to_do_not_count_as_rows_of_an_interval
         (run_with(0.26, scores=lambda row: 0.26 + (row % 2 - 0.5)),
          "Better, but within the error: eval reward 0.25 → 0.26 (undecided: ",
          "Next: train longer: python train.py method=ppo seed=4 method.updates=18"),
+        (run_with(0.25, scores=lambda row: 0.25), "Unchanged: eval reward 0.25 → 0.25 (",
+         "Next: compare learning rates: python train.py -m method=ppo seed=4 "
+         "method.learning_rate=0.0001,0.0003,0.0009"),
         (run_with(0.2, scores=lambda row: 0.2), "It got worse: ",
          "Next: compare learning rates: python train.py -m method=ppo seed=4 "
          "method.learning_rate=0.0001,0.0003,0.0009"),

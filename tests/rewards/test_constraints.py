@@ -21,7 +21,7 @@ def score(given: Any, text: str = TEXT, *, strict: bool = False) -> float | None
     ("name", "met", "missed"),
     [
         ("min_words", 18, 19),
-        ("max_words", 18, 17),
+        ("max_words", 18.0, 17.0),
         ("min_sentences", 5, 6),  # degrees. | "Warm!" | Tom. | it? | Yes
         ("max_sentences", 5, 4),
         ("min_paragraphs", 3, 4),
@@ -77,6 +77,8 @@ def test_constraints_from_a_column_an_argument_and_json_text() -> None:
         ({"min_word": 2}, "unknown constraint min_word; did you mean min_words?"),
         ({"tone": 2}, "unknown constraint tone; expected one of min_words, max_words"),
         ({"min_words": -1}, "min_words: expected an integer >= 0, got -1"),
+        ({"min_words": 1.5}, "min_words: expected an integer >= 0, got 1.5"),
+        ({"min_words": float("inf")}, "min_words: expected an integer >= 0, got inf"),
         ({"min_words": "2"}, "min_words: expected an integer >= 0, got '2'"),
         ({"contains": ["a", 3]}, "contains: expected some text, or a list of texts, got ['a', 3]"),
         ({"ends_with": " "}, "ends_with: expected some text"),

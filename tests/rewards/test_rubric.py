@@ -49,6 +49,7 @@ def test_rubric_score_is_normalised_with_pitfalls(verdicts: tuple[float | None, 
     ("answer", "expected"),
     [
         ('{"met": true}', 1.0),
+        ('{"met": 0}', 0.0),
         ('It is long. {"met": false}', 0.0),
         ('{"met": false, "reason": "the answer is true"}', 0.0),
         ('{"met": "yes", "reason": "the verdict: no"}', 1.0),
@@ -86,7 +87,7 @@ def test_server_judges_each_criterion_and_missing_verdicts_are_counted(capsys: p
 
 
 ROWS = (
-    [{"criterion": "A", "points": 3, "tags": ["axis:accuracy", "x"]}, {"criterion": "B", "points": -1}],
+    [{"criterion": "A", "points": 3, "tags": ["axis:accuracy", "x"]}, {"criterion": "B", "points": -1, "tags": "y:b"}],
     json.dumps([{"description": "C", "weight": 2, "title": "Long title", "name": "c"}, "D"]),
     None,
     [],
@@ -96,7 +97,7 @@ ROWS = (
 def test_rubric_of_a_row_precedes_the_configured_one() -> None:
     reward = rubric()
     found = [reward.items_of({"rubric": given}, "row 0") for given in ROWS]
-    assert found[0] == (Item("A", 3.0, "accuracy"), Item("B", -1.0))
+    assert found[0] == (Item("A", 3.0, "accuracy"), Item("B", -1.0, "b"))
     assert found[1] == (Item("C", 2.0, "c"), Item("D"))
     assert [item.name for item in found[2]] == ["short", "true", "rude"]
     assert found[3] == ()
