@@ -35,7 +35,7 @@ from postrain.rewards.base import columns_read, is_model_based, nan_to_none
 from postrain.rollout.environment import SingleTurn
 from postrain.runs.folder import RunFolder
 from postrain.runs.forks import checkpoint_of, settings_since
-from postrain.runs.resume import saved_config
+from postrain.runs.resume import read_config
 from postrain.training.checkpoints import is_whole
 from postrain.training.config import TrainConfig
 from postrain.training.evaluation import samples
@@ -48,7 +48,7 @@ SCORED = 16
 def check_inputs(found: Findings, run: RunFolder, repeated: RunFolder) -> None:
     """Checks the config, and rows and initial weights against those of a repetition, by their fingerprints."""
     manifest, now = read_json(run.manifest), read_json(repeated.manifest)
-    saved = masked(plain(saved_config(run)))
+    saved = masked(plain(read_config(run)))
     ours, theirs = ({k: v for k, v in each.items() if k not in SESSION} for each in (_get(manifest, "config"), saved))
     found.records("config", "manifest.json against config.yaml: config", ours, theirs)
     for part, key, what in (

@@ -1,8 +1,8 @@
 """manifest.json: everything needed to reproduce a run.
 
-Command, git state, resolved config, seeds, package versions, data and model fingerprints, hardware. Keys, tokens and
-passwords are masked (config/masking.py). Command, git state, versions and hardware are those of the first session;
-`sessions` has those of the later ones (sessions.py).
+Command, working directory, git state, resolved config, seeds, package versions, data and model fingerprints, hardware.
+Keys, tokens and passwords are masked (config/masking.py). Command, git state, versions and hardware are those of the
+first session; `sessions` has those of the later ones (sessions.py).
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def write_manifest(
     later = [*later_sessions(earlier), {"update": update, "command": command, **now}] if earlier else []
     manifest = {
         "reproduce": earlier.get("reproduce") if earlier else command,
+        # Of the last session: it has written config.yaml anew, with absolute paths for those of an earlier directory.
+        "started_in": str(Path.cwd()),
         "stand_in_for": stand_in_for,
         **({"fork": fork} if (fork := read_json(folder.fork)) else {}),
         "git": first["git"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -32,7 +33,31 @@ class Fingerprinted(Protocol):
 
 
 def saved_config(folder: RunFolder) -> dict[str, Any]:
-    """The saved config of the run in `folder`."""
+    """The saved config of the run in `folder`.
+
+    A file or directory that does not exist relative to the working directory, but relative to the one in which the run
+    was started, has its absolute path.
+    """
+    config, start = read_config(folder), read_json(folder.manifest).get("started_in")
+    if not isinstance(start, str):
+        return config
+    return {key: value if key == "paths" else _found_in(start, value) for key, value in config.items()}
+
+
+def _found_in(start: str, value: Any) -> Any:
+    """A value of a config with absolute paths for the files of the directory `start`, also in `file.py:name`."""
+    if isinstance(value, Mapping):
+        return {key: _found_in(start, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_found_in(start, item) for item in value]
+    if not isinstance(value, str) or not (file := value.partition(":")[0]):
+        return value
+    absolute = os.path.join(start, value)
+    return absolute if os.path.exists(os.path.join(start, file)) and not os.path.exists(file) else value
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """The content of config.yaml."""
     try:
         config: Any = load_yaml(folder.config)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:

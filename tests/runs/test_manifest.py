@@ -70,7 +70,7 @@ def test_manifest_has_all_entries_without_secrets(tmp_path: Path) -> None:
     assert manifest["config"]["rate"] == "inf"
     assert manifest["versions"]["torch"]
     assert manifest["hardware"]["cores"] >= 1
-    names = "reproduce stand_in_for git seeds data model versions hardware config"
+    names = "reproduce started_in stand_in_for git seeds data model versions hardware config"
     assert set(manifest) == set(names.split())
 
 

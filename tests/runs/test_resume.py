@@ -50,6 +50,29 @@ def folder(tmp_path, files) -> RunFolder:
     return made
 
 
+def test_relative_paths_of_a_run_are_those_of_the_directory_it_started_in(tmp_path, monkeypatch):
+    folder, here = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
+    for path in (folder.path, here):
+        path.mkdir()
+    for name in ("rows.jsonl", "score.py", "both.jsonl", "elsewhere/both.jsonl"):
+        (tmp_path / name).write_text("")
+    config = {
+        "data": {"path": ["rows.jsonl", "both.jsonl", "none.jsonl"]},
+        "reward": {"function": "score.py:mine", "name": "length"},
+        "paths": {"output": "run"},
+    }
+    folder.config.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    folder.manifest.write_text(json.dumps({"started_in": str(tmp_path)}))
+    monkeypatch.chdir(here)
+    assert saved_config(folder) == {
+        "data": {"path": [f"{tmp_path}/rows.jsonl", "both.jsonl", "none.jsonl"]},
+        "reward": {"function": f"{tmp_path}/score.py:mine", "name": "length"},
+        "paths": {"output": "run"},
+    }
+    monkeypatch.chdir(tmp_path)
+    assert saved_config(folder) == config
+
+
 def test_run_resumes_with_unchanged_rows(folder, files):
     check_data(folder, audit(*files))
 
