@@ -98,6 +98,12 @@ def of_overrides(words: Sequence[str]) -> dict[str, Any]:
     words = words if any(word.startswith(CHOOSES_METHOD) for word in words) else ["method=grpo", *words]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)), composition_errors():
         config = compose("config", forced(words, CONF, root="config"))
+        if config.get("pipeline"):
+            name = next((word for word in words if word.startswith(("pipeline=", "experiment="))), "pipeline")
+            raise ConfigError(
+                f"{name}: is a pipeline, and explain compares two training runs; give the overrides or the run folder of "
+                "one of its stages"
+            )
         return resolved(complete(config, TrainConfig))
 
 

@@ -15,6 +15,7 @@ from postrain.cli.sides import of_overrides
         (["seed=1", "seed=2", "--update", "0"], "--update 0: expected the number of an update, from 1"),
         (["method=sft", "method=dpo"], "method: SFT on demonstration rows and DPO on preference rows have no common"),
         (["seed=1", "method.kl_coeff=2"], "method.kl_coeff: unknown key"),
+        (["experiment=paper/2510.00977", "seed=1"], "experiment=paper/2510.00977: is a pipeline, and explain compares"),
     ],
 )
 def test_mistakes_are_one_line(words, message, capsys):
