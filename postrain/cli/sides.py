@@ -101,8 +101,8 @@ def of_overrides(words: Sequence[str]) -> dict[str, Any]:
         if config.get("pipeline"):
             name = next((word for word in words if word.startswith(("pipeline=", "experiment="))), "pipeline")
             raise ConfigError(
-                f"{name}: is a pipeline, and explain compares two training runs; give the overrides or the run folder of "
-                "one of its stages"
+                f"{name}: is a pipeline, and explain compares two training runs; give the overrides or the run folder "
+                "of one of its stages"
             )
         return resolved(complete(config, TrainConfig))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from postrain.config.check import check
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Interval
@@ -18,8 +19,9 @@ from postrain.jobs.graph import Job, references
 from postrain.jobs.quantities import claim_problems, setup, warning_signs
 from postrain.jobs.stages import check_seeds, over_seeds, split, stages_of
 from postrain.report.claims import read_claims
+from postrain.training.config import TrainConfig
 from tests.cli.test_main import run
-from tests.training_runs import CONF
+from tests.training_runs import CONF, composed
 
 HELD = """\
 # Two seeds of a shared stage and one that refers to it; all are calls of `measure`
@@ -373,6 +375,13 @@ def test_claims_of_a_paper_are_readable_and_about_its_stages(path):
     assert node["reference"]["title"]
     for one in claims_of(node["expect"]):
         assert {name.partition("/")[0] for name in one.quantities} <= stages
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_first_stage_of_a_paper_is_a_valid_training_run(path):
+    first, *_ = stages_of(load_yaml(path)["pipeline"])
+    assert first.kind == "train"
+    check(composed(first.overrides), TrainConfig)
 
 
 def test_every_paper_is_a_job_of_the_sweep_literature():
