@@ -127,7 +127,7 @@ def test_a_file_without_a_key_is_one_line_with_the_key(conf: Path, tmp_path: Pat
     file = tmp_path / "my rows.jsonl"
     file.touch()
     (line,) = problems([str(file)], conf)
-    assert line.endswith(f"; to use the file write 'data.path={file}'")
+    assert line.endswith(f"; to use the file write \"data.path='{file}'\"")
 
 
 @pytest.mark.parametrize(
