@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -88,7 +88,7 @@ def check_tokenizer(directory: Path) -> None:
 
 def check_weights(directory: Path, stem: str = "model") -> None:
     """Raises ConfigError unless `stem`.safetensors, or each of its shards, exists and is complete."""
-    for name in _weight_files(directory, stem):
+    for name in weight_files(directory, stem) or _missing_weights(directory, stem):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory} lacks {name}, which {stem}.safetensors.index.json lists; copy it again")
         try:
@@ -98,7 +98,8 @@ def check_weights(directory: Path, stem: str = "model") -> None:
             raise ConfigError(f"{directory / name} is damaged or truncated ({error}); copy it again") from None
 
 
-def _weight_files(directory: Path, stem: str) -> list[str]:
+def weight_files(directory: Path, stem: str = "model") -> list[str]:
+    """The names of `stem`.safetensors or of its shards; [] without both. Raises ConfigError for a file elsewhere."""
     if (directory / f"{stem}.safetensors").is_file():
         return [f"{stem}.safetensors"]
     if (directory / f"{stem}.safetensors.index.json").is_file():
@@ -106,6 +107,10 @@ def _weight_files(directory: Path, stem: str) -> list[str]:
         if outside := [name for name in names if Path(name).name != name]:
             raise ConfigError(f"{directory}: its {stem}.safetensors.index.json names {outside[0]}, a file elsewhere")
         return names
+    return []
+
+
+def _missing_weights(directory: Path, stem: str) -> NoReturn:
     pickled = [path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(suffix))]
     if pickled:
         raise ConfigError(

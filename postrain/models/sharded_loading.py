@@ -6,7 +6,6 @@ checkpoints whose names or shapes transformers converts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,12 +21,11 @@ from transformers.core_model_loading import WeightConverter
 
 from postrain.errors import as_config_error
 from postrain.hardware.sharding import allocate, blocks_freed, local_rows, sharded_parameters
+from postrain.models.directory import weight_files
 from postrain.models.loading import HEADS, SCALAR_HEAD, Head, check_parts, fuse_gelu, init_scalar_head, model_config
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
 from postrain.seeds import seeded
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def load_sharded(
@@ -37,7 +35,7 @@ def load_sharded(
 
     All ranks call it together. Weights and buffers equal those of `load`.
     """
-    if resolved.adapters or resolved.resize or resolved.from_scratch or not (files := weight_files(resolved.directory)):
+    if resolved.adapters or resolved.resize or resolved.from_scratch or not (files := weight_map(resolved.directory)):
         return None
     model = skeleton(resolved, head, dtype)
     missing = dict(model.named_parameters()).keys() - files.keys()
@@ -65,14 +63,13 @@ def load_sharded(
     return model
 
 
-def weight_files(directory: Path) -> dict[str, Path]:
+def weight_map(directory: Path) -> dict[str, Path]:
     """The safetensors file of each weight, by its name; empty without such files."""
-    if (index := directory / INDEX).is_file():
-        return {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    if not (single := directory / SINGLE).is_file():
-        return {}
-    with as_config_error(f"the model in {directory} cannot be read"), safe_open(single, framework="pt") as file:  # pyright: ignore[reportArgumentType]
-        return dict.fromkeys(file.keys(), single)
+    found: dict[str, Path] = {}
+    for path in (directory / name for name in weight_files(directory)):
+        with as_config_error(f"the model in {directory} cannot be read"), safe_open(path, framework="pt") as file:  # pyright: ignore[reportArgumentType]
+            found |= dict.fromkeys(file.keys(), path)
+    return found
 
 
 def skeleton(resolved: ResolvedModel, head: Head, dtype: torch.dtype) -> Any:

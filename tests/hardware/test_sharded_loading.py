@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from postrain.errors import ConfigError
 from postrain.hardware.sharding import full_state_dict, shard
 from postrain.models.loading import load
-from postrain.models.sharded_loading import load_sharded
+from postrain.models.sharded_loading import load_sharded, weight_map
 from tests.hardware.test_sharding import gradients, is_sharded
 from tests.tiny import tiny_model
 from tests.training_runs import train_config
@@ -54,6 +55,16 @@ def test_new_scalar_head_equals_that_of_a_whole_model(mesh):
     model = load_sharded(source, "scalar", dtype=torch.bfloat16, shard=partial(shard, mesh=mesh))
     assert model is not None
     assert full_state_dict(model)["score.weight"].equal(whole.state_dict()["score.weight"])
+
+
+def test_single_file_is_read_before_an_index_and_files_elsewhere_are_refused(tmp_path):
+    """As transformers reads them."""
+    saved(tmp_path, "gpt2")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    assert {*weight_map(tmp_path).values()} == {tmp_path / "model.safetensors"}
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"names \.\./model\.safetensors, a file elsewhere"):
+        weight_map(tmp_path)
 
 
 def without(name: str, weights: dict[str, torch.Tensor]) -> None:
