@@ -245,10 +245,18 @@ def are_intact(directory: Path) -> bool:
 
 def is_intact(directory: Path, place: Any) -> bool:
     """Whether the checksums of a shard match."""
+    return checksums_match(directory / place.relative_path, place.offset, place.length)
+
+
+def checksums_match(path: Path, offset: int = 0, length: int | None = None) -> bool:
+    """Whether a file, or its `length` bytes from `offset`, are what torch.save wrote, by the CRC-32 of each record.
+
+    torch.load does not check them.
+    """
     try:
-        with (directory / place.relative_path).open("rb") as file:
-            file.seek(place.offset)
-            with zipfile.ZipFile(io.BytesIO(file.read(place.length))) as records:
+        with path.open("rb") as file:
+            file.seek(offset)
+            with zipfile.ZipFile(file if length is None else io.BytesIO(file.read(length))) as records:
                 return records.testzip() is None
     except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError):
         return False

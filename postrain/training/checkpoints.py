@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -22,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from postrain.errors import ConfigError
 from postrain.hardware.collectives import gather
 from postrain.hardware.optimizer_state import IN_BACKGROUND, ShardedStrategy
-from postrain.hardware.sharded_checkpoint import SHARDED, are_intact
+from postrain.hardware.sharded_checkpoint import SHARDED, are_intact, checksums_match
 from postrain.runs.folder import RunFolder
 from postrain.runs.method_protocol import CountersLike, method_of
 from postrain.runs.status import SHARDS, checkpoints, remove_checkpoint, space_remedy, writing
@@ -83,7 +82,7 @@ class Checkpoints(Callback):
         if not isinstance(trainer.strategy, ShardedStrategy):
             with self.publishing(trainer, path) as unfinished:
                 trainer.save_checkpoint(unfinished)
-                if trainer.is_global_zero and not _checksums_match(unfinished):
+                if trainer.is_global_zero and not checksums_match(unfinished):
                     raise OSError("the file could not be read back")
         else:
             with self.removing_failed(trainer, path) as unfinished:
@@ -100,7 +99,7 @@ class Checkpoints(Callback):
         trainer.strategy.saving = self.unpublished = None  # pyright: ignore[reportAttributeAccessIssue]
         with self.publishing(trainer, path) as unfinished:
             saving.finish()
-            if trainer.is_global_zero and not _checksums_match(unfinished):
+            if trainer.is_global_zero and not checksums_match(unfinished):
                 raise OSError("the file could not be read back")
 
     @contextmanager
@@ -132,21 +131,12 @@ class Checkpoints(Callback):
 
 def is_whole(path: Path) -> bool:
     """Whether a file is a checkpoint that can be loaded, and all CRC-32 checksums match, also of its shards."""
-    if not _checksums_match(path):
+    if not checksums_match(path):
         return False
     try:
         found = torch.load(path, map_location="meta", weights_only=True, mmap=True)
         return not found.get(SHARDED) or are_intact(path.with_suffix(SHARDS))
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError):
-        return False
-
-
-def _checksums_match(path: Path) -> bool:
-    """Whether a file holds the bytes that torch.save wrote, by the CRC-32 of each record; torch.load checks none."""
-    try:
-        with zipfile.ZipFile(path) as records:
-            return records.testzip() is None
-    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, LookupError):
         return False
 
 
