@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from transformers import TokenizersBackend
 
 from postrain.data.word_ids import WordIds, word_ids
+from postrain.models.tokenizer_bytes import SPACE
 
 CHUNK = 1024
 """Rows per call of the tokenizer."""
@@ -64,8 +65,8 @@ class PieceTokenizer:
         self._call(["a"])  # switches truncation and padding of the backend off
         self._words: WordIds | None = None
         self._texts = 0
-        # Tokenizers that prefix every text with a space (▁) must not do so within a row.
-        self.lead = "\n" if tokenizer.tokenize("a")[0].startswith("▁") else ""
+        # Tokenizers that prefix every text with a space must not do so within a row.
+        self.lead = "\n" if tokenizer.tokenize("a")[0].startswith(SPACE) else ""
 
     def __call__(self, pieces: Sequence[Piece]) -> list[list[int]]:
         texts = [text if first else self.lead + text for text, first in pieces if text]

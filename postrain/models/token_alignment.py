@@ -34,6 +34,7 @@ from postrain.losses.supervised import token_logps
 from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import Reference
 from postrain.models.scoring import SupervisedStates, in_chunks, supervised_states
+from postrain.models.tokenizer_bytes import byte_level_bytes, sentencepiece_bytes
 from postrain.types import Rows
 
 # Rounding of float32 sums over a vocabulary; an outcome below it has no meaningful log-probability.
@@ -142,10 +143,9 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     special = {*tokenizer.all_special_ids, *named}
     added = tokenizer.get_added_vocab()
     if "ByteLevel" in kinds:
-        letters = _byte_of_letter()
-        convert: Callable[[str], bytes] = lambda token: bytes(letters[letter] for letter in token)  # noqa: E731
+        convert = byte_level_bytes
     elif kinds & {"ByteFallback", "Metaspace", "Replace"}:
-        convert = _sentencepiece_bytes
+        convert = sentencepiece_bytes
     else:
         raise ConfigError(
             f"method.cross_tokenizer: a tokenizer with the decoder {', '.join(sorted(kinds)) or 'none'} cannot be "
@@ -156,20 +156,6 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
         if number not in special:
             found[number] = token.encode() if token in added else convert(token)
     return found
-
-
-def _sentencepiece_bytes(token: str) -> bytes:
-    """<0xE2> is a byte, ▁ is a space."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    return token.replace("▁", " ").encode()
-
-
-def _byte_of_letter() -> dict[str, int]:
-    """The byte of each letter of byte-level BPE: printable Latin-1 stands for itself, the others follow from 256 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> Tensor:

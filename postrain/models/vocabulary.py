@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from postrain.errors import ConfigError
+from postrain.models.tokenizer_bytes import LETTERS
 
 # Tokens that common vocabularies reserve and do not use in text, best first.
 PAD_TOKENS = (
@@ -29,7 +29,7 @@ PAD_TOKENS = (
     "<unk>",
 )
 # The byte 0xFF in byte-level BPE: part of every such vocabulary, and absent from UTF-8 text.
-IMPOSSIBLE_BYTE = "ÿ"
+IMPOSSIBLE_BYTE = LETTERS[0xFF]
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -44,7 +44,7 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     free = [token for token in PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token]
     if free:
         tokenizer.pad_token = free[0]
-    elif vocabulary.keys() >= set(ByteLevel.alphabet()):
+    elif vocabulary.keys() >= set(LETTERS.values()):
         # As a single word only: a saved tokenizer searches text for its special tokens, and "Haÿ" must stay a word.
         tokenizer.add_special_tokens({"pad_token": AddedToken(IMPOSSIBLE_BYTE, single_word=True, special=True)})
     else:

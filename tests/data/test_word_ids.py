@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from postrain.data import tokenizing, word_ids
 from postrain.data.tokenizing import PieceTokenizer
+from postrain.models.tokenizer_bytes import LLAMA_3, QWEN_2
 from tests.data.helpers import CORPUS, byte_tokenizer
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -22,7 +23,7 @@ SPLITTERS = {
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        for name, regex in (("llama 3", word_ids.LLAMA_3), ("qwen 2", word_ids.QWEN_2))
+        for name, regex in (("llama 3", LLAMA_3), ("qwen 2", QWEN_2))
     },
 }
 ADDED = ["<|end|>", "<|end|>\n", "  x", "'s"]

@@ -11,18 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postrain.errors import ConfigError
+from postrain.models.tokenizer_bytes import BYTE_TOKEN, PRE_TOKENIZERS, SPACE, pre_tokenizer_name
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PRE_TOKENIZERS = {
-    ("bytes",): "gpt-2",
-    ("digits", "bytes"): "smollm",
-    (WORDS % r"\p{N}{1,3}", "bytes without words"): "llama-bpe",
-    (WORDS % r"\p{N}", "bytes without words"): "qwen2",
-}
-"""llama.cpp's name for the steps of a pre-tokenizer, as `steps` describes them."""
-SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, *, embeddings: int, end_ids: Sequence[int] = ()) -> None:
@@ -60,12 +51,14 @@ def vocabulary(tokenizer: Any, inner: Mapping[str, Any], embeddings: int) -> tup
 
 
 def _add_byte_level(writer: Any, inner: Mapping[str, Any], tokens: Sequence[str]) -> None:
-    name = PRE_TOKENIZERS.get(steps(inner))
+    # NFC changes decomposed characters only.
+    normal = (inner["normalizer"] or {}).get("type", "NFC") == "NFC"
+    name = pre_tokenizer_name(inner["pre_tokenizer"]) if normal else None
     ignores = bool(inner["model"].get("ignore_merges"))
     if name is None or ignores != (name == "llama-bpe"):
         raise ConfigError(
             "--gguf: llama.cpp would split texts into other tokens than this tokenizer, whose pre-tokenizer is not one "
-            f"of {', '.join(PRE_TOKENIZERS.values())}; convert the model with convert_hf_to_gguf.py of llama.cpp"
+            f"of {', '.join(PRE_TOKENIZERS)}; convert the model with convert_hf_to_gguf.py of llama.cpp"
         )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
@@ -73,26 +66,6 @@ def _add_byte_level(writer: Any, inner: Mapping[str, Any], tokens: Sequence[str]
     # An empty array has no type.
     if merges:
         writer.add_token_merges(merges)
-
-
-def steps(inner: Mapping[str, Any]) -> tuple[str, ...]:
-    """The steps of a byte-level pre-tokenizer: the pattern of a split, digits, bytes; unknown ones as JSON."""
-    pre = inner["pre_tokenizer"] or {}
-    found = []
-    for step in pre.get("pretokenizers", [pre]):
-        kind = step.get("type")
-        if kind == "ByteLevel" and not step["add_prefix_space"]:
-            found.append("bytes" if step.get("use_regex", True) else "bytes without words")
-        elif kind == "Digits" and step["individual_digits"]:
-            found.append("digits")
-        elif kind == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-            found.append(step["pattern"].get("Regex", ""))
-        else:
-            found.append(json.dumps(step))
-    # NFC changes decomposed characters only.
-    if (inner["normalizer"] or {}).get("type", "NFC") != "NFC":
-        found.append(json.dumps(inner["normalizer"]))
-    return tuple(found)
 
 
 def _add_sentencepiece(writer: Any, inner: Mapping[str, Any], tokens: Sequence[str]) -> None:
