@@ -26,12 +26,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from postrain.models import tree_attention
-from postrain.models.parts import comparing, tolerance, trunk_output, unwrapped
+from postrain.models.attention_kinds import SLIDING, has_known_kinds
+from postrain.models.parts import comparing, probe_ids, tolerance, trunk_output, unwrapped
 from postrain.models.reference import in_eval_mode
 from postrain.models.tree_attention import Tree
 
 NAME = "postrain_packed"
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # Rows with at least this fraction of the keys, and of the queries, of the longest row share its attention block.
 SIMILAR, SIMILAR_QUERIES = 0.7, 0.5
 
@@ -212,7 +212,7 @@ def packed_attention(
 def _has_window(layer: Any) -> bool:
     """Whether the config gives an attention layer a sliding window."""
     types, index = getattr(getattr(layer, "config", None), "layer_types", None), getattr(layer, "layer_idx", None)
-    return bool(types) and index is not None and types[index] == "sliding_attention"
+    return bool(types) and index is not None and types[index] == SLIDING
 
 
 def no_mask(*_: Any, **__: Any) -> None:
@@ -278,17 +278,12 @@ def supports_packing(model: nn.Module) -> bool:
 
 def is_packable(inner: Any) -> bool:
     config = inner.config.get_text_config()
-    layers = getattr(config, "layer_types", None)
-    # Without layer types, a sliding window would be applied through the mask, which packed rows do not have.
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    known = KNOWN_LAYERS.issuperset(layers) if layers else not windowed
-    return inner.config._attn_implementation == "sdpa" and known
+    return inner.config._attn_implementation == "sdpa" and has_known_kinds(config)
 
 
 @torch.no_grad()
 def _agrees(model: nn.Module) -> bool:
-    inner = unwrapped(model)
-    row = torch.arange(2, 12) * 7919 % inner.config.get_text_config().vocab_size
+    row = probe_ids(model, 10)
     ids = (row[:8], torch.cat([row[:3], row[8:]]))
     with in_eval_mode(model), comparing(model):
         packing = pack(ids)

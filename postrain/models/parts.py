@@ -89,13 +89,13 @@ def upcast(values: Tensor) -> Tensor:
 @torch.no_grad()
 def probe(model: nn.Module) -> Tensor:
     """The model's logits on a fixed row of eight tokens, float32 [8, V]; for a scalar model the score, [1, 1]."""
-    return model(input_ids=_probe_ids(model), use_cache=False).logits[0].float().reshape(-1, model_width(model))
+    return model(input_ids=probe_ids(model)[None], use_cache=False).logits[0].float().reshape(-1, model_width(model))
 
 
 @torch.no_grad()
 def parts_agree(model: nn.Module) -> bool:
     """Whether trunk and `logits_of` reproduce the model's output on eight tokens; expects eval mode."""
-    states_1LD = trunk_output(model, input_ids=_probe_ids(model), use_cache=False).last_hidden_state
+    states_1LD = trunk_output(model, input_ids=probe_ids(model)[None], use_cache=False).last_hidden_state
     whole = probe(model)
     mine = logits_of(model, states_1LD)[0].float()[-len(whole) :]
     largest = whole.abs().max().clamp(min=1)
@@ -108,13 +108,13 @@ def model_width(model: nn.Module) -> int:
     return inner.num_labels if hasattr(inner, "score") else inner.config.get_text_config().vocab_size
 
 
-def _probe_ids(model: nn.Module) -> Tensor:
-    """Eight ids, [1, 8], without the pad token, which a scalar model would skip."""
+def probe_ids(model: nn.Module, count: int = 8) -> Tensor:
+    """Ids for a test of the model, [count], without the pad token, which a scalar model would skip."""
     inner = unwrapped(model)
     config = inner.config.get_text_config()
     pad = -1 if config.pad_token_id is None else config.pad_token_id
-    ids_1L = torch.arange(1, 9)[None] * 7919 % config.vocab_size
-    return torch.where(ids_1L == pad, (pad + 1) % config.vocab_size, ids_1L).to(inner.device)
+    ids_L = torch.arange(1, count + 1) * 7919 % config.vocab_size
+    return torch.where(ids_L == pad, (pad + 1) % config.vocab_size, ids_L).to(inner.device)
 
 
 class ValueHead(nn.Module):

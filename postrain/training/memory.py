@@ -26,6 +26,7 @@ from postrain.hardware.memory import available_memory, resident_memory
 from postrain.hardware.sharding import transformer_blocks
 from postrain.methods.optim import make_optimizer
 from postrain.models.adapters import NoAdapter
+from postrain.models.attention_kinds import is_windowed
 from postrain.models.gradient_checkpointing import gradient_checkpointing
 from postrain.models.loading import model_config
 from postrain.models.memory_trace import FakeModel
@@ -254,11 +255,9 @@ def sampling_bytes(config: TrainConfig, data: DataModule, model: FakeModel) -> f
     item = 2 if rounded else config.trainer.dtype.itemsize
     cache = 2 * slots * (prompt + completion_tokens(config)) * shape.num_hidden_layers * heads * width * item
     dtype = torch.bfloat16 if item == 2 else torch.float32
-    window = getattr(shape, "sliding_window", None)
-    windowed = window is not None and window < prompt + completion_tokens(config)
     copied = (
         not sharded
-        and is_supported(unwrapped(model.policy), windowed=windowed)
+        and is_supported(unwrapped(model.policy), windowed=is_windowed(shape, prompt + completion_tokens(config)))
         and (config.trainer.device.type == "cuda" or supports_packed_weights(dtype))
     )
     copies = size_of(config.resolved) * item if copied else 0

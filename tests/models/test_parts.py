@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from postrain.models.attention_kinds import has_known_kinds, is_windowed, windows
 from postrain.models.loading import load_causal, load_scalar
 from postrain.models.parts import logits_of, parts_agree, trunk
 from tests.models.conftest import architectures, rows, source, tiny_model
@@ -43,3 +45,15 @@ def test_unknown_output_scaling_is_detected(saved: Callable[..., Path], dtype: t
     assert parts_agree(model)
     model.config.logits_scaling = 1.5
     assert not parts_agree(model)
+
+
+def test_windows_count_for_rows_that_are_longer_and_only_where_their_layers_are_known() -> None:
+    window = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+    listed, unlisted = SimpleNamespace(**window), SimpleNamespace(sliding_window=6)
+    assert windows(listed) == {"sliding_attention": 6, "full_attention": None}
+    assert [is_windowed(each, row) for each in (listed, unlisted) for row in (6, 7)] == [False, True] * 2
+    assert [has_known_kinds(each, row) for each in (listed, unlisted) for row in (6, 7)] == [True, True, True, False]
+    # A window that the config switches off, or that no layer has.
+    assert not is_windowed(SimpleNamespace(sliding_window=6, use_sliding_window=False))
+    assert not is_windowed(SimpleNamespace(sliding_window=6, layer_types=["full_attention"]))
+    assert not has_known_kinds(SimpleNamespace(layer_types=["chunked_attention"]))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from postrain.errors import ConfigError
+from postrain.models.attention_kinds import FULL, SLIDING, layer_kinds
 
 GEMMA3_PATTERN = 6
 """llama.cpp takes every sixth layer of Gemma 3 as full attention."""
@@ -71,7 +72,7 @@ def add_metadata(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(config.sliding_window)
-        writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+        writer.add_rope_freq_base_swa(config.rope_parameters[SLIDING]["rope_theta"])
 
 
 def extra_tensors(config: Any) -> Iterator[tuple[str, Tensor]]:
@@ -107,15 +108,11 @@ def _llama_problem(config: Any) -> str | None:
 
 
 def _qwen_problem(config: Any) -> str | None:
-    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    return _llama_problem(config) or ("sliding windows" if windows else None)
+    return _llama_problem(config) or ("sliding windows" if SLIDING in layer_kinds(config) else None)
 
 
 def _gemma3_problem(config: Any) -> str | None:
-    expected = [
-        "sliding_attention" if (layer + 1) % GEMMA3_PATTERN else "full_attention"
-        for layer in range(config.num_hidden_layers)
-    ]
+    expected = [SLIDING if (layer + 1) % GEMMA3_PATTERN else FULL for layer in range(config.num_hidden_layers)]
     if list(config.layer_types) != expected:
         return f"another order of attention layers than five sliding, one full ({GEMMA3_PATTERN} layers)"
     if config.query_pre_attn_scalar != config.head_dim:

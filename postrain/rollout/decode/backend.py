@@ -22,13 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
 from postrain.errors import ConfigError
-from postrain.models.parts import comparing, logits_of, tolerance, trunk_output, unwrapped
+from postrain.models.attention_kinds import SLIDING, has_known_kinds, is_windowed, windows
+from postrain.models.parts import comparing, logits_of, probe_ids, tolerance, trunk_output, unwrapped
 from postrain.models.reference import Reference, in_eval_mode
 from postrain.rollout.decode.cache import CacheSpec, SlotCache
 from postrain.rollout.decode.fast import Decoder, decoder_of, is_supported
 from postrain.rollout.decode.weights import UnsupportedLayer, plain_dtype
-
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -124,11 +123,9 @@ class SlotBackend:
 
     def attention_masks(self) -> Any:
         """The attention mask; with sliding-window layers, a mask for each kind of layer."""
-        kinds = set(getattr(self.config, "layer_types", None) or ())
-        if "sliding_attention" not in kinds:
+        if SLIDING not in (of_kinds := windows(self.config)):
             return self.cache.attention_mask()
-        window = self.config.sliding_window
-        return {kind: self.cache.attention_mask(window if kind == "sliding_attention" else None) for kind in kinds}
+        return {kind: self.cache.attention_mask(window) for kind, window in of_kinds.items()}
 
 
 class FastBackend(SlotBackend):
@@ -251,20 +248,17 @@ def backend_for(model: nn.Module, *, spec: CacheSpec, dtype: torch.dtype | None)
     """The fastest backend that reproduces this model's logits, for rows that fit in `spec`. `model` is in eval mode."""
     inner: Any = unwrapped(model)
     config = inner.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    # A window wider than all rows has no effect. A narrower one needs layer_types to build masks.
-    windowed = window is not None and window < spec.row
     sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
     kind = inner.device.type
     copies = torch.get_autocast_dtype(kind) if dtype is None and torch.is_autocast_enabled(kind) else dtype
-    fast = is_supported(inner, windowed=windowed and layers != {"full_attention"}) and not sharded
+    fast = is_supported(inner, windowed=is_windowed(config, spec.row)) and not sharded
     if fast and (backend := verified_backend(FastBackend, model, {"spec": spec, "dtype": copies})):
         return backend
     if dtype is torch.int8:
         name = type(inner).__name__
         raise ConfigError(f"rollout.dtype=int8: {name} has no fast decoder here; use rollout.dtype=policy")
-    slots = KNOWN_LAYERS.issuperset(layers) and (layers or not windowed)
+    # A window wider than all rows has no effect. A narrower one needs its layers to build masks.
+    slots = has_known_kinds(config, spec.row)
     if slots and (backend := verified_backend(SlotBackend, model, {"spec": spec, "dtype": dtype})):
         return backend
     return PaddedBackend(model, dtype=dtype)
@@ -284,7 +278,7 @@ def verified_backend(kind: type[SlotBackend], model: nn.Module, settings: Any) -
 @torch.no_grad()
 def matches_model_logits(kind: type[SlotBackend], model: nn.Module) -> bool:
     """Whether the backend reproduces the model's logits on two rows of different length."""
-    row = torch.arange(2, 12) * 7919 % unwrapped(model).config.get_text_config().vocab_size
+    row = probe_ids(model, 10)
     rows = [row[:5], row[2:]]
     with in_eval_mode(model), comparing(model):
         backend = kind(model, spec=CacheSpec(slots=3, prompt=7, new_tokens=1, row=8), dtype=None)

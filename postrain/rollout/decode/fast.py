@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from postrain.models.attention_kinds import windows
 from postrain.rollout.decode.cache import SlotCache, SlotLayer, shared_attention
 from postrain.rollout.decode.weights import Activation, UnsupportedLayer, Weights, plain_dtype, weights_of
 
@@ -222,9 +223,7 @@ def read_gemma3(model: Any, dtype: torch.dtype) -> Decoder:
         shape=(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
         norm=norm(inner.norm),
         head=weights_of([model.lm_head], dtype),
-        windows={
-            kind: config.sliding_window if kind == "sliding_attention" else None for kind in set(config.layer_types)
-        },
+        windows=windows(config),
     )
 
 
