@@ -8,13 +8,14 @@ The callbacks must precede the checkpoint callback, and MetricsFile must follow 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from postrain.jsonl import JsonLines
 from postrain.runs.folder import RunFolder, writing
 from postrain.runs.method_protocol import MethodLike, method_of
 from postrain.training.logger_media import log_table
@@ -81,51 +82,51 @@ class Sample:
     """Gold scores by name, from checks the policy is not trained on; empty where there are none."""
 
 
-class SamplesFile(Callback):
-    """Writes samples; must precede the Evaluator, which creates them."""
+class EvaluationFile(Callback):
+    """A file of records of evaluations; must precede the Evaluator, which creates them."""
+
+    file: JsonLines
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            with writing(self.file.path, DISK_FULL_REMEDY):
+                self.file.rewind(method_of(pl_module).counters.updates or -1)
+
+    def append(self, trainer: Trainer, update: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Appends the records of one evaluation; does nothing on other ranks than the first."""
+        if trainer.is_global_zero and (whole := [{"update": update, **record} for record in records]):
+            with writing(self.file.path, DISK_FULL_REMEDY):
+                self.file.append(*whole)
+
+
+class SamplesFile(EvaluationFile):
+    """Writes samples, with a copy to trackers."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.file = folder.samples
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            with writing(self.file.path, DISK_FULL_REMEDY):
-                self.file.rewind(method_of(pl_module).counters.updates or -1)
-
     def write(self, trainer: Trainer, update: int, samples: Sequence[Sample]) -> None:
-        """Appends the samples of one evaluation; does nothing on other ranks than the first."""
-        if not trainer.is_global_zero or not samples:
-            return
-        with writing(self.file.path, DISK_FULL_REMEDY):
-            self.file.append(*({"update": update, **asdict(sample)} for sample in samples))
-        columns, rows = table(update, samples)
-        log_table(trainer.loggers, "samples", columns, rows, update)
+        """Appends the samples of one evaluation."""
+        self.append(trainer, update, map(asdict, samples))
+        if trainer.is_global_zero and samples:
+            log_table(trainer.loggers, "samples", *table(update, samples), update)
 
 
-class HeldOutFile(Callback):
+class HeldOutFile(EvaluationFile):
     """Writes losses and accuracies of single held-out rows, and rewards, gold scores and lengths of completions, which
     intervals of their changes need: {"update", "metric", "totals", "counts"} with a number for each row in the order of
-    the data. Must precede the Evaluator."""
+    the data."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.file = folder.held_out
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            with writing(self.file.path, DISK_FULL_REMEDY):
-                self.file.rewind(method_of(pl_module).counters.updates or -1)
-
     def write(self, trainer: Trainer, update: int, rows: Mapping[str, PerRow]) -> None:
-        """Appends the rows of one evaluation; does nothing on other ranks than the first."""
-        if not trainer.is_global_zero or not rows:
-            return
-        with writing(self.file.path, DISK_FULL_REMEDY):
-            self.file.append(
-                *(
-                    {"update": update, "metric": name, "totals": rounded(total_B), "counts": rounded(count_B)}
-                    for name, (total_B, count_B) in rows.items()
-                )
-            )
+        """Appends the rows of one evaluation."""
+        records = (
+            {"metric": name, "totals": rounded(total_B), "counts": rounded(count_B)}
+            for name, (total_B, count_B) in rows.items()
+        )
+        self.append(trainer, update, records)
 
 
 def rounded(values: Tensor) -> list[float]:
