@@ -27,7 +27,7 @@ from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import Metrics
-from postrain.methods.online import local_indices
+from postrain.methods.online import global_indices, local_indices
 from postrain.methods.teacher import WithTeacher
 from postrain.methods.teacher_context import TeacherRows, placeholders
 from postrain.models.scoring import concatenated, score_with_reference
@@ -125,7 +125,7 @@ class Distill(WithTeacher):
 
     def prepare(self, batch: Prompts | Rows) -> Experience:
         """Samples completions for the first rows of the global batch; the others keep those of the data."""
-        indices = range(collectives.rank(), len(batch) * collectives.world_size(), collectives.world_size())
+        indices = global_indices(range(len(batch)))
         count = sum(index < self.sampled_rows for index in indices)
         given = batch.select(range(count, len(batch))) if isinstance(batch, Rows) else None
         if not count and given is not None:

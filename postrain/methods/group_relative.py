@@ -34,7 +34,7 @@ from postrain.losses.policy_losses import PolicyTerms, clipped, importance_ratio
 from postrain.methods.curriculum import CurriculumPrompts
 from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
-from postrain.methods.online import completion_mask, local_indices
+from postrain.methods.online import completion_mask, global_indices, local_indices
 from postrain.methods.turn_level import turns_of
 from postrain.models.scoring import ReferenceScores, Scores, concatenated, in_micro_batches, score_with_reference
 from postrain.rollout.collect import Rollouts
@@ -234,17 +234,16 @@ class GroupRelative(CurriculumPrompts):
         Samples batch_size prompts at a time over all ranks, until batch_size groups have variance or no prompts are
         left. Zero-variance groups fill the rest of the batch.
         """
-        world, rank = collectives.world_size(), collectives.rank()
         found: list[Rollouts] = []
         with_gradient: list[int] = []
         for first in range(0, self.items_per_update(), self.batch_size):
-            local = [p for p in range(first, first + self.batch_size) if p % world == rank]
-            prompts = batch.select([p // world for p in local])
-            sampled = self.rollout(prompts, indices=local, num_generations=self.group_size)
+            local = local_indices(range(first, first + self.batch_size))
+            indices = global_indices(local)
+            sampled = self.rollout(batch.select(local), indices=indices, num_generations=self.group_size)
             found.append(sampled)
             differs = self.has_gradient(self.shaped_rewards(sampled).view(-1, self.group_size)).tolist()
             with_gradient += chain.from_iterable(
-                collectives.gather([p for p, good in zip(local, differs, strict=True) if good])
+                collectives.gather([p for p, good in zip(indices, differs, strict=True) if good])
             )
             if len(with_gradient) >= self.batch_size:
                 break

@@ -30,7 +30,7 @@ from postrain.losses.policy_losses import POLICY_LOSSES, PolicyLossName, PolicyT
 from postrain.losses.token_selection import Share
 from postrain.methods.chosen_function import ChosenFunction, ChosenName, Options, choose, function_of
 from postrain.methods.group_relative import GroupExperience, GroupRelative
-from postrain.methods.online import local_indices
+from postrain.methods.online import global_indices, local_indices
 from postrain.methods.policy_gradient import KLPlacement
 from postrain.methods.probes import PROBE_MASK, check_advantage, check_advantages, check_loss
 from postrain.methods.token_masks import drawn_tokens, high_entropy_tokens, over_all_ranks
@@ -253,8 +253,7 @@ class GRPO(GroupRelative):
         greedy_P = torch.full([len(prompts)], torch.nan, device=self.device)
         if local:
             # Not for decoding: a random reward draws by seed.
-            places = [index * collectives.world_size() + collectives.rank() for index in local]
-            seeds = self.completion_seeds("greedy", self.counters.updates, places, 1)
+            seeds = self.completion_seeds("greedy", self.counters.updates, global_indices(local), 1)
             rollouts = self.sample_and_score(
                 self.policy, prompts.select(local), seeds, engine=greedy(self.components.engine)
             )
@@ -273,8 +272,8 @@ class GRPO(GroupRelative):
             batch = replace(batch, advantages_BT=batch.advantages_BT * kept_BT)
         if self.loss_selection is None:
             return batch
-        world, size = collectives.world_size(), self.group_size
-        completions = [(row // size * world + collectives.rank(), row % size) for row in range(len(mask_BT))]
+        groups = global_indices(range(len(mask_BT) // self.group_size))
+        completions = [(group, number) for group in groups for number in range(self.group_size)]
         uniform_BT = drawn_tokens(self.components.seed, self.counters.updates, completions, mask_BT)
         values = batch.logps_BT, batch.advantages_BT, uniform_BT
         return replace(batch, selected_BT=over_all_ranks(self.loss_selection, mask_BT, *values))

@@ -8,7 +8,7 @@ Axes: B completions, prompt-major, T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -105,7 +105,7 @@ class Online(Method):
         `indices` are those of the prompts in the global batch; by default, of this rank's share.
         """
         if indices is None:
-            indices = range(collectives.rank(), len(prompts) * collectives.world_size(), collectives.world_size())
+            indices = global_indices(range(len(prompts)))
         update = self.counters.updates
         seeds = self.completion_seeds(purpose, update, indices, num_generations)
         ahead = self.sampled_ahead.take(update, indices) if purpose == "rollout" else None
@@ -135,7 +135,7 @@ class Online(Method):
         if self.next_prompts is None:
             return
         update, components = self.counters.updates + 1, self.components
-        indices = range(collectives.rank(), self.batch_size, collectives.world_size())
+        indices = global_indices(local_indices(range(self.batch_size)))
         self.sampled_ahead.start(
             update,
             indices,
@@ -245,6 +245,12 @@ def local_indices(indices: Sequence[int]) -> list[int]:
     """Indices of this rank's items (rank::world_size) in its share of the global batch."""
     world, rank = collectives.world_size(), collectives.rank()
     return [index // world for index in indices if index % world == rank]
+
+
+def global_indices(indices: Iterable[int]) -> list[int]:
+    """Indices in the global batch of items of this rank's share, the inverse of `local_indices`."""
+    world, rank = collectives.world_size(), collectives.rank()
+    return [index * world + rank for index in indices]
 
 
 def completion_mask(rows: Rows, device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
+from postrain.hardware import collectives
+from postrain.methods.online import global_indices, local_indices
 from postrain.types import RewardBatch
 from tests.methods.builders import ScriptedEngine, defaults, flat_gradient, make_method
 from tests.tiny import tiny_model
@@ -274,3 +276,11 @@ def test_engine_with_other_log_probabilities_is_refused():
     method.dropout = False
     with pytest.raises(ConfigError, match=r"sampled log-probabilities differ by 0\.1"):
         method.loss_sum(prepared)
+
+
+def test_global_and_local_indices_of_a_rank_are_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "world_size", lambda: 3)
+    monkeypatch.setattr(collectives, "rank", lambda: 1)
+    # Of the items 0 to 7, the second of three ranks has 1, 4 and 7.
+    assert local_indices(range(8)) == [0, 1, 2]
+    assert global_indices([0, 1, 2]) == [1, 4, 7]
