@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,21 @@ def _parse(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The values in nested mappings and lists, each with its path, as in `reward.weights[0]`; `path` is the prefix."""
-    if isinstance(value, Mapping):
+def leaves(path: str, value: Any, *, is_leaf: Callable[[Any], bool] = lambda value: False) -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings and lists, each with its path, as in `reward.weights[0]`; `path` is the prefix.
+
+    A value for which `is_leaf` is true is not divided.
+    """
+    if isinstance(value, Mapping) and not is_leaf(value):
         for name, item in value.items():
-            yield from leaves(f"{path}.{name}" if path else str(name), item)
-    elif isinstance(value, list | tuple):
+            yield from leaves(f"{path}.{name}" if path else str(name), item, is_leaf=is_leaf)
+    elif isinstance(value, list | tuple) and not is_leaf(value):
         for index, item in enumerate(value):
-            yield from leaves(f"{path}[{index}]", item)
+            yield from leaves(f"{path}[{index}]", item, is_leaf=is_leaf)
     else:
         yield path, value
+
+
+def is_list(value: Any) -> bool:
+    """True for a list or tuple, such as that of a config."""
+    return isinstance(value, list | tuple)

@@ -29,6 +29,7 @@ from postrain.config.schema import (
     schema_of,
 )
 from postrain.errors import ConfigError
+from postrain.jsonl import is_list, leaves
 
 MISSING = "???"
 # Added to the message about a wrong value.
@@ -198,18 +199,10 @@ def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: S
     if name.startswith("_"):
         yield f"{path}{name}: unknown key; of Hydra's own keys only {TARGET} is used here"
         return
-    for leaf in _leaves(f"{path}{name}", value):
+    for leaf, _ in leaves(f"{path}{name}", value, is_leaf=lambda item: is_list(item) or not item or is_node(item)):
         similar = _similar(path, name, leaf, schema, known)
         fallback = f"did you mean {' or '.join(similar)}?" if similar else f"known keys: {', '.join(schema.keys)}"
         yield f"{leaf}: unknown key; {suggest_key(leaf, known.__contains__) or fallback}"
-
-
-def _leaves(path: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, Mapping) or not value or is_node(value):
-        yield path
-        return
-    for name, item in value.items():
-        yield from _leaves(f"{path}.{name}", item)
 
 
 def _similar(path: str, name: str, leaf: str, schema: Schema, known: Sequence[str]) -> list[str]:

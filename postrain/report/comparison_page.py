@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from postrain.config import renamed
 from postrain.evaluation.estimate import Interval
 from postrain.formatting import figure, short
+from postrain.jsonl import is_list, leaves
 from postrain.report import blocks
 from postrain.report.changes import interval_after
 from postrain.report.charts import Bars, DataPoint, Line, bar_picture, bars, curves, points
@@ -275,16 +275,10 @@ def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
 def flat_settings(run: Run) -> dict[str, str]:
     """The config as dotted keys and texts."""
     return {
-        key: value
-        for key, value in _flat(renamed.config(run.settings, quiet=True), "")
+        key: _kind(value) if key.endswith("_target_") and isinstance(value, str) else str(value)
+        for key, value in leaves("", renamed.config(run.settings, quiet=True), is_leaf=is_list)
         if key.partition(".")[0] not in IGNORED_KEYS
     }
-
-
-def _flat(value: Any, key: str) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [row for name, item in value.items() for row in _flat(item, f"{key}.{name}".lstrip("."))]
-    return [(key, _kind(value) if key.endswith("_target_") and isinstance(value, str) else str(value))]
 
 
 def _kind(target: str) -> str:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from postrain.config.extras import load
 from postrain.config.schema import Confirm, load_target
 from postrain.errors import ConfigError
+from postrain.jsonl import is_list, leaves
 from postrain.types import Count
 
 if TYPE_CHECKING:
@@ -243,17 +244,9 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"(job)": config.get("name"), "(model)": model.get("name") or model.get("path")}
     found["seed"] = config.get("seed")
     for group in ("method", "adapter", "reward", "rollout"):
-        found |= _leaves(group, config.get(group) or {})
+        found |= leaves(group, config.get(group) or {}, is_leaf=is_list)
     kept = {key: value for key, value in found.items() if not key.endswith(HPARAMS_OMITTED)}
     return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in kept.items()}
-
-
-def _leaves(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        below = f"{path}.{key}"
-        found |= _leaves(below, value) if isinstance(value, Mapping) else {below: value}
-    return found
 
 
 def discard_after(loggers: Sequence[Logger], update: int) -> None:
