@@ -89,6 +89,7 @@ ELSEWHERE = {
     "dropout",
     "precompute_ref_log_probs",
     "check_learning_rate",
+    "num_train_epochs",
 }
 """Keys without an effect on a default run, tested in files of their own; the model has no dropout."""
 
