@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def leaves(path: str, value: Any, *, is_leaf: Callable[[Any], bool] = lambda val
     if isinstance(value, Mapping) and not is_leaf(value):
         for name, item in value.items():
             yield from leaves(f"{path}.{name}" if path else str(name), item, is_leaf=is_leaf)
-    elif isinstance(value, list | tuple) and not is_leaf(value):
+    elif is_list(value) and not is_leaf(value):
         for index, item in enumerate(value):
             yield from leaves(f"{path}[{index}]", item, is_leaf=is_leaf)
     else:
@@ -161,5 +161,5 @@ def leaves(path: str, value: Any, *, is_leaf: Callable[[Any], bool] = lambda val
 
 
 def is_list(value: Any) -> bool:
-    """True for a list or tuple, such as that of a config."""
-    return isinstance(value, list | tuple)
+    """True for a sequence other than text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

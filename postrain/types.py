@@ -24,12 +24,16 @@ from postrain.errors import ConfigError
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+OpenFraction = Annotated[float, Interval(gt=0, lt=1)]
+PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
 Count = Annotated[int, Interval(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[int, Interval(ge=0, le=1_000_000_000)]
 # Numbers of objects held in memory together: rows of a batch, completions, tokens of a completion.
 Size = Annotated[int, Interval(ge=1, le=1_000_000)]
 # Processes, threads, concurrent requests.
 Workers = Annotated[int, Interval(ge=1, le=1024)]
+# What a model computes: the logits of a language model, or the score of a reward model.
+Head = Literal["causal", "scalar"]
 # The learning-rate schedule after warm-up.
 LRSchedule = Literal["constant", "linear", "cosine"]
 # The range that torch.Generator accepts.

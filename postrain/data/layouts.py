@@ -265,11 +265,6 @@ def number(value: Any, name: str) -> float:
     return found
 
 
-def is_list(value: Any) -> bool:
-    """True for a sequence other than text."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
 def names(columns: Sequence[str] | Mapping[str, Any]) -> str:
     """Column names for a message of one line."""
     cut = [name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}..." for name in columns]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postrain.data.conversation import Message, Messages, is_transcript, transcript, with_prefill
-from postrain.data.layouts import MEDIA, Empty, Malformed, empty, is_list, names, text
+from postrain.data.layouts import MEDIA, Empty, Malformed, empty, names, text
 from postrain.data.message_fields import (
     CALL_FIELDS,
     CALL_ROLES,
@@ -28,6 +28,7 @@ from postrain.data.message_fields import (
     WEIGHTS,
 )
 from postrain.data.tool_calls import calls, declaration
+from postrain.jsonl import is_list
 
 WORD = re.compile(r"[A-Z]?[a-z]+")
 REMEDY = "remove the field or the row"

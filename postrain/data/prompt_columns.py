@@ -19,9 +19,10 @@ from postrain.data.conversation import (
     is_transcript,
     without_tools,
 )
-from postrain.data.layouts import PARTS, Empty, Fields, Malformed, absent, empty, is_list, text
+from postrain.data.layouts import PARTS, Empty, Fields, Malformed, absent, empty, text
 from postrain.data.messages import history, messages, parse_prompt
 from postrain.data.tool_calls import HERMES, check_tool_turns, declaration, without_hermes_tags
+from postrain.jsonl import is_list
 
 PROMPT_REMOVED = "prompt removed from an answer that repeats it"
 INPUT_IN_PROMPT = "input not appended to a prompt that contains it"

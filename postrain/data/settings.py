@@ -16,11 +16,10 @@ from postrain.data.layouts import COLUMNS
 from postrain.data.mix_sources import Mix, Replay
 from postrain.data.quality import Quality
 from postrain.data.sources import Files, Loaded, Source, read_held_out
-from postrain.types import Count, CountOrZero, Positive, Size
+from postrain.types import Count, CountOrZero, OpenFraction, Positive, Size
 from postrain.world.gold import is_bundled
 
 Length = Annotated[int, Interval(ge=4, le=1_000_000_000)]
-Share = Annotated[float, Interval(gt=0, lt=1)]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -37,7 +36,7 @@ class DataSettings:
     eval_path: str | Mapping[str, str] | None = None
     """Path of the held-out rows, as data.path; null uses those of the source, else holds out training prompts. Several
     paths by name, as {easy: a.jsonl, hard: b.jsonl}, are also evaluated one by one (eval/easy/loss)."""
-    eval_fraction: Share = 0.1
+    eval_fraction: OpenFraction = 0.1
     """Fraction of the prompts to hold out if the source has no held-out rows; at most data.eval_rows prompts.
     Conversations that begin with the same system and user message are held out together."""
     eval_rows: Size = 128

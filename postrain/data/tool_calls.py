@@ -22,9 +22,10 @@ from transformers.utils.chat_template_utils import (
 )
 
 from postrain.data.conversation import DECLARATION, Message, Messages, tools_of
-from postrain.data.layouts import Malformed, Unusable, empty, is_list
+from postrain.data.layouts import Malformed, Unusable, empty
 from postrain.data.values import Struct, clean_values, decode
 from postrain.errors import ConfigError
+from postrain.jsonl import is_list
 
 Call = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import binary_auroc
 from postrain.errors import ConfigError
 from postrain.evaluation.completion_metrics import completion_records
 from postrain.evaluation.completions import complete, first_prompt, reward_totals
-from postrain.evaluation.estimate import Estimate
+from postrain.evaluation.estimate import Estimate, reaches
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.methods.metrics import confidence_bins, expected_calibration_error
 from postrain.rewards.base import Reward
@@ -23,7 +23,6 @@ from postrain.rollout.collect import Rollouts
 from postrain.types import Count
 
 NEEDS_ANSWERS = "needs prompts with the column answer, or another reward; data=world_sums and data=gsm8k have it"
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +69,6 @@ def verdicts(rollouts: Rollouts, reward: Reward, threshold: float) -> list[bool 
     """Whether each completion is correct; None if it cannot be scored."""
     totals = reward_totals(reward, rollouts, rollouts.completions)
     return [None if total is None else reaches(total, threshold) for total in totals]
-
-
-def reaches(total: float, threshold: float) -> bool:
-    """Whether a reward reaches a threshold, up to float32 rounding."""
-    return total >= threshold - ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)

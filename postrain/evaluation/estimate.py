@@ -24,6 +24,12 @@ class Interval:
     high: float
 
 
+def reaches(total: float, threshold: float | None) -> bool:
+    """Whether a reward reaches a threshold, if there is one. Rewards are float32: a weighted sum of exactly 1 may be
+    smaller by ROUNDING."""
+    return threshold is None or total >= threshold - ROUNDING
+
+
 def within(value: float, half: float, low: float = -inf, high: float = inf) -> Interval:
     """The interval `value` ± `half`, kept inside [`low`, `high`] by the delta method on an unbounded scale.
 

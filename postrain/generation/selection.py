@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 from postrain.data.layouts import LABEL_LIKE_COLUMNS, PARTS
 from postrain.errors import ConfigError
+from postrain.evaluation.estimate import ROUNDING, reaches
 from postrain.rollout.revise import Revision, preferences
 from postrain.types import Count, Positive
 
 Row = dict[str, Any]
 
-# Rewards are float32: a weighted sum of exactly 1 may be smaller by this much.
-ROUNDING = 1e-6
 # Columns that data/layouts.py would read as a part of the row. `text` and `input` are kept: `text` has the lowest
 # precedence, and `input` is already part of the prompt.
 LAYOUT_COLUMNS = frozenset({name for part, names in PARTS.items() if part not in ("text", "input") for name in names})
@@ -151,11 +150,6 @@ class NoRows:
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
         return []
-
-
-def reaches(reward: float, least: float | None) -> bool:
-    """Whether a reward reaches a minimum, up to rounding."""
-    return least is None or reward >= least - ROUNDING
 
 
 def _ranked(answers: PromptCompletions) -> list[tuple[str, float]]:

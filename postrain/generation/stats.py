@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.table import Table
 
-from postrain.evaluation.estimate import Estimate, Interval, wilson
+from postrain.evaluation.estimate import Estimate, Interval, reaches, wilson
 from postrain.formatting import figure
-from postrain.generation.selection import PromptCompletions, reaches
+from postrain.generation.selection import PromptCompletions
 
 
 @dataclass(frozen=True, kw_only=True)

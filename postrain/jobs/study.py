@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -35,12 +35,12 @@ from postrain.config.schema import Section
 from postrain.config.trust import plain_value
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError, one_line
+from postrain.metrics import Direction
 from postrain.report.sequential import Sequential
 from postrain.types import Count, Fraction
 
 # The key that holds the name of a setting of `jobs`.
 NAMED = "setting"
-Direction = Literal["max", "min"]
 UPDATES = "method.updates"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from postrain.config.tree import parse
+from postrain.data.cache_key import file_digest
 from postrain.errors import ConfigError
 from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.jobs.findings import TOLERANCE, Findings
@@ -164,9 +165,7 @@ def digest(run: RunFolder) -> str:
     total = hashlib.sha256()
     for path in [*(run.path / name for name in DIGESTED), *state]:
         if path.is_file():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{path.relative_to(run.path)} {content}\n".encode())
+            total.update(f"{path.relative_to(run.path)} {file_digest(path)}\n".encode())
     return total.hexdigest()
 
 

@@ -5,15 +5,11 @@ Axes: N tokens of a rollout, over all ranks.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor
 
 from postrain.precision import widen
-
-Share = Annotated[float, Gt(0), Le(1)]
+from postrain.types import PositiveFraction
 
 
 def covariance(logps: Tensor, advantages: Tensor) -> Tensor:
@@ -29,7 +25,7 @@ def clip_cov_tokens(
     advantages: Tensor,
     uniform: Tensor,
     *,
-    clip_cov_ratio: Share = 2e-4,
+    clip_cov_ratio: PositiveFraction = 2e-4,
     clip_cov_lb: float = 1.0,
     clip_cov_ub: float = 5.0,
 ) -> Tensor:
@@ -40,7 +36,9 @@ def clip_cov_tokens(
     return _first(uniform.masked_fill(~within_N, torch.inf), max(1, int(clip_cov_ratio * len(logps)))) & within_N
 
 
-def kl_cov_tokens(logps: Tensor, advantages: Tensor, uniform: Tensor, *, kl_cov_ratio: Share = 2e-4) -> Tensor:
+def kl_cov_tokens(
+    logps: Tensor, advantages: Tensor, uniform: Tensor, *, kl_cov_ratio: PositiveFraction = 2e-4
+) -> Tensor:
     """The kl_cov_ratio · N tokens (at least one) with the largest covariance, [N] bool (Cui et al. 2025, KL-Cov)."""
     return _first(-covariance(logps, advantages), max(1, int(kl_cov_ratio * len(logps))))
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from annotated_types import Gt, Lt
 from torch import Tensor
 
 from postrain.data.kinds.preference import Pairs
@@ -40,9 +39,7 @@ from postrain.methods.pairs import PairMethod, PairScores, Smoothing, lengths, m
 from postrain.methods.reference_cache import lookup
 from postrain.methods.reference_model import ReferenceModelMixin
 from postrain.models.scoring import log_sum_squares
-from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, Positive, Size
-
-Share = Annotated[float, Gt(0), Lt(1)]
+from postrain.types import Batch, Fraction, LossSum, Max, Mean, NonNegative, OpenFraction, Positive, Size
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class DPO(ReferenceModelMixin, PairMethod):
     """ε, the assumed share of wrong labels, below 0.5."""
     divergence: Divergence = "reverse_kl"
     """The f-divergence to the reference that regularises the policy (f-DPO): reverse_kl, forward_kl, js or alpha."""
-    divergence_alpha: Share = 0.5
+    divergence_alpha: OpenFraction = 0.5
     """α of the α-divergence."""
     ld_alpha: Fraction = 1.0
     """Weight of a completion's tokens beyond the other's length (LD-DPO); 1 weighs all tokens alike."""

@@ -27,7 +27,6 @@ from postrain.losses.advantages import ADVANTAGES, AdvantageName, batch_advantag
 from postrain.losses.divergence import KLEstimator
 from postrain.losses.policy_gradient import LossType, completion_weights
 from postrain.losses.policy_losses import POLICY_LOSSES, PolicyLossName, PolicyTerms, policy_terms
-from postrain.losses.token_selection import Share
 from postrain.methods.chosen_function import ChosenFunction, ChosenName, Options, choose, function_of
 from postrain.methods.group_relative import GroupExperience, GroupRelative
 from postrain.methods.online import global_indices, local_indices
@@ -37,7 +36,7 @@ from postrain.methods.token_masks import drawn_tokens, high_entropy_tokens, over
 from postrain.rewards.base import PreferenceModel, Reward, WeightedSum, compares_group, none_to_nan
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.engine import greedy
-from postrain.types import CountOrZero, Mean, NonNegative
+from postrain.types import CountOrZero, Mean, NonNegative, PositiveFraction
 
 
 def batch_moments(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +94,7 @@ class GRPO(GroupRelative):
     """Aggregation of token losses. grpo: mean over completions of their token means. bnpo: mean over the tokens of a
     mini-batch. dr_grpo: sum / (completions · rollout.max_new_tokens). dapo: mean over the tokens of the
     rollout."""
-    top_entropy_quantile: Share = 1.0
+    top_entropy_quantile: PositiveFraction = 1.0
     """Share of the tokens, those with the highest entropy, that have a gradient (0.2 in the paper, "Beyond the 80/20
     rule"); 1 disables it. Costs a forward pass per rollout."""
     overlong_buffer: CountOrZero = 0

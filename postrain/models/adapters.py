@@ -27,9 +27,8 @@ from postrain.models.saved_adapter import REFERENCE, load_weights, saved_config
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import embedding_names, embeddings_needed, ties_embeddings, untrained_tokens
 from postrain.seeds import seeded
-from postrain.types import Fraction, Positive, Size
+from postrain.types import Fraction, Head, Positive, Size
 
-Head = Literal["causal", "scalar"]
 CHANGES_BASE = ("pissa", "pissa_niter_16", "olora")
 """Initializations that move a part of the base weights into the adapter."""
 

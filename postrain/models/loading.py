@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,10 +36,10 @@ from postrain.models.saved_adapter import load_weights, saved_config
 from postrain.models.sources import ResolvedModel
 from postrain.models.vocabulary import check_embedding_count, ensure_pad, resize_embeddings
 from postrain.seeds import seeded
+from postrain.types import Head
 
 MERGE_TOLERANCE = 1e-3
 SCALAR_HEAD = "score"
-Head = Literal["causal", "scalar"]
 # The auto class for each head, and its architectures.
 HEADS: dict[Head, tuple[Any, Any]] = {
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),

@@ -25,13 +25,12 @@ from torch.utils._pytree import tree_leaves
 from postrain.losses.divergence import exact_kl
 from postrain.losses.supervised import token_logps
 from postrain.models.adapters import Adapter
-from postrain.models.loading import Head
 from postrain.models.packing import is_packable, pack, packed_states, padded_states
 from postrain.models.parts import logits_of, model_width, unwrapped, upcast
 from postrain.models.scoring import in_chunks
 from postrain.models.size import skeleton
 from postrain.models.sources import ResolvedModel
-from postrain.types import Rows
+from postrain.types import Head, Rows
 
 
 class LiveBytes(TorchDispatchMode):

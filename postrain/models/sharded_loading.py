@@ -22,10 +22,11 @@ from transformers.core_model_loading import WeightConverter
 from postrain.errors import as_config_error
 from postrain.hardware.sharding import allocate, blocks_freed, local_rows, sharded_parameters
 from postrain.models.directory import weight_files
-from postrain.models.loading import HEADS, SCALAR_HEAD, Head, check_parts, fuse_gelu, init_scalar_head, model_config
+from postrain.models.loading import HEADS, SCALAR_HEAD, check_parts, fuse_gelu, init_scalar_head, model_config
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
 from postrain.seeds import seeded
+from postrain.types import Head
 
 
 def load_sharded(

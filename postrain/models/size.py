@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from postrain.models.loading import HEADS, Head, model_config
+from postrain.models.loading import HEADS, model_config
 from postrain.models.parts import parameter_count
 from postrain.models.quiet import quiet
 from postrain.models.sources import ResolvedModel
+from postrain.types import Head
 
 
 def skeleton(resolved: ResolvedModel, head: Head = "causal") -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from postrain.formatting import markdown_table
 from postrain.training.loggers import TrackioLogger, writer
 
 
@@ -23,7 +24,7 @@ def log_table(loggers: Sequence[Logger], name: str, columns: list[str], rows: li
 
             logger.log_metrics({name: trackio.Table(columns=columns, data=rows)}, step=step)
         elif isinstance(logger, TensorBoardLogger):
-            writer(logger).add_text(name, markdown_table(columns, rows), step)
+            writer(logger).add_text(name, as_text(columns, rows), step)
             # Samples of the final evaluation arrive after Lightning has closed the writer.
             writer(logger).flush()
 
@@ -43,13 +44,14 @@ def log_histograms(loggers: Sequence[Logger], values: Mapping[str, Tensor], step
             logger.log_metrics({name: package.Histogram(array) for name, array in known.items()}, step=step)
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table with all cells escaped, so that text cannot break a row or be read as HTML."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+def as_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table whose cells cannot be read as HTML."""
+    header, *cells = [[_cell(value) for value in row] for row in (columns, *rows)]
+    return markdown_table(header, cells)
 
 
 def _cell(value: Any) -> str:
+    """Text that cannot be read as HTML, with its line breaks."""
     text = f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
     return re.sub(r"\r?\n", "<br>", escaped)

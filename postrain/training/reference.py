@@ -23,12 +23,13 @@ from postrain.methods.teacher import is_url
 from postrain.models.adapters import NoAdapter
 from postrain.models.by_name import resolve_by_name
 from postrain.models.directory import fingerprint
-from postrain.models.loading import Head, load_causal, load_tokenizer
+from postrain.models.loading import load_causal, load_tokenizer
 from postrain.models.parts import size_in_bytes
 from postrain.models.reference import Reference
 from postrain.models.sharded_loading import load_sharded
 from postrain.models.sources import ResolvedModel
 from postrain.training.config import TrainConfig
+from postrain.types import Head
 
 SELF = "self"
 """The reference that is the initial policy itself, for a teacher with another prompt."""

@@ -18,7 +18,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from postrain.errors import ConfigError
 from postrain.runs.folder import RunFolder, check_contained
-from postrain.training.logger_media import log_histograms, log_table, markdown_table
+from postrain.training.logger_media import as_text, log_histograms, log_table
 from postrain.training.loggers import NoTracker, TensorBoard, Tracker, Wandb, discard_after
 
 OFFLINE = Wandb(project="test", entity=None, online=False, timeout_seconds=5)
@@ -115,7 +115,7 @@ def test_online_without_a_key_is_refused_without_a_prompt(
     assert "Enter your choice" not in capfd.readouterr().err
 
 
-def test_markdown_table_escapes_cells() -> None:
-    assert markdown_table(["a|b", "c"], [["<i>\nx", 0.12345], [None, 3]]) == (
-        "| a&#124;b | c |\n| --- | --- |\n| &lt;i&gt;<br>x | 0.123 |\n|  | 3 |"
+def test_table_for_trackers_escapes_cells() -> None:
+    assert as_text(["a|b", "c"], [["<i>\nx", 0.12345], [None, 3]]) == (
+        "| a&#124;b | c |\n| --- | --- |\n| &lt;i&gt;<br>x | 0.123 |\n|  | 3 |\n"
     )

@@ -22,11 +22,12 @@ from postrain.data.encode import Encoded, EncodedRow, Encoder, TokenUse
 from postrain.data.kinds.demonstration import Demonstration, demonstration
 from postrain.data.kinds.prompt import Prompt, prompt_record
 from postrain.data.kinds.unpaired_preference import UnpairedPreference, label
-from postrain.data.layouts import Empty, Fields, Malformed, absent, is_list, row_format
+from postrain.data.layouts import Empty, Fields, Malformed, absent, row_format
 from postrain.data.prompt_columns import add_context, needed_prompt
 from postrain.data.records import Record, conversion
 from postrain.data.tokenizing import Encoding, finish
 from postrain.errors import ConfigError
+from postrain.jsonl import is_list
 from postrain.types import Batch, Rows
 
 STEPS_CUT = "last steps left out"
