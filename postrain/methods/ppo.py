@@ -35,19 +35,7 @@ from postrain.methods.policy_gradient import PolicyGradient
 from postrain.methods.rollout_correction import sampler_error
 from postrain.models.parts import ValueHead, trunk, unwrapped
 from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference, values
-from postrain.types import (
-    Batch,
-    Count,
-    CountOrZero,
-    Fraction,
-    LossSum,
-    Max,
-    Mean,
-    NonNegative,
-    Positive,
-    Rows,
-    Size,
-)
+from postrain.types import Batch, Count, CountOrZero, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
 
 
 def critic_metrics(values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Metrics:
@@ -140,11 +128,6 @@ class PPO(PolicyGradient):
 
     def check(self) -> None:
         super().check()
-        if self.critic_warmup >= self.updates:
-            raise ConfigError(
-                f"method.critic_warmup={self.critic_warmup}: the policy is not trained in any of "
-                f"method.updates={self.updates}; give fewer"
-            )
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip:
             raise ConfigError(
                 f"method.dual_clip={self.dual_clip:g}: expected a bound above 1 + method.clip = {1 + self.clip:g}"
@@ -157,6 +140,15 @@ class PPO(PolicyGradient):
         # A separate trunk is trained, so it has to be a submodule.
         self.critic_trunk = copy.deepcopy(trunk(self.policy)) if self.critic == "separate" else None
         self.exceeds_target_kl = False
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        # Not in `check`: Trainer(max_steps=) sets the updates.
+        if self.critic_warmup >= self.updates:
+            raise ConfigError(
+                f"method.critic_warmup={self.critic_warmup}: the policy is not trained in any of "
+                f"method.updates={self.updates}; give fewer"
+            )
 
     def trained_models(self) -> list[nn.Module]:
         return [self.policy, *([] if self.critic_trunk is None else [self.critic_trunk])]

@@ -82,12 +82,16 @@ def test_option_with_an_effect_is_accepted(words):
     [
         ("grpo", {"turn_level_advantages": True}, r"^method\.turn_level_advantages: has no effect without an environ"),
         ("grpo", {"curriculum": {"decay": 0.1}}, r"^method\.curriculum\.decay=0\.1: has no effect without window"),
-        ("ppo", {"updates": 3, "critic_warmup": 3}, r"^method\.critic_warmup=3: the policy is not trained in any of"),
     ],
 )
 def test_setting_without_effect_on_its_components_is_refused(method, settings, message):
     with pytest.raises(ConfigError, match=message):
         make_method(method, tiny_model(), **settings)
+
+
+def test_critic_warmup_of_the_whole_run_is_refused():
+    with pytest.raises(ConfigError, match=r"^method\.critic_warmup=3: .* in any of method\.updates=3; give fewer$"):
+        make_method("ppo", tiny_model(), updates=3, critic_warmup=3).on_fit_start()
 
 
 def test_option_without_effect_is_refused_in_python():
