@@ -62,6 +62,6 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def available_columns(names: Iterable[str]) -> str:
-    """The columns of a row, for the message that one is missing: `only answer, question`."""
+    """The columns of a prompt, for the message that one is missing: `only answer, question`."""
     found = ", ".join(names)
     return f"only {found}" if found else "no further columns"

@@ -142,7 +142,7 @@ def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
     """The tests of a row, None if it has none; `who` names the row in errors."""
     if "tests" not in row:
         raise MissingColumn(
-            "reward: running code needs the column tests, and the data has "
+            "reward: running code needs the column tests, and the prompts have "
             f"{available_columns(row)}; map one with data.columns.tests=NAME"
         )
     match _literal(row["tests"]):

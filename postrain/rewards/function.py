@@ -38,6 +38,8 @@ from postrain.rewards.user_code import (
 )
 from postrain.types import Positive, RewardBatch, Size, Workers
 
+ANSWER = "postrain.rewards.text.answer"
+DEFAULT = "; reward=answer is the default of GRPO, RLOO and REINFORCE"
 # Rewards are float32.
 LARGEST = float(torch.finfo(torch.float32).max)
 
@@ -163,9 +165,11 @@ class Function:
         if sampled := [name for name in missing if name in SAMPLED_COLUMNS]:
             raise ConfigError(f"{self}: needs {', '.join(sampled)}, known only of completions sampled in this run")
         if missing:
+            keys = " ".join(f"data.columns.{name}=NAME" for name in missing)
             raise MissingColumn(
-                f"{self}: needs {', '.join(missing)}, and the data has {available_columns(names)}"
-                f"; map one with data.columns or set reward.arguments"
+                f"{self}: needs {', '.join(missing)}, and the prompts have {available_columns(names)}; map a column "
+                f"of the data with {keys}, set reward.arguments, or choose "
+                f"another reward=OPTION{DEFAULT if self.function == ANSWER else ''}"
             )
         unused = [name for name in self.arguments if name not in {p.name for p in wanted}]
         if any(p.kind is p.VAR_KEYWORD for p in parameters):

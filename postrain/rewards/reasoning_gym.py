@@ -68,7 +68,7 @@ def extract_answers(text: str, how: Extract) -> tuple[str, ...]:
 def _is_correct(answer: str, row: Mapping[str, Any]) -> bool:
     if COLUMN not in row:
         raise MissingColumn(
-            f"reward=reasoning_gym needs the column {COLUMN}, and the data has {available_columns(row)}; use "
+            f"reward=reasoning_gym needs the column {COLUMN}, and the prompts have {available_columns(row)}; use "
             "data=reasoning_gym or another reward"
         )
     made = row[COLUMN]

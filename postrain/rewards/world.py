@@ -57,7 +57,7 @@ class Gold:
 def _specification(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if "gold" not in row:
         raise MissingColumn(
-            f"reward: the world's gold score needs the column gold, and the data has {available_columns(row)}; "
+            f"reward: the world's gold score needs the column gold, and the prompts have {available_columns(row)}; "
             "use data=world_... or another reward"
         )
     return row["gold"]

@@ -99,10 +99,12 @@ def test_wrong_argument_is_one_line(token: str, line: str, conf: Path) -> None:
 
 
 def test_an_own_option_without_conf_names_the_folder(conf: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    own = f"own options are read from ./conf/method (there is none in {tmp_path})"
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    own = f"own options are read from ./conf/method (there is none in {here})"
     assert problems(["method=xyz"], conf) == [f"method=xyz: no such option; available: ppo, sft; {own}"]
-    (tmp_path / "conf").mkdir()
+    (here / "conf").mkdir()
     assert problems(["method=xyz"], conf) == ["method=xyz: no such option; available: ppo, sft"]
 
 

@@ -164,7 +164,7 @@ def test_prompts_without_the_column_of_the_reward_are_refused_before_a_folder(tm
     words = [f"data.path={file}", "rollout.max_new_tokens=4", "samples=2", f"paths.output={tmp_path / 'runs'}"]
     assert exit_code(*words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "needs answer, and the data has no further columns" in line
+    assert "needs answer, and the prompts have no further columns" in line
     assert line.endswith("; to generate without scores write '~reward' selection=none")
     assert list(tmp_path.glob("runs/*")) == []
     assert exit_code(*words, "~reward", "selection=none", "split=all") == 0

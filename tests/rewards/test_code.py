@@ -148,7 +148,7 @@ def test_row_without_tests_is_unscorable(tests: Any) -> None:
         ({"tests": [{"in": "1"}]}, "the tests of row 1: expected text under stdin or input, got {'in': '1'}"),
         (
             {"answer": 1},
-            "needs the column tests, and the data has only answer; map one with data.columns.t",
+            "needs the column tests, and the prompts have only answer; map one with data.columns.t",
         ),
     ],
 )

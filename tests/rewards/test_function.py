@@ -129,7 +129,8 @@ def test_error_of_a_batch_without_a_failing_prompt_is_reported(path: Path) -> No
         ("echo", ({"answer": 1j}, {"answer": 1}), "returned 1j for prompt 'say a'"),
         ("echo", ({"answer": [1]}, {"answer": 1}), "returned [1] for prompt 'say a'"),
         ("octets", ({}, {}), "expected a list of numbers (or None), one per completion, got b'ab'"),
-        ("by_name", ({"question": 1}, {"label": 1}), "needs answer, and the data has only question, label"),
+        ("by_name", ({"question": 1}, {"label": 1}),
+         "needs answer, and the prompts have only question, label; map a column of the data with data.columns.answer="),
     ],
 )  # fmt: skip
 def test_invalid_return_value_is_a_one_line_error(path: Path, name: str, columns: Any, message: str) -> None:

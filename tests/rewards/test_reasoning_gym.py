@@ -81,7 +81,9 @@ def test_scorer_uses_the_settings_of_the_row() -> None:
 
 
 def test_rows_without_the_task_column_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"needs the column reasoning_gym, and the data has only answer; use data="):
+    with pytest.raises(
+        ConfigError, match=r"needs the column reasoning_gym, and the prompts have only answer; use data="
+    ):
         reward()(["p"], ["12"], [{"answer": "12"}])
 
 

@@ -47,9 +47,9 @@ def test_repeated_good_words_score_below_a_story() -> None:
 
 
 def test_row_without_gold_and_unknown_part_are_refused() -> None:
-    with pytest.raises(ConfigError, match="needs the column gold, and the data has only answer"):
+    with pytest.raises(ConfigError, match="needs the column gold, and the prompts have only answer"):
         Gold(weights={"total": 1.0})(("a",), ("b",), ({"answer": 1},))
-    with pytest.raises(ConfigError, match="needs the column gold, and the data has no further columns; use"):
+    with pytest.raises(ConfigError, match="needs the column gold, and the prompts have no further columns; use"):
         Gold(weights={"total": 1.0})(("a",), ("b",), ({},))
     with pytest.raises(ConfigError, match=r"expected some of total, correct, .*, got mod"):
         Gold(weights={"mod": 1.0})
