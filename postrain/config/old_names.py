@@ -10,6 +10,7 @@ KEYS = {
     "method.sync_mix": "method.ref_mixup_alpha",
     "method.length_weight": "method.ld_alpha",
     "method.nll_coef": "method.sft_coef",
+    "method.clip": "method.clip_low",
     "method.ratio_ceiling": "method.loss_options.delta",
     "method.delta": "method.loss_options.delta",
     "method.objective": "method.loss",

@@ -1,11 +1,9 @@
 """Proximal policy optimisation for language models: rollouts, a KL penalty to the reference policy, a learned critic,
 clipped policy and value losses over several epochs (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022).
 
-    loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
-
-`losses.ppo` and `losses.ppo_value` have the same terms, `losses.gae` and `losses.whiten` compute A and R. Unscorable
-episodes are excluded: they have no advantage and no value target, and whitening and means skip them. Not implemented:
-running reward normalisation, which makes runs incomparable.
+`losses.ppo` and `losses.ppo_value` are the terms of the loss, `losses.gae` and `losses.whiten` compute A and R.
+Episodes without a score have no advantage and no value target; whitening and means skip them. Running reward
+normalisation is left out: it makes runs incomparable.
 
 Axes: B episodes, T completion tokens.
 """
@@ -72,7 +70,8 @@ class PPO(PolicyGradient):
     """Maximises reward − kl_coef · KL(policy ‖ reference) with a learned critic and clipped policy-gradient steps over
     several epochs (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022).
 
-        loss = −min(r A, clip(r, 1 ± clip) A) + value_coef · ½ max((v − R)², (v_clipped − R)²)      a mean over tokens
+        loss = −min(r A, clip(r, 1 − clip_low, 1 + clip_high) A)                       a mean over tokens
+               + value_coef · ½ max((v − R)², (v_clipped − R)²)
 
     r is the importance ratio π/π_old of a token, A its whitened GAE advantage, v the value head's output, R the return.
     """
@@ -86,11 +85,13 @@ class PPO(PolicyGradient):
     epochs: Count = 2
     minibatches_per_epoch: Count = 2
     kl_coef: NonNegative = 0.1
-    clip: Positive = 0.2
-    """Clip range ε of the importance ratio: [1 − ε, 1 + ε]."""
+    clip_low: Positive = 0.2
+    """Lower clip ε_low of the importance ratio: 1 − ε_low."""
+    clip_high: Positive | None = None
+    """Upper clip ε_high of the importance ratio: 1 + ε_high. null is clip_low."""
     dual_clip: Positive | None = None
-    """Upper bound of the ratio at negative advantages (Ye et al. 2020, arXiv 1912.09729), above 1 + clip; null disables
-    it."""
+    """Upper bound of the ratio at negative advantages (Ye et al. 2020, arXiv 1912.09729), above 1 + clip_high, as
+    `loss_options.delta` of GRPO; null disables it."""
     value_clip: Positive = 0.2
     """Clip range of the value around the old value."""
     value_coef: NonNegative = 0.1
@@ -128,10 +129,9 @@ class PPO(PolicyGradient):
 
     def check(self) -> None:
         super().check()
-        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip:
-            raise ConfigError(
-                f"method.dual_clip={self.dual_clip:g}: expected a bound above 1 + method.clip = {1 + self.clip:g}"
-            )
+        least = 1 + (self.clip_high or self.clip_low)
+        if self.dual_clip is not None and self.dual_clip <= least:
+            raise ConfigError(f"method.dual_clip={self.dual_clip:g}: expected above 1 + method.clip_high = {least:g}")
 
     def on_model_attached(self) -> None:
         super().on_model_attached()
@@ -265,8 +265,8 @@ class PPO(PolicyGradient):
             batch.logps_BT,
             batch.advantages_BT,
             mask_BT,
-            clip_low=self.clip,
-            clip_high=self.clip,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high or self.clip_low,
             delta=self.dual_clip,
         )
         policy_loss = reduce(terms.loss_BT, "sum", mask_BT)

@@ -166,5 +166,7 @@ def test_dialect_without_the_method_is_refused_with_those_it_has():
 
 
 def test_dual_clip_within_the_clip_is_refused():
-    with pytest.raises(ConfigError, match=r"method\.dual_clip=1\.1: expected a bound above"):
+    with pytest.raises(ConfigError, match=r"method\.dual_clip=1\.1: expected above 1"):
         make_method("ppo", tiny_model(), dual_clip=1.1)
+    with pytest.raises(ConfigError, match=r"expected above 1 \+ method\.clip_high = 1\.3"):
+        make_method("ppo", tiny_model(), clip_high=0.3, dual_clip=1.25)

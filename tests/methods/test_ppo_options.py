@@ -29,7 +29,8 @@ BASE = (
 CHANGES = [
     "method.epochs=1",
     "method.minibatches_per_epoch=1",
-    "method.clip=0.01",
+    "method.clip_low=0.01 method.clip_high=0.2",
+    "method.clip_high=0.01",
     "method.value_clip=0.0001",
     "method.value_coef=1.0",
     "method.entropy_coef=0.1",
