@@ -199,7 +199,7 @@ def suggest_key(key: str, exists: Callable[[str], bool]) -> str | None:
 
 
 def suggest_argument(word: str, known: Collection[str]) -> list[str]:
-    """The names of arguments, among those `known`, of which the unknown `word` is the name elsewhere: at most two."""
+    """At most two of the `known` arguments that other libraries call `word`."""
     names = (key.rpartition(".")[2] for entry in _matches(word) for key in entry.keys.split())
     return [name for name in dict.fromkeys(names) if name in known][:2]
 

@@ -124,7 +124,7 @@ def defaults(entries: Sequence[Any], group: str = "") -> list[Any]:
 
 
 def _option(entry: str, group: str) -> str:
-    """An entry `OPTION@PACKAGE` of a defaults list, of which the package is optional."""
+    """An entry `OPTION` or `OPTION@PACKAGE` of a defaults list."""
     option, at, package = TASK.sub(_task, entry).partition("@")
     return override(f"{group}={option}").partition("=")[2] + at + package
 
@@ -132,7 +132,7 @@ def _option(entry: str, group: str) -> str:
 def _default(entry: Mapping[Any, Any]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name, option in entry.items():
-        # `override /GROUP@PACKAGE: OPTION`, of which the keyword and the slash are optional.
+        # `override /GROUP@PACKAGE: OPTION`; the keyword and the slash are optional.
         group = re.sub(r"^(\w+ +)?/?", "", str(name))
         now, _, text = override(f"{group}={option}").partition("=")
         found[str(name).removesuffix(group) + now] = text if isinstance(option, str) else option

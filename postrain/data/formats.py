@@ -110,7 +110,7 @@ def parse(
 
 
 def _with_all_answers(records: Sequence[Record]) -> tuple[Record, ...]:
-    """The records, of which those with a solution without an answer get None: rewards leave these rows out."""
+    """The records; if some have an answer, those with a solution alone get the answer None: rewards skip these rows."""
     if not any("answer" in record.columns for record in records):
         return tuple(records)
     return tuple(

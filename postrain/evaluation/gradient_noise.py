@@ -4,7 +4,7 @@
     scale = E[g]·E[r] / |E[r]|²              bias = |E[g]/scale − E[r]| / |E[r]|             cosine = 1/√(1 + bias²)
     SNR   = |E[g]|² / tr Cov(g)
 
-A scale is no bias: AdamW and the clip of the gradient norm remove it. The SNR of an update is the inverse of the
+A scale is not a bias: AdamW and the clip of the gradient norm remove it. The SNR of an update is the inverse of the
 gradient noise scale in units of the batch, B_simple = tr Σ / |G|² with Σ the covariance of one sample's gradient and
 tr Cov(g) = tr Σ / B (McCandlish et al. 2018, "An empirical model of large-batch training", arXiv 1812.06162, section
 2.2). Products of two expectations are means over pairs of different updates, which are unbiased: the noise of one

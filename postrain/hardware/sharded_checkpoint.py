@@ -218,7 +218,7 @@ class ShardReader(FileSystemReader):
         return torch.empty_like(like, dtype=entry.properties.dtype)
 
     def read(self, tensors: dict[str, Any]) -> None:
-        """Fills tensors, of which sharded ones get the shards of this rank; all ranks call it with the same names."""
+        """Fills tensors; sharded ones get the shards of this rank. All ranks call it with the same names."""
         with warnings.catch_warnings():
             # That there is only one process.
             warnings.filterwarnings("ignore", "torch.distributed is disabled")

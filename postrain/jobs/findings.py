@@ -1,4 +1,4 @@
-"""What a verification compares: counts of compared numbers, and one line for each mismatch."""
+"""Findings of a verification: counts of compared numbers, and one line for each mismatch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What train, generate and evaluate share: `execute` parses the config, finds or creates the folder, runs a session.
+"""Sessions of train, generate and evaluate: `execute` parses the config, finds or creates the folder, runs a session.
 
 A program is a function of its config and its RunContext; lifecycle.py has the session of a run in its folder.
 `python -m postrain.jobs.session FOLDER` is a further rank of the run in that folder.

@@ -3,7 +3,7 @@
 A region is a few updates after a checkpoint, or after the start. It is re-executed in a temporary folder, and its
 metrics, samples, held-out rows, weights and optimizer states are compared with those of the run. The inputs, the final
 model and the last evaluation are checked too (verify_state.py), and the records of all updates against each other
-(verify_records.py). Whoever changes a number in a region has to predict the seed that chooses it.
+(verify_records.py). A changed number stays undetected only if its region is not drawn.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def re_execute(found: Findings, run: RunFolder, region: Region, final: Sequence[
 def receipt(
     run: RunFolder, found: Findings, chosen: Sequence[Region], *, seconds: float, last: int, seed: int, updates: int
 ) -> Record:
-    """What was compared, with which result, where, and of which files."""
+    """The compared files and their digest, the results, versions and hardware."""
     reachable = {u for first in starts(run) for u in range(first + 1, min(first + updates, last) + 1)}
     repeated = {u for region in chosen for u in range(region.first + 1, region.last + 1)}
     took = number(run.status.read().get("seconds"))

@@ -1,7 +1,7 @@
-"""What a fixed teacher says about given completions, computed once before the first update.
+"""Caches the outputs of a fixed teacher for given completions, computed once before the first update.
 
-Of a model, its last hidden states are kept, so that later epochs only run its output layer and the divergence stays
-exact. Of a teacher behind a server, its answers are kept.
+For a local model the cache holds the last hidden states: later epochs run only its output layer, and the divergence is
+exact. For a teacher behind a server it holds the answers.
 """
 
 from __future__ import annotations

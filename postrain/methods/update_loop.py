@@ -35,7 +35,7 @@ from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows
 
 
 class UpdateLoop(LightningHooks):
-    """What a method defines, and the loop that uses it. The settings are those of Method."""
+    """The update loop and the hooks that a method overrides. The settings are those of Method."""
 
     learning_rate: float | str | None
     most_micro_batch_tokens: ClassVar[int]

@@ -1,4 +1,4 @@
-"""Divergence from a reference of which only the most likely tokens of each position are known.
+"""Divergence from a reference whose most likely tokens alone are known at each position.
 
 All other tokens are one outcome on both sides, with the rest of the probability. Merging outcomes can only lower a KL,
 so the value is a lower bound of the divergence over the whole vocabulary, and equals it where the rest is 0.

@@ -1,4 +1,4 @@
-"""What an environment answers to the turns of a batch, checked and as tokens.
+"""Answers of an environment to the turns of a batch, checked and as tokens.
 
 An environment may be a user's class: its errors and invalid answers are one-line ConfigErrors.
 """

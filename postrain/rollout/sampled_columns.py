@@ -1,4 +1,4 @@
-"""What a reward reads of sampled completions besides the columns of the data (SAMPLED_COLUMNS in rewards/base.py)."""
+"""Columns that a reward reads of sampled completions besides those of the data (SAMPLED_COLUMNS in rewards/base.py)."""
 
 from __future__ import annotations
 

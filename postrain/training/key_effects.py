@@ -39,7 +39,7 @@ class Difference:
 
     @property
     def is_around(self) -> bool:
-        """Whether the key is no part of an update."""
+        """Whether the key has no part in an update."""
         return self.key.startswith(AROUND)
 
     def shown(self) -> tuple[str, str]:
