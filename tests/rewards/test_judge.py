@@ -45,7 +45,7 @@ def test_prompt_delimits_untrusted_texts_by_their_hash() -> None:
     assert delimit(injection) in text
     (mark,) = re.findall(r"<text (\w{12})>", delimit(injection))
     assert mark not in injection
-    assert "What you judge by: brevity" in text
+    assert "by this criterion: brevity" in text
     assert "from 0 (worst) to 5 (best)" in text
 
 
