@@ -15,6 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from postrain.config.override_text import format_override
+from postrain.config.paths import shell_line
 from postrain.data.kinds.prompt import Prompt
 from postrain.data.kinds.unpaired_preference import as_label
 from postrain.data.layouts import (
@@ -150,6 +152,11 @@ def _layout(table: Table, rows: Sequence[Values], mapped: Collection[str]) -> La
     ]
     found = find_layout(columns, mapped, label_like)
     if found is None:
+        if mapped_case := _mapping_of_case(columns):
+            raise ConfigError(
+                f"{table.name}: no known layout has the columns {names(columns)}; names are lower case, so write "
+                f"{mapped_case}"
+            )
         raise ConfigError(
             f"{table.name}: no known layout has the columns {names(columns)}; expected for example prompt and "
             "completion, instruction and output, messages, prompt with chosen and rejected, prompt with completion and "
@@ -162,6 +169,16 @@ def _layout(table: Table, rows: Sequence[Values], mapped: Collection[str]) -> La
         return replace(found, format=FORMATS["prompt"], parts={**found.parts, "prompt": turns})
     answers = found.format.answers
     return replace(found, repeats_prompt=all(_repeats(found, row, answers) for row in rows)) if answers else found
+
+
+def _mapping_of_case(columns: Collection[str]) -> str:
+    """The overrides that map columns with the names of a layout in another case, as in Prompt; else empty."""
+    lower = {name.strip().lower(): name for name in columns}
+    found = find_layout(lower, (), ())
+    if found is None:
+        return ""
+    parts = found.format.needs
+    return shell_line(format_override(f"data.columns.{part}", lower[found.parts[part][0]]) for part in parts)
 
 
 def _mixed_layouts(table: Table, rows: Sequence[Values], at: int, layout: Layout) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from postrain.data.data_options import Part
 from postrain.data.formats import parse
+from postrain.data.kinds import KINDS
 from postrain.data.kinds.demonstration import Demonstration
 from postrain.data.kinds.text import Text
 from postrain.data.mix_sources import MixSource, Replay
@@ -112,7 +113,7 @@ def read(settings: DataSettings, spec: DataSpec) -> Iterator[Input]:
     for key, part in parts_of(settings, spec).items():
         if isinstance(part, Replay) and spec.kind not in WITH_REPLAY:
             raise ConfigError(
-                f"data.replay: this method trains on {spec.kind} records, which running text cannot be mixed with; "
+                f"data.replay: this method trains on {KINDS[spec.kind].noun}, which running text cannot be mixed with; "
                 "leave it out, or use method=sft or method=pretrain"
             )
         yield _input(key, part, settings, spec.kind)

@@ -33,6 +33,10 @@ class Record(ABC):
     columns: Mapping[str, Any] = field(default_factory=dict)
     """All other columns of the row."""
 
+    noun: ClassVar[str]
+    """What messages call records of this kind, with their columns."""
+    method: ClassVar[str]
+    """The option of a method that trains on this kind."""
     supervises: ClassVar[Literal["tokens", "steps", "nothing"]] = "tokens"
     """Unit in which the audit counts the loss mask."""
     needs: ClassVar[tuple[str, ...]] = ()
@@ -182,14 +186,13 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
         return Converted(tuple(records), unused=unused)
     found = CONVERSIONS.get((have, kind))
     if found is None:
-        possible = " or ".join(wanted for held, wanted in CONVERSIONS if held == have)
+        fitting = [have, *(wanted for held, wanted in CONVERSIONS if held == have)]
         raise WrongKind(
-            f"data: this method trains on {kind} records, but {source} holds {have} records"
-            f"{_missing_side(records[0])}"
-            f"{f' (which can also serve as {possible})' if possible else ''}; choose another data= or method="
-            f"{_mapping_hint(records[0], kind)}",
+            f"data: this method trains on {KINDS[kind].noun}, but {source} has {KINDS[have].noun}"
+            f"{_missing_side(records[0])}; choose other data, or method="
+            f"{', '.join(KINDS[each].method for each in fitting)}{_mapping_hint(records[0], kind)}",
             source=source,
-            have=have,
+            have=KINDS[have].noun,
         )
     converted = [found.build(record) for record in records]
     return Converted(
@@ -200,9 +203,9 @@ def convert(records: Sequence[Record], kind: str, *, source: str) -> Converted:
 
 
 def _mapping_hint(record: Record, kind: str) -> str:
-    """Hint to map the columns of a prompt record, which may hold the missing parts under other names."""
-    needs = KINDS[kind].needs
-    if record.supervises != "nothing" or not record.columns or not needs:
+    """Hint to map the other columns of a record, which may hold the missing parts under other names."""
+    needs = [part for part in KINDS[kind].needs if part not in record.needs]
+    if record.conversation() is None or not needs or len(record.columns) < len(needs):
         return ""
     mapped = " ".join(f"data.columns.{part}=NAME" for part in needs)
     return f", or name the columns it needs, of {names(record.columns)}: {mapped}"

@@ -92,7 +92,7 @@ def _prepare(data: DataModule, config: GenerateConfig) -> Audit:
         )
     except WrongKind as error:
         raise ConfigError(
-            f"data: a generation needs prompts, but {error.source} holds {error.have} records; give rows such as "
+            f"data: a generation needs prompts, but {error.source} has {error.have}; give rows such as "
             '{"prompt": "..."}, or choose another data='
         ) from None
 

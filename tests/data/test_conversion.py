@@ -72,19 +72,27 @@ def test_pairs_with_equal_sides_make_no_unpaired_preferences():
 
 def test_conversion_error_names_the_missing_side_of_a_pair():
     half = replace(PROMPT, columns={"chosen": "b"})
-    with pytest.raises(ConfigError, match=r"holds Prompt records \(with a column chosen, but no column rejected\)"):
+    with pytest.raises(ConfigError, match=r"has prompts \(with a column chosen, but no column rejected\)"):
         convert([half], "Preference", source="rows.csv")
 
 
 @pytest.mark.parametrize(
-    ("record", "kind"),
+    ("record", "kind", "message"),
     [
-        (DEMONSTRATION, "Preference"),
-        (Text(row=1, text="a"), "Prompt"),
-        (PROMPT, "Demonstration"),
-        (DESIRABLE, "Preference"),
+        (DEMONSTRATION, "Preference",
+         "preference pairs (prompt, chosen, rejected), but rows.csv has demonstrations (prompt and completion, or "
+         "messages); choose other data, or method=sft, grpo, distill, pretrain"),
+        (Text(row=1, text="a"), "Prompt", "prompts, but rows.csv has text; choose other data, or method=pretrain"),
+        (replace(PROMPT, columns={}), "Demonstration",
+         "demonstrations (prompt and completion, or messages), but rows.csv has prompts; choose other data, or "
+         "method=grpo"),
+        (replace(DEMONSTRATION, columns={"ok": True}), "UnpairedPreference",
+         "labelled answers (prompt, completion, label), but rows.csv has demonstrations (prompt and completion, or "
+         "messages); choose other data, or method=sft, grpo, distill, pretrain, or name the columns it needs, of ok: "
+         "data.columns.label=NAME"),
     ],
-)
-def test_impossible_conversion_error_names_both_kinds(record, kind):
-    with pytest.raises(ConfigError, match=rf"trains on {kind} records, but rows\.csv holds {type(record).__name__}"):
+)  # fmt: skip
+def test_impossible_conversion_error_names_both_kinds_and_the_methods_that_fit(record, kind, message):
+    with pytest.raises(ConfigError) as caught:
         convert([record], kind, source="rows.csv")
+    assert str(caught.value) == f"data: this method trains on {message}"

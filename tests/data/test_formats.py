@@ -172,6 +172,11 @@ def test_unknown_columns_are_listed_with_a_remedy():
         parse_one({"frage": "a", "antwort": "b"})
 
 
+def test_column_names_in_another_case_are_mapped_by_the_remedy():
+    with pytest.raises(ConfigError, match=r"write data\.columns\.prompt=Prompt data\.columns\.completion=Comple"):
+        parse_one({"Prompt": "a", "Completion": "b", "Id": 3})
+
+
 def test_column_missing_in_one_row_names_the_line():
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2: the column completion is missing; .* are prompt, c"):
         parse(table([{"prompt": "a", "completion": "b"}, {"prompt": "a", "c": "b"}]), {})
@@ -186,7 +191,8 @@ def test_row_with_the_layout_of_another_file_names_both_lines():
 @pytest.mark.parametrize("label", [2, -1, "positive", None, 0.5, Cell("yes"), Cell("")])
 def test_label_that_is_not_binary_is_refused(label):
     with pytest.raises(
-        ConfigError, match=r"line 1: label has to be true or false \(or 1 or 0\), got .*; correct or remove the row"
+        ConfigError,
+        match=r"line 1: label has to be true or false \(or 1 or 0\), got .*; convert the column, or correct ",
     ):
         parse_one({"prompt": "a", "completion": "b", "label": label})
 

@@ -230,7 +230,7 @@ def test_names_of_equal_files_contain_the_folder():
         (["data.mix={short.jsonl: 1, no.jsonl: 1}"], r"data\.mix\.no: there is no file and no data option no\.jsonl"),
         (["data.mix={short.jsonl: 1, world_sum: 1}"], r"data\.mix\.world_sum: .* did you mean world_sums\?"),
         (["data.mix={short.jsonl: 1, base.txt: 1}"], r"data\.mix\.base: .*running text; .*data\.replay=base\.txt"),
-        (["data.mix={short.jsonl: 1, prompts.jsonl: 1}"], r"data\.mix\.prompts: this method trains on Demonstration"),
+        (["data.mix={short.jsonl: 1, prompts.jsonl: 1}"], r"data\.mix\.prompts: this method trains on demonstrat"),
         (["data.mix={short.jsonl: 1, empty.jsonl: 1}"], r"empty\.jsonl is empty"),
         (["data.mix=[short.jsonl,long.jsonl,short.jsonl]"], r"data\.mix: short\.jsonl is listed 2 times; give weights"),
         (["data.mix=[{short.jsonl: 1}]"], r"data\.mix: expected files or data options in a list, got \{'short\.jsonl'"),
@@ -252,5 +252,5 @@ def test_bad_mixtures_are_one_line_errors(overrides, message, tmp_path):
 
 
 def test_replay_needs_a_method_that_trains_on_text():
-    with pytest.raises(ConfigError, match=r"data\.replay: this method trains on Preference records"):
+    with pytest.raises(ConfigError, match=r"data\.replay: this method trains on preference pairs"):
         prepared("world_preferences", "data.replay=base.txt", kind="Preference")

@@ -83,12 +83,12 @@ LABELLED = {"prompt": "a", "completion": "b", "label": True}
         (
             lines(LABELLED, {**LABELLED, "label": "up?"}),
             "UnpairedPreference",
-            "line 2: label .* got 'up\\?'; correct or remove",
+            "line 2: label .* got 'up\\?'; convert the column, or correct or remove",
         ),
         (lines({**PAIR, "rejected": "b "}), "UnpairedPreference", "no row can be used: 1 chosen equals rejected"),
         (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
         (lines({"prompt": "a", "chosen": "b"}), "Preference", "with a column chosen, but no column rejected"),
-        (lines(LABELLED), "Preference", "trains on Preference records, but .* holds UnpairedPreference records"),
+        (lines(LABELLED), "Preference", r"trains on preference pairs \(.*\), but .* has labelled answers"),
         (lines(PAIR), "Preference", "1 different prompts are too few"),
     ],
 )

@@ -175,9 +175,7 @@ def test_prompts_without_the_column_of_the_reward_are_refused_before_a_folder(tm
 def test_running_text_is_refused_with_the_rows_of_a_prompt(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("Some text.\n")
     assert exit_code(f"data.path={tmp_path / 'mine.txt'}", f"paths.output={tmp_path / 'runs'}") == 2
-    assert capsys.readouterr().err.endswith(
-        'holds Text records; give rows such as {"prompt": "..."}, or choose another data=\n'
-    )
+    assert capsys.readouterr().err.endswith('has text; give rows such as {"prompt": "..."}, or choose another data=\n')
 
 
 def test_config_errors_are_one_line(tmp_path, capsys):

@@ -164,7 +164,7 @@ def test_rows_without_completions_need_on_policy_1(tmp_path, capsys) -> None:
     words = ("data=jsonl", f"data.path={file}", f"teacher={teacher()}", "method.on_policy=0.5")
     assert run("method=distill", *words, f"paths.output={tmp_path / 'runs'}") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "this method trains on Demonstration records" in line
+    assert "this method trains on demonstrations" in line
     assert line.endswith("or set method.on_policy=1, which needs prompts only")
     assert not list((tmp_path / "runs").glob("*/*/*"))
 

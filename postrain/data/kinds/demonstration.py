@@ -48,6 +48,8 @@ class Demonstration(Record):
     messages: Messages
     """The last message is from the assistant."""
 
+    noun = "demonstrations (prompt and completion, or messages)"
+    method = "sft"
     needs = ("completion",)
 
     def content(self) -> tuple[str, ...]:
@@ -167,6 +169,8 @@ def as_prompt(record: Demonstration) -> tuple[Prompt, ...]:
 class DemonstratedPrompt(Prompt):
     """A prompt to sample completions for, whose column `completion` is its demonstration."""
 
+    noun = "prompts with a completion"
+    method = "distill"
     needs = ("completion",)
 
 

@@ -53,6 +53,8 @@ class Preference(Record):
     margin: float = 0.0
     """Margin of the chosen completion, from the data; 0 if the data has none."""
 
+    noun = "preference pairs (prompt, chosen, rejected)"
+    method = "dpo"
     needs = ("chosen", "rejected")
     unused_hints: ClassVar[Mapping[str, str]] = {
         "margin": "method.use_margin=true uses the margin, where the method has it"

@@ -25,6 +25,8 @@ class Prompt(Record):
 
     prompt: Messages
 
+    noun = "prompts"
+    method = "grpo"
     supervises = "nothing"
 
     def content(self) -> tuple[str, ...]:

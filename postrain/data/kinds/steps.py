@@ -45,6 +45,8 @@ class Steps(Record):
     joiner: str = "\n"
     """Text before each step of the chain as one answer, from the StepLayout."""
 
+    noun = "chains of steps (prompt, steps, labels)"
+    method = "prm"
     supervises = "steps"
     needs = ("steps", "labels")
 

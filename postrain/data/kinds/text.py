@@ -29,6 +29,9 @@ class Text(Record):
 
     text: str
 
+    noun = "text"
+    method = "pretrain"
+
     def content(self) -> tuple[str, ...]:
         return (self.text,)
 

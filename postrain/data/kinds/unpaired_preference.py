@@ -42,6 +42,8 @@ class UnpairedPreference(Record):
     label: bool
     """True if the completion is desirable."""
 
+    noun = "labelled answers (prompt, completion, label)"
+    method = "kto"
     needs = ("completion", "label")
 
     def content(self) -> tuple[str, ...]:
@@ -133,7 +135,10 @@ def label(fields: Fields, value: Any, name: str) -> bool:
         found = WORD_LABELS.get(str(value).strip().lower().removesuffix(".0"))
         fields.repaired.add(NUMERIC_LABELS)
     if found is None:
-        raise Malformed(f"{name} has to be true or false (or 1 or 0), got {value!r:.40}; correct or remove the row")
+        raise Malformed(
+            f"{name} has to be true or false (or 1 or 0), got {value!r:.40}; convert the column, or correct "
+            "or remove the row"
+        )
     return found
 
 
