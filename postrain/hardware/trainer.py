@@ -200,7 +200,7 @@ class Hardware:
             wanted = f"expected strategy=fsdp and a divisor of {self.ranks} ranks"
             raise ConfigError(f"trainer.shard_size={self.shard_size}: {wanted}; set trainer.shard_size=null")
         if self.strategy == "single" and self.ranks > 1:
-            raise ConfigError(f"trainer.strategy=single runs one process, not {self.ranks}; use trainer=ddp or fsdp")
+            raise ConfigError(f"trainer.strategy=single: got {self.ranks} processes; use trainer=ddp, fsdp or ddp_cpu")
 
     def configure_process(self) -> None:
         """Process-wide settings, made before any computation, since later threads inherit them.
