@@ -28,6 +28,8 @@ ROOTS = {
 """The dataclass of the top-level keys, by the name of the primary config."""
 LEFT_OUT = ("trainer",)
 """Groups whose nodes also accept keys of another library, which their class translates."""
+SHORT_FORMS = ("mix", "replay", "eval_path", "decontaminate")
+"""Keys of the group data whose short forms its class translates (data/mix_sources.py)."""
 GLOB = frozenset("*?[$")
 """Characters of patterns and of references to other keys."""
 
@@ -46,6 +48,8 @@ def check_early(config: DictConfig, config_name: str) -> None:
     if plain.get("fork"):
         return  # likewise
     settings = {name: value for name, value in renamed.config(plain).items() if name not in LEFT_OUT}
+    if isinstance(data := settings.get("data"), Mapping):
+        settings["data"] = {name: value for name, value in data.items() if name not in SHORT_FORMS}
     # Values that refer to other keys may refer to defaults, which are unknown here.
     referring = [f"{path}: missing; " for path in (*_references(settings), *LEFT_OUT)]
     try:

@@ -24,6 +24,7 @@ MISTAKES: list[list[str]] = [
     ["method=grpo", "methd.updates=3", "rollout.temp=1"],
     ["method=sft", "early_stop.flat=2", "data.columns.promt=a"],
     ["method=grpo", "reward=judge", "reward.modle=a"],
+    ["method=sft", "data=mix", "data.mix={world_sums:1,world_stories:3}", "data.replay=base.txt", "method.betta=1"],
 ]
 
 
