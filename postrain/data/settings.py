@@ -66,8 +66,8 @@ class DataSettings:
     braces. The columns stay available to rewards. null reads the prompt from its column."""
     template: str = "auto"
     """Chat template: auto (the one the source requires, else the tokenizer's, else plain), chat (the tokenizer's),
-    plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the exported model has
-    its own template, else alpaca), tools (the tokenizer's, else alpaca, with tools as text unless it renders them), or
+    plain, alpaca, vicuna, qa, dialogue, inst, bot, random (one of alpaca to inst for each row; the model is exported
+    with its own, else alpaca), tools (the tokenizer's, else alpaca, with tools as text unless it renders them), or
     the name of another of the tokenizer's templates (tool_use, rag)."""
     loss_on: LossOn = "completion"
     """Tokens in the loss: completion (the last answer), assistant (all answers), all (prompts too)."""

@@ -98,10 +98,10 @@ class Hardware:
     adds rounding to log-ratios and KL. No effect where the reference is the policy with its adapter disabled, and on
     precomputed log-probabilities of the initial policy."""
     float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Precision of float32 matrix products (torch.set_float32_matmul_precision). high allows TF32 on GPUs, which is
-    several times as fast, medium bf16. They round inputs to 11 and 8 bits: log-probabilities change by about
-    1e-3 and more, so methods recompute those of the sampler and expect agreement within the bounds of bf16 only.
-    highest keeps float32 exact on CPU and GPU. bf16-mixed and bf16 have few float32 products and gain little."""
+    """Precision of float32 matrix products (torch.set_float32_matmul_precision). high (TF32 on GPUs) and medium (bf16)
+    are several times as fast and round inputs to 11 and 8 bits: log-probabilities change by about 1e-3 and more, so
+    methods recompute those of the sampler and expect agreement within the bounds of bf16 only. bf16-mixed and bf16 gain
+    little."""
     check_memory: bool = True
     """Refuse to start a run whose estimated memory exceeds what is available."""
     threads: Workers | None = None

@@ -91,10 +91,10 @@ class GroupRelative(CurriculumPrompts):
     reference), not of KL(reference ‖ policy) (DeepSeek-AI 2025, DeepSeek-V3.2, arXiv 2512.02556, eq. 7; TRL's default).
     The other estimators need no correction and are refused with it."""
     dynamic_sampling: CountOrZero = 2
-    """Maximum number of further batches of prompts sampled per update to replace zero-variance groups (DAPO's dynamic
-    sampling); 0 disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in
-    the loss. group/with_gradient logs the number of groups with variance. An update takes batch_size · (1 +
-    dynamic_sampling) prompts from the data, sampled or not, so that its prompts do not depend on earlier rewards."""
+    """Maximum number of further batches of prompts sampled per update to replace zero-variance groups (DAPO); 0
+    disables it. Groups that are not replaced stay in the batch, without a gradient except that of a KL in the loss. An
+    update takes batch_size · (1 + dynamic_sampling) prompts from the data, sampled or not, so that its prompts do not
+    depend on earlier rewards."""
 
     turn_level_advantages: bool = False
     """Compare the turns of an environment one by one: the advantage of a turn is that of its reward and all later ones

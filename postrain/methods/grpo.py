@@ -68,11 +68,10 @@ class GRPO(GroupRelative):
     kl_estimator: KLEstimator = "k3"
     kl_in: KLPlacement = "loss"
     loss: PolicyLossName | ChosenName = "clipped"
-    """Loss of a token, [B, T]. clipped: PPO's surrogate, without a gradient beyond the clip. gspo: the geometric mean
-    of a completion's ratios. cispo: the clipped ratio is a constant weight of the gradient (with clip_low 1.0). gmpo:
-    the geometric mean of clipped ratios. sapo: a sigmoid gate of the ratio. clip_cov, kl_cov: no gradient, or a KL
-    penalty, for tokens that lower the entropy most. Or package.module.function or file.py:function, which gets (logps,
-    old_logps, advantages, mask)."""
+    """Loss of a token, [B, T]. clipped: PPO's surrogate. gspo: the geometric mean of a completion's ratios. cispo: the
+    clipped ratio weights the gradient. gmpo: the geometric mean of clipped ratios. sapo: a sigmoid gate. clip_cov,
+    kl_cov: no gradient, or a KL penalty, for tokens that lower the entropy most. Or package.module.function or
+    file.py:function, which gets (logps, old_logps, advantages, mask)."""
     loss_options: Options = field(default_factory=dict)
     """Keyword arguments of the loss, such as {delta: 4} of clipped, the upper bound of the ratio at negative
     advantages; null is the default of the loss."""

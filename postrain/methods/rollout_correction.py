@@ -28,11 +28,10 @@ class RolloutCorrection(Online):
     """Adds old log-probabilities and importance weights of sampled completions."""
 
     rollout_importance_sampling_mode: ImportanceSamplingMode | None = "token_truncate"
-    """Importance weights π_old/π_sampler where the engine does not sample from the policy itself: rollout=vllm,
-    rollout.dtype=bf16 or int8, top-k, top-p, min-p, mixed precision, rollout.overlap=1. Level: a ratio per token, the
-    product over the completion (sequence) or their geometric mean. truncate: ratios above clip_max are clipped (TIS).
-    mask: weights of ratios above clip_max or below clip_min are 0 (MIS; token_mask with both bounds is IcePop). null
-    disables the weights; their metrics are still logged."""
+    """Importance weights π_old/π_sampler where the engine does not sample from the policy itself (vLLM, rollout.dtype,
+    top-k, top-p, min-p, mixed precision, rollout.overlap): the ratio of a token, or the product (sequence) or
+    geometric mean over a completion. truncate clips ratios above clip_max (TIS); mask sets those outside clip_min and
+    clip_max to 0 (MIS). null disables the weights; their metrics are logged."""
     rollout_importance_sampling_clip_max: Positive = 3.0
     """Upper bound of the ratio π_old/π_sampler."""
     rollout_importance_sampling_clip_min: NonNegative = 0.0

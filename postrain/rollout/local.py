@@ -46,7 +46,7 @@ class LocalEngine:
     # does not support oneDNN's packed weights, which halve a step of SmolLM2.
     dtype: Literal["policy", "bf16", "int8"] = "policy"
     """Precision of decode steps: that of the policy's forward pass (bf16 with trainer.precision=bf16-mixed), bf16, or
-    int8 (weights and inputs of matrix products rounded to 8 bits, on a CPU only). Weights are copied once per rollout.
+    int8 (weights and inputs of matrix products rounded to 8 bits, on a CPU only).
     Methods then recompute old log-probabilities and weight the completions (method.rollout_importance_sampling_mode).
     On a processor without bf16 instructions bf16 is slow and prints a warning."""
     overlap: Overlap = 0

@@ -21,10 +21,11 @@ def known() -> list[tuple[str, Entry]]:
     return list(helper.known_keys())
 
 
-def test_every_key_has_a_description(known: list[tuple[str, Entry]]) -> None:
+def test_every_key_has_a_description_of_at_most_400_characters(known: list[tuple[str, Entry]]) -> None:
     external = ("callbacks", "optim", "logger")  # may be classes of other libraries
     lacking = [f"{where} {entry.path}" for where, entry in known if not entry.description]
     assert [one for one in lacking if not one.split(" ")[-1].startswith(external)] == []
+    assert {entry.path for _, entry in known if len(entry.description) > 400} == set()
 
 
 @pytest.mark.parametrize(
