@@ -66,6 +66,8 @@ def test_every_option_begins_with_a_one_line_description(group, option):
     lines = [line for line in (CONF / group / f"{option}.yaml").read_text().splitlines() if "@package" not in line]
     assert lines[0].startswith("# ")
     assert 10 < len(lines[0]) <= 110
+    # It begins with an upper-case letter, a digit or a name such as rsLoRA.
+    assert not lines[0].split()[1].islower()
 
 
 @pytest.mark.parametrize("method", METHODS)
