@@ -28,10 +28,10 @@ class RolloutCorrection(Online):
     """Adds old log-probabilities and importance weights of sampled completions."""
 
     rollout_importance_sampling_mode: ImportanceSamplingMode | None = "token_truncate"
-    """Importance weights π_old/π_sampler where the engine does not sample from the policy itself (vLLM, rollout.dtype,
+    """Importance weights π_old/π_sampler where the engine does not sample from the policy (vLLM, rollout.dtype,
     top-k, top-p, min-p, mixed precision, rollout.overlap): the ratio of a token, or the product (sequence) or
     geometric mean over a completion. truncate clips ratios above clip_max (TIS); mask sets those outside clip_min and
-    clip_max to 0 (MIS). null disables the weights; their metrics are logged."""
+    clip_max to 0 (MIS). null disables the weights, not their metrics."""
     rollout_importance_sampling_clip_max: Positive = 3.0
     """Upper bound of the ratio π_old/π_sampler."""
     rollout_importance_sampling_clip_min: NonNegative = 0.0
