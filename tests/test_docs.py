@@ -286,6 +286,15 @@ def test_every_method_group_public_name_and_metric_is_documented(pages):
     assert all(f"`{one.name}`" in metrics for one in declarations())
 
 
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    source = "\n".join(file.read_text() for file in (ROOT / "postrain").rglob("*.py"))
+    source = re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\n\s*f?"', "", source))
+    table = TEXTS[DOCS / "troubleshooting.md"].partition("## Usual errors")[2].partition("\n## ")[0]
+    messages = [text for line in re.findall(r"^\|(.*?)\|", table, re.MULTILINE) for text in re.findall("`(.*?)`", line)]
+    assert len(messages) > 5
+    assert [message for message in messages if message not in source] == []
+
+
 def test_inline_options_and_keys_exist():
     """Checks GROUP=OPTION and config keys in inline code."""
     inline = [(page, code) for page, text in TEXTS.items() for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))]

