@@ -129,15 +129,15 @@ OPERATIONS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]
 
 def countdown(
     completions: Sequence[str],
-    nums: Sequence[Sequence[int] | None],
+    nums: Sequence[Sequence[int] | str | None],
     target: Sequence[int | None],
     form: float = 0.0,
 ) -> list[float | None]:
     """1 if the answer is an expression of + − * / that uses each given number once and evaluates to the target.
 
     The answer is the marked one, else the expression at the end of the last line; `= 24` after it or `24 =` before it
-    are ignored. `form` is the reward of an expression
-    that uses the given numbers and misses the target.
+    are ignored. The numbers may be given as text, such as "[3, 5, 8]". `form` is the reward of an expression that uses
+    the given numbers and misses the target.
     """
     return [
         None if given is None or goal is None else _countdown(completion, given, goal, form)
@@ -145,8 +145,9 @@ def countdown(
     ]
 
 
-def _countdown(completion: str, given: Sequence[int], goal: int, form: float) -> float:
+def _countdown(completion: str, given: Sequence[int] | str, goal: int, form: float) -> float:
     expression = _expression(completion)
+    given = re.findall(r"\d+", given) if isinstance(given, str) else given
     if expression is None or sorted(map(int, re.findall(r"\d+", expression))) != sorted(map(int, given)):
         return 0.0
     try:

@@ -75,3 +75,7 @@ def test_form_rewards_expressions_of_the_given_numbers() -> None:
 
 def test_row_without_numbers_or_target_is_unscorable() -> None:
     assert countdown(["1", "1"], [None, [1]], [1, None]) == [None, None]
+
+
+def test_numbers_may_be_text():
+    assert countdown(["(3 + 5) * 3"] * 2, ["[3, 5, 3]", "3 5 4"], [24, 24]) == [1.0, 0.0]
