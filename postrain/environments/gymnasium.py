@@ -16,7 +16,7 @@ from postrain.config.extras import load
 from postrain.config.schema import Confirm
 from postrain.data.conversation import user
 from postrain.environments.base import MessageEnvironment, Reply
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.world.items import Split, generator
 
 BACKGROUND = re.compile(r"\x1b\[4\dm(.*?)\x1b\[0m", re.DOTALL)
@@ -83,7 +83,7 @@ class GymnasiumEnvironment(MessageEnvironment):
                 env.close()
                 env = gymnasium.make(self.id, render_mode="ansi", **self.settings)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ConfigError(f"environment.id={self.id}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"environment.id={self.id}: {one_line(error, limit=None)}") from None
         kind = type(env.action_space).__name__
         if kind not in ("Discrete", "Text"):
             raise ConfigError(f"environment.id={self.id}: its actions are {kind}; expected Discrete or Text")

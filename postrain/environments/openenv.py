@@ -18,7 +18,7 @@ from postrain.config.extras import load
 from postrain.config.schema import Confirm
 from postrain.data.conversation import user
 from postrain.environments.base import MessageEnvironment, Reply
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.rewards.endpoint import Address
 from postrain.types import Positive
 from postrain.world.items import Split, generator
@@ -116,7 +116,7 @@ class OpenEnvEnvironment(MessageEnvironment):
                 client.connect(address, open_timeout=self.reply_seconds, max_size=None, proxy=proxy)
             )
         except (OSError, load("websockets").WebSocketException) as error:
-            raise ConfigError(f"environment.url={self.url}: no answer ({' '.join(str(error).split())})") from None
+            raise ConfigError(f"environment.url={self.url}: no answer ({one_line(error, limit=None)})") from None
 
     def _opening(self, connection: Any, seed: int) -> str:
         """The first observation of a new episode."""

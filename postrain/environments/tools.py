@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from postrain.data.conversation import Message, Messages, tools_of
 from postrain.data.tool_calls import declare
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.rewards.tool_calls import find_calls
 
 Tool = Callable[..., Any]
@@ -139,9 +139,9 @@ class Toolbox:
                 value = asyncio.run(value)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         except ToolError as error:
-            return Result(name, f"{ERROR}{' '.join(str(error).split())[:200]}", True)
+            return Result(name, f"{ERROR}{one_line(error)}", True)
         except BaseException as error:  # SystemExit too: a tool does not end the run
-            return Result(name, f"{ERROR}{name} failed with {_one_line(error)}", True)
+            return Result(name, f"{ERROR}{name} failed with {one_line(error, with_type=True)}", True)
         if len(text) > self.max_characters:
             return Result(name, f"{text[: self.max_characters]} ... ({len(text)} characters)", True)
         return Result(name, text)
@@ -193,7 +193,3 @@ def _has_type(value: Any, schema: Mapping[str, Any]) -> bool:
         return True
     # bool is a subclass of int.
     return isinstance(value, JSON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")

@@ -22,7 +22,7 @@ from postrain.config.extras import load
 from postrain.config.schema import Confirm
 from postrain.data.conversation import Message, Messages
 from postrain.environments.base import MessageEnvironment, Reply
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.rewards.tool_calls import find_calls
 from postrain.types import Positive
 from postrain.world.items import Split
@@ -61,7 +61,7 @@ class VerifiersEnvironment(MessageEnvironment):
         request = self._next_request(running)
         if request is None:
             error = None if rollout.cancelled() else rollout.exception()
-            why = "it ended before the first message of the policy" if error is None else " ".join(str(error).split())
+            why = "it ended before the first message of the policy" if error is None else one_line(error, limit=None)
             raise ConfigError(f"environment.id={self.id}: {why}")
         return Running(rollout, client, len(request))
 
@@ -126,7 +126,7 @@ def load_environment(name: str, arguments: str) -> Any:
     try:
         return verifiers.load_environment(name, **json.loads(arguments))
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"environment.id={name}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"environment.id={name}: {one_line(error, limit=None)}") from None
 
 
 @cache

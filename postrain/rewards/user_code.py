@@ -21,7 +21,7 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Annotated, Any, Self
 
 from postrain.config.schema import Confirm, load_target
-from postrain.errors import ConfigError, Interrupted
+from postrain.errors import ConfigError, Interrupted, one_line
 
 _modules: dict[tuple[Path, int, int], ModuleType] = {}
 _within_limit: ContextVar[bool] = ContextVar("within_limit", default=False)
@@ -133,7 +133,7 @@ class UserCodeErrors:
             return
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]
         where = f" at {self.file}:{lines[-1]}" if lines else ""
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        what = one_line(error, limit=None, with_type=True)
         # Code that exits or exhausts memory is not run again on each prompt.
         can_retry = isinstance(error, Exception) and not isinstance(error, MemoryError)
         raise ConfigError(f"{self.who} {what}{where}{self.locate() if can_retry else ''}") from error

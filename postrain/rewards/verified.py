@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 from postrain.config.extras import load
-from postrain.errors import ConfigError
+from postrain.errors import ConfigError, one_line
 from postrain.rewards.base import per_completion
 from postrain.rewards.text import Expected, final_answer, marked_answer, spellings
 from postrain.rewards.user_code import within_time_limit
@@ -84,8 +84,9 @@ def _json_valid(jsonschema: Any, completion: str, given_schema: Schema | None) -
         validator = kind(schema, registry=referencing.Registry())
         return float(any(validator.is_valid(value) for value in _first_json(completion)))
     except (json.JSONDecodeError, jsonschema.SchemaError, referencing.exceptions.Unresolvable) as error:
-        why = " ".join(str(error).split())
-        raise ConfigError(f"schema: {given_schema!s:.80} is not a self-contained JSON schema ({why:.120})") from None
+        raise ConfigError(
+            f"schema: {given_schema!s:.80} is not a self-contained JSON schema ({one_line(error, 120)})"
+        ) from None
     except RecursionError:  # the completion is nested too deeply
         return 0.0
 
