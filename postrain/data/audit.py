@@ -33,6 +33,9 @@ STYLES: Mapping[TokenUse, str] = {
     "positive_step": "bold green",
     "negative_step": "bold red",
 }
+MANY_PASSES = 20
+"""Passes over the rows above which the audit advises fewer; prompts, whose completions differ each time, may have
+more."""
 PREVIEW_ITEMS = 3
 """Items whose rows are stored in the manifest for the report."""
 
@@ -165,7 +168,9 @@ class Audit:
 
     def _passes(self) -> str:
         unit = "blocks" if self.packed else "rows"
-        return f"{self.passes:.2f} ({self.updates:,} updates × {self.batch_size:,} {unit} of {self.items:,})"
+        many = self.passes > MANY_PASSES and KINDS[self.kind].supervises != "nothing"
+        advice = "; so many memorize the rows: add rows, or set method.num_train_epochs=3" if many else ""
+        return f"{self.passes:.2f} ({self.updates:,} updates × {self.batch_size:,} {unit} of {self.items:,}){advice}"
 
     def _decontaminated(self) -> str:
         """The benchmarks with the number of their prompts that occurred in the dropped rows."""

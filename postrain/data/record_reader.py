@@ -138,8 +138,7 @@ def split(records: Sequence[Record], *, fraction: float, eval_rows: int, seed: i
     prompts = {record.prompt_content() for record in records}
     if len(prompts) < 2:
         raise ConfigError(
-            f"{source}: {len(prompts)} different prompts are too few to hold one out; give held-out rows with "
-            "data.eval_path=FILE"
+            f"{source}: one prompt is too few to hold one out; give held-out rows with data.eval_path=FILE"
         )
     wanted = min(math.ceil(fraction * len(prompts)), eval_rows, len(prompts) - 1)
     drawn = _drawn({record.prompt_content(): record.opening() for record in records}, wanted, seed)

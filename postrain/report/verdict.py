@@ -163,6 +163,10 @@ def _next(run: Run, main: Change | None, warnings: Sequence[str]) -> tuple[str, 
         return "Next: run it again where the model can be downloaded:", _train(overrides)
     if any("collapsed" in one or "KL(" in one for one in warnings) and rate:
         return "Next: lower the learning rate:", _train(overrides, {"method.learning_rate": f"{rate / 3:.2g}"})
+    if main is not None and main.name == "eval/reward/total" and main.before == main.after == 0:
+        return "Next: another reward, or an easier task, that tells completions apart:", _train(
+            overrides, {"reward": "NAME"}
+        )
     if main is None or not main.better or (main.gap is not None and not main.decided):
         if main is not None and main.better:
             epochs = number(mapping(run.settings.get("method")).get("num_train_epochs"))

@@ -65,7 +65,12 @@ def test_audit_counts_tokens_in_the_loss_end_tokens_and_lengths():
 def test_passes_are_updates_times_batch_size_over_items():
     # 60 updates × 8 rows = 480, over 3 rows 160 passes
     found = audit([row([7, 8, EOS], 2)] * 3)
-    assert dict(found._lines())["passes"] == "160.00 (60 updates × 8 rows of 3)"
+    assert dict(found._lines())["passes"] == (
+        "160.00 (60 updates × 8 rows of 3); so many memorize the rows: add rows, or set method.num_train_epochs=3"
+    )
+    # 7 × 8 / 3 = 18.67 passes are fewer than 20; completions of prompts differ in every pass.
+    assert dict(replace(found, updates=7)._lines())["passes"] == "18.67 (7 updates × 8 rows of 3)"
+    assert dict(replace(found, kind="Prompt")._lines())["passes"] == "160.00 (60 updates × 8 rows of 3)"
     assert found.to_dict()["passes"] == 160
     assert "passes" not in replace(found, updates=0).render()
 
@@ -107,7 +112,7 @@ def test_fingerprint_depends_on_tokens_masks_columns_and_order():
 
 
 def test_audit_table_without_colours_is_short_plain_text():
-    text = audit([row([7, 8, EOS], 2)], [row([7, 8, EOS], 2)]).render()
+    text = replace(audit([row([7, 8, EOS], 2)], [row([7, 8, EOS], 2)]), updates=1).render()
     assert "data: x.jsonl" in text
     assert "9 read, 1 training, 1 held out" in text
     assert "2 duplicate" in text

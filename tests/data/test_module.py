@@ -89,7 +89,7 @@ LABELLED = {"prompt": "a", "completion": "b", "label": True}
         (lines(PAIR, {"prompt": "a", "chosen": "b"}), "Preference", "line 2: the column rejected is missing"),
         (lines({"prompt": "a", "chosen": "b"}), "Preference", "with a column chosen, but no column rejected"),
         (lines(LABELLED), "Preference", r"trains on preference pairs \(.*\), but .* has labelled answers"),
-        (lines(PAIR), "Preference", "1 different prompts are too few"),
+        (lines(PAIR), "Preference", "one prompt is too few"),
     ],
 )
 def test_bad_data_is_a_one_line_error_with_the_file_name(content, kind, message, tmp_path):

@@ -194,7 +194,7 @@ def test_split_depends_on_the_seed_and_not_on_row_order():
 
 
 def test_split_of_one_prompt_is_refused():
-    with pytest.raises(ConfigError, match=r"x\.jsonl: 1 different prompts are too few.*data\.eval_path"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl: one prompt is too few.*data\.eval_path"):
         split(rows([3, 3, 3]), fraction=0.1, eval_rows=9, seed=0, source="x.jsonl")
 
 

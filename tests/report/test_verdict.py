@@ -111,6 +111,9 @@ def test_rows_that_a_score_does_not_apply_to_do_not_count_as_rows_of_an_interval
         (run_with(0.2, scores=lambda row: 0.2), "It got worse: ",
          "Next: compare learning rates: python train.py -m method=ppo seed=4 "
          "method.learning_rate=0.0001,0.0003,0.0009"),
+        (replace(run_with(), metrics={"eval/reward/total": ([0, 9], [0.0, 0.0])}), "Unchanged: eval reward 0 → 0 (",
+         "Next: another reward, or an easier task, that tells completions apart: python train.py method=ppo seed=4 "
+         "reward=NAME"),
         (run_with(state="interrupted"), "It improved: eval reward 0.25 → 0.50 (no interval: not saved per row) (as of",
          "Next: resume it: python train.py resume=runs/x"),
         (run_with(reproduce="python mine.py"), "It improved: ",
