@@ -164,14 +164,17 @@ def ppo(
     advantages: Tensor,
     mask: Tensor,
     *,
-    clip: float = 0.2,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    delta: float | None = None,
     importance_weights: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """PPO's policy loss, the clipped surrogate as a mean over tokens (Schulman et al. 2017, eq. 7); `advantages` come
-    from `gae`, whitened by `whiten`. `ppo_value` is the critic's loss."""
-    logps = weighted_logps(logps, importance_weights)
-    return reduce(clipped(logps, old_logps, advantages, mask, clip_low=clip, clip_high=clip).loss_BT, reduction, mask)
+    from `gae`, whitened by `whiten`. `delta` is the dual clip. `ppo_value` is the critic's loss."""
+    clips = {"clip_low": clip_low, "clip_high": clip_high, "delta": delta}
+    terms = clipped(weighted_logps(logps, importance_weights), old_logps, advantages, mask, **clips)
+    return reduce(terms.loss_BT, reduction, mask)
 
 
 def ppo_value(

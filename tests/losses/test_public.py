@@ -53,10 +53,14 @@ def test_grpo_loss_of_worked_ratios_for_each_option(options: Any, expected: floa
         assert float(found) == pytest.approx(expected)
 
 
-def test_grpo_bounds_the_ratio_of_negative_advantages_by_delta() -> None:
+@pytest.mark.parametrize("function", [losses.grpo, losses.ppo])
+def test_delta_bounds_the_ratio_of_negative_advantages(function: Callable[..., Tensor]) -> None:
     logps, mask = torch.tensor([[10.0]]).log(), torch.tensor([[True]])
-    found = [losses.grpo(logps, torch.zeros(1, 1), torch.tensor([-1.0]), mask, delta=delta) for delta in (None, 4.0)]
+    found = [function(logps, torch.zeros(1, 1), torch.tensor([[-1.0]]), mask, delta=delta) for delta in (None, 4.0)]
     assert [float(loss) for loss in found] == pytest.approx([10, 4])
+    # Positive advantages have the upper clip: −1.5 · 1.
+    clipped = function(logps, torch.zeros(1, 1), torch.tensor([[1.0]]), mask, clip_low=0.2, clip_high=0.5)
+    assert float(clipped) == pytest.approx(-1.5)
 
 
 def invalid(name: str) -> Any:
