@@ -54,9 +54,10 @@ def console_table(
     return table
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; pipes in cells are escaped, line breaks become spaces."""
-    whole = [columns, ["---"] * len(columns), *rows]
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """A table in Markdown; pipes in cells are escaped, line breaks become spaces. The columns at the indices `numbers`
+    are aligned to the right."""
+    whole = [columns, ["---:" if index in numbers else "---" for index in range(len(columns))], *rows]
     lines = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in whole]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

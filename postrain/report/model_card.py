@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from postrain.evaluation.estimate import Interval
-from postrain.formatting import figure
+from postrain.formatting import figure, markdown_table
 from postrain.jsonl import atomic_write_text, number
 from postrain.report.changes import Change, changes, interval_after, signed
 from postrain.report.folders import Run, read_run
@@ -29,11 +29,11 @@ def complete_card(path: Path) -> None:
 def held_out_table(run: Run, found: list[Change]) -> str:
     """The metrics before and after training, with the 95 % intervals of the value after it and of the change."""
     samples = last(run.samples)
-    rows = "\n".join(f"| {' | '.join(_cells(one, interval_after(run, samples, one.name)))} |" for one in found)
+    rows = [_cells(one, interval_after(run, samples, one.name)) for one in found]
     held_out = number(run.data.get("rows_eval"))
     note = f"{held_out:.0f} held-out rows; n is the number of prompts or rows of an interval.\n\n" if held_out else ""
-    head = "| metric | before | after | 95 % interval | change | 95 % interval | n |"
-    return f"{note}{head}\n|---|---:|---:|---|---:|---|---:|\n{rows}"
+    columns = ("metric", "before", "after", "95 % interval", "change", "95 % interval", "n")
+    return note + markdown_table(columns, rows, numbers=(1, 2, 4, 6))
 
 
 def _cells(one: Change, after: tuple[Interval, int] | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from postrain.data.kinds.steps import LAYOUT_FILE, Steps
-from postrain.formatting import figure
+from postrain.formatting import figure, markdown_table
 from postrain.jsonl import atomic_write_text, number, plain
 from postrain.methods.base import Method
 from postrain.metrics import Direction, deciding_metric, direction_of
@@ -110,7 +110,7 @@ def model_card(
         datasets=[repository] if repository else [],
         scalar=scalar,
     )
-    rows = "\n".join(f"| {name} | {figure(before)} | {figure(after)} |" for name, (before, after) in changes.items())
+    rows = [(name, figure(before), figure(after)) for name, (before, after) in changes.items()]
     stand_in = (
         f"\n\n> **{resolved.name} stood in for {resolved.stand_in_for}**, which was not available: this is not a "
         f"fine-tuned {resolved.stand_in_for}."
@@ -123,7 +123,7 @@ Data fingerprint: `{components.audit.fingerprint}`. `manifest.json` of the run f
 and the command.
 {STEP_SCORES if step_layout_file(components) else ""}"""
     sections = {
-        card.HELD_OUT: f"| held-out | before | after |\n|---|---:|---:|\n{rows}",
+        card.HELD_OUT: markdown_table(("held-out", "before", "after"), rows, numbers=(1, 2)),
         card.LOADING: card.loading("adapter" if adapted else "weights", scalar=scalar, base=base or loaded_with or ""),
     }
     return card.render(data, folder.name, sections, intro)
