@@ -235,10 +235,13 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
 
 
 def _no_own_options(group: str, name: str, options: Sequence[str]) -> str:
-    """Where an own option is looked for, unless ./conf exists or the name looks misspelt; else empty."""
-    if Path("conf").is_dir() or get_close_matches(name.lower(), options, n=1, cutoff=0.75):
+    """Where an own option is looked for, unless that folder exists or the name looks misspelt; else empty."""
+    folder = Path(SWEEP if group == SWEEP else "conf")
+    if folder.is_dir() or group.startswith("hydra/") or get_close_matches(name.lower(), options, n=1, cutoff=0.75):
         return ""
-    return f"; own options are read from ./conf/{group} (there is none in {Path.cwd()})"
+    return (
+        f"; own options are read from ./{folder if group == SWEEP else folder / group} (there is none in {Path.cwd()})"
+    )
 
 
 def _chosen(override: Override) -> Iterator[str]:

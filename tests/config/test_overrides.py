@@ -104,6 +104,8 @@ def test_an_own_option_without_conf_names_the_folder(conf: Path, tmp_path: Path,
     monkeypatch.chdir(here)
     own = f"own options are read from ./conf/method (there is none in {here})"
     assert problems(["method=xyz"], conf) == [f"method=xyz: no such option; available: ppo, sft; {own}"]
+    (studies,) = problems(["sweep=xyz"], conf)
+    assert studies.endswith(f"; own options are read from ./sweep (there is none in {here})")
     (here / "conf").mkdir()
     assert problems(["method=xyz"], conf) == ["method=xyz: no such option; available: ppo, sft"]
 
