@@ -140,7 +140,7 @@ def test_command_line_names_the_remedy_of_each_teacher(tmp_path, capsys):
         ),
         (
             ["teacher=self", "method.teacher_prompt='{completion}'", "data=jsonl", f"data.path={file}"],
-            "this method trains on DemonstratedPrompt records",
+            "this method trains on prompts with a completion",
         ),
     ):
         assert run("method=distill", *words, output) == 2
