@@ -85,8 +85,7 @@ def test_lightning_trainer_node_becomes_hardware(
 
 def test_all_unsupported_keys_of_a_template_are_listed(config: dict[str, Any]) -> None:
     assert errors(config, **TEMPLATE) == [
-        f"trainer.{key}: unknown key; did you mean method.updates? (the length of a run is counted in updates)"
-        for key in UNSUPPORTED
+        f"trainer.{key}: unknown key; did you mean method.num_train_epochs or method.updates?" for key in UNSUPPORTED
     ]
 
 
