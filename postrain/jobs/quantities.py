@@ -143,10 +143,12 @@ def _measured(job: Job, root: Path) -> Mapping[str, float]:
 def setup(jobs: Sequence[Job]) -> str:
     """What ran here, as in `nano; GRPO for 20 updates, SFT for 40 updates`."""
     models = dict.fromkeys(str(job.config["model"]["name"] or "") for job in jobs if "model" in job.config)
-    updates: dict[tuple[str, int], None] = {}
+    trained: dict[str, None] = {}
     for job in jobs:
         if job.kind == "train":
-            kind = str(job.config["method"]["_target_"]).rpartition(".")[2]
-            updates[kind, job.config["method"]["updates"]] = None
-    trained = [f"{kind} for {count} update{'s' * (count != 1)}" for kind, count in updates]
+            method = job.config["method"]
+            epochs, updates = method.get("num_train_epochs"), method["updates"]
+            count, unit = (epochs, "epoch") if epochs else (updates, "update")
+            kind = str(method["_target_"]).rpartition(".")[2]
+            trained[f"{kind} for {count:g} {unit}{'s' * (count != 1)}"] = None
     return "; ".join(filter(None, [", ".join(filter(None, models)), ", ".join(trained)]))

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
+from postrain.config import renamed
 from postrain.config.masking import masked
 from postrain.config.tree import SESSION
 from postrain.evaluation.completions import gold_parts
@@ -49,7 +50,10 @@ def check_inputs(found: Findings, run: RunFolder, repeated: RunFolder) -> None:
     """Checks the config, and rows and initial weights against those of a repetition, by their fingerprints."""
     manifest, now = read_json(run.manifest), read_json(repeated.manifest)
     saved = masked(plain(read_config(run)))
-    ours, theirs = ({k: v for k, v in each.items() if k not in SESSION} for each in (_get(manifest, "config"), saved))
+    ours, theirs = (
+        {k: v for k, v in each.items() if k not in SESSION}
+        for each in (renamed.config(_get(manifest, "config"), quiet=True), saved)
+    )
     found.records("config", "manifest.json against config.yaml: config", ours, theirs)
     for part, key, what in (
         ("data", "fingerprint", "the rows or their encoding"),

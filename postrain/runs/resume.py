@@ -19,6 +19,10 @@ from postrain.runs.folder import RunFolder
 
 # Keys that every saved config has.
 REQUIRED_KEYS = ("model", "data", "trainer", "seed")
+PATH_KEYS = ("path", "eval_path", "reference")
+"""Keys whose values may be the bare name of a folder."""
+NO_INPUTS = ("paths", "name", "logger")
+"""Sections without files that a run reads."""
 REMEDY = "give another run folder or restore its config.yaml"
 
 
@@ -41,16 +45,20 @@ def saved_config(folder: RunFolder) -> dict[str, Any]:
     config, start = read_config(folder), read_json(folder.manifest).get("started_in")
     if not isinstance(start, str):
         return config
-    return {key: value if key == "paths" else _found_in(start, value) for key, value in config.items()}
+    return {key: value if key in NO_INPUTS else _found_in(start, key, value) for key, value in config.items()}
 
 
-def _found_in(start: str, value: Any) -> Any:
-    """A value of a config with absolute paths for the files of the directory `start`, also in `file.py:name`."""
+def _found_in(start: str, key: str, value: Any) -> Any:
+    """A value of a config with absolute paths for the files of the directory `start`, also in `file.py:name`.
+
+    Words such as `linear` are paths only for the keys of paths.
+    """
     if isinstance(value, Mapping):
-        return {key: _found_in(start, item) for key, item in value.items()}
+        return {name: _found_in(start, key if key in PATH_KEYS else name, item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_found_in(start, item) for item in value]
-    if not isinstance(value, str) or not (file := value.partition(":")[0]):
+        return [_found_in(start, key, item) for item in value]
+    file = value.partition(":")[0] if isinstance(value, str) else ""
+    if not file or not (key in PATH_KEYS or "/" in file or os.path.splitext(file)[1]):
         return value
     absolute = os.path.join(start, value)
     return absolute if os.path.exists(os.path.join(start, file)) and not os.path.exists(file) else value

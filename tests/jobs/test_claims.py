@@ -253,6 +253,8 @@ def test_reference_is_checked():
     (one, *_) = stages()
     one.config["method"]["updates"] = 1
     assert setup([one]) == "nano; GRPO for 1 update"
+    one.config["method"]["num_train_epochs"] = 1.5
+    assert setup([one]) == "nano; GRPO for 1.5 epochs"
 
 
 def test_damaged_claims_are_read_as_far_as_possible():

@@ -19,7 +19,7 @@ from postrain.runs.interrupt import Interrupted
 from postrain.runs.method_protocol import method_of
 from tests.training_runs import added_callback, final_state, records, resumed, same, shallow, small_run
 
-METHODS = {"grpo": signal.SIGTERM, "sft": signal.SIGINT}
+METHODS = {"grpo": signal.SIGTERM, "ppo": signal.SIGUSR1, "sft": signal.SIGINT}
 """All signals: tests/training/test_interrupt.py."""
 
 

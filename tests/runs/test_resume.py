@@ -54,10 +54,12 @@ def test_relative_paths_of_a_run_are_those_of_the_directory_it_started_in(tmp_pa
     folder, here = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
     for path in (folder.path, here):
         path.mkdir()
-    for name in ("rows.jsonl", "score.py", "both.jsonl", "elsewhere/both.jsonl"):
+    for name in ("rows.jsonl", "score.py", "both.jsonl", "elsewhere/both.jsonl", "linear", "held", "mine"):
         (tmp_path / name).write_text("")
     config = {
-        "data": {"path": ["rows.jsonl", "both.jsonl", "none.jsonl"]},
+        "data": {"path": ["rows.jsonl", "both.jsonl", "none.jsonl"], "eval_path": {"easy": "held"}},
+        "method": {"schedule": "linear"},
+        "name": "mine",
         "reward": {"function": "score.py:mine", "name": "length"},
         "paths": {"output": "run"},
     }
@@ -65,7 +67,12 @@ def test_relative_paths_of_a_run_are_those_of_the_directory_it_started_in(tmp_pa
     folder.manifest.write_text(json.dumps({"started_in": str(tmp_path)}))
     monkeypatch.chdir(here)
     assert saved_config(folder) == {
-        "data": {"path": [f"{tmp_path}/rows.jsonl", "both.jsonl", "none.jsonl"]},
+        "data": {
+            "path": [f"{tmp_path}/rows.jsonl", "both.jsonl", "none.jsonl"],
+            "eval_path": {"easy": f"{tmp_path}/held"},
+        },
+        "method": {"schedule": "linear"},
+        "name": "mine",
         "reward": {"function": f"{tmp_path}/score.py:mine", "name": "length"},
         "paths": {"output": "run"},
     }
