@@ -111,7 +111,7 @@ def _python_names() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(re.sub(r"\b(?:rollout|data)\.(?=\w)", "", str(error))) from None
+        raise ConfigError(re.sub(r"(?m)^(?:rollout|data)\.", "", str(error))) from None
 
 
 @refuse_unknown_keywords

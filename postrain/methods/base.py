@@ -128,6 +128,11 @@ class Method(UpdateLoop):
         seed: int,
     ) -> None:
         UpdateLoop.__init__(self)
+        if self.num_train_epochs and self.updates != type(self).updates:
+            raise ConfigError(
+                f"method.updates={self.updates}: method.num_train_epochs={self.num_train_epochs:g} sets the length "
+                "too; write '~method.updates' or method.num_train_epochs=null"
+            )
         for name, needed in self.conditional_options().items():
             if needed and getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(f"method.{name}={getattr(self, name)}: has no effect without {needed}; leave it out")
@@ -175,7 +180,7 @@ class Method(UpdateLoop):
     def conditional_options(self) -> dict[str, str | None]:
         """Options that only some settings use: None, or a setting that would use the option, whose change is then an
         error."""
-        return {"updates": "method.num_train_epochs=null" if self.num_train_epochs else None}
+        return {}
 
     def data_remedy(self) -> str:
         """A setting of the method that admits data of another record kind, appended to the error about the kind."""

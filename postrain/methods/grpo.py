@@ -167,8 +167,6 @@ class GRPO(GroupRelative):
             **super().conditional_options(),
             "overlong_penalty": None if self.overlong_buffer else "method.overlong_buffer above 0",
             "scale_rewards": "method.multi_objective_aggregation=sum_then_normalize" if own else None,
-            # The penalty of kl_cov has no gradient at ratio 1.
-            "loss": self.several_steps() if self.loss == "kl_cov" else None,
         }
 
     def check(self) -> None:
@@ -178,6 +176,9 @@ class GRPO(GroupRelative):
                 f"method.overlong_buffer={self.overlong_buffer} is more than "
                 f"rollout.max_new_tokens={self.sampling.max_new_tokens}"
             )
+        # The penalty has no gradient at ratio 1.
+        if self.loss == "kl_cov" and (needed := self.several_steps()):
+            raise ConfigError(f"method.loss=kl_cov: its penalty needs several optimizer steps per update; set {needed}")
         kl, overlong = self.kl_coef * (self.kl_in == "reward"), self.overlong_buffer * self.overlong_penalty
         penalties = {"missing_eos_penalty": self.missing_eos_penalty, "overlong_buffer": overlong, "kl_coef": kl}
         reason = {

@@ -24,7 +24,7 @@ from tests.training_runs import train_config
         ),
         (
             "method=sft method.num_train_epochs=2 method.updates=7",
-            "method.updates=7: has no effect without method.num_train_epochs=null; leave it out",
+            "method.updates=7: method.num_train_epochs=2 sets the length too; write '~method.updates' or",
         ),
         ("method=dpo method.bco_momentum=0.5", "method.bco_momentum=0.5: has no effect without method.loss=bco"),
         ("method=dpo method.discopop_tau=0.5", "method.discopop_tau=0.5: has no effect without method.loss=discopop"),
@@ -42,7 +42,6 @@ from tests.training_runs import train_config
             "method=ppo method.epochs=1 method.minibatches_per_epoch=1 method.target_kl=0.1",
             "method.target_kl=0.1: has no effect without method.epochs or method.minibatches_per_epoch above 1; leave",
         ),
-        ("method=grpo method.loss=kl_cov", "has no effect without method.epochs or method.minibatches_per_epoch above"),
         (
             "method=grpo method.multi_objective_aggregation=normalize_then_sum method.scale_rewards=none",
             "method.scale_rewards=none: has no effect without method.multi_objective_aggregation=sum_then_normalize; l",
@@ -81,6 +80,11 @@ def test_option_with_an_effect_is_accepted(words):
     ("method", "settings", "message"),
     [
         ("grpo", {"turn_level_advantages": True}, r"^method\.turn_level_advantages: has no effect without an environ"),
+        (
+            "grpo",
+            {"loss": "kl_cov"},
+            r"^method\.loss=kl_cov: its penalty needs several optimizer steps per update; set m",
+        ),
         ("grpo", {"curriculum": {"decay": 0.1}}, r"^method\.curriculum\.decay=0\.1: has no effect without window"),
     ],
 )
