@@ -197,9 +197,11 @@ class GroupRelative(CurriculumPrompts):
         if not self.turn_level_advantages or rollouts.turn_tokens is None or rollouts.turn_rewards is None:
             return self.advantages(reward_PG, penalty_BT, mask_BT)
         # The same number of turns on every rank: advantages may use statistics of the whole batch.
-        turns = turns_of(rollouts, reward_PG.flatten(), mask_BT, self.components.environment.max_turns)
-        found = [self.advantages(gain_B.view_as(reward_PG), penalty_BT * later, own) for gain_B, own, later in turns]
-        return torch.stack(found).sum(0)
+        turns, found_BT = self.components.environment.max_turns, torch.zeros_like(penalty_BT)
+        for gain_B, own, later in turns_of(rollouts, reward_PG.flatten(), mask_BT, turns):
+            turn_BT = self.advantages(gain_B.view_as(reward_PG), penalty_BT * later, own)
+            found_BT = turn_BT.where(own, found_BT)  # not a sum: NaN for episodes without the turn
+        return found_BT
 
     def reference_logps_and_kl(self, rows: Rows, logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probabilities under the reference, [B, T]; logs KL estimates (kl/exact with kl_estimator=exact)."""

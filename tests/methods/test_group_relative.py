@@ -238,6 +238,18 @@ def test_opo_weighs_a_turn_by_its_own_length():
     assert found_BT.tolist() == [pytest.approx([0.75, 0.25, 0.25, 0.25]), pytest.approx([-0.25] * 3 + [-0.75])]
 
 
+def less_known_mean(rewards):
+    """An advantage that keeps the NaN of an unknown reward."""
+    return rewards - rewards.nanmean(1, keepdim=True)
+
+
+def test_own_advantage_of_a_turn_that_an_episode_lacks_is_left_out():
+    """Turn 0: returns 1 and ½, less their mean ¾. Turn 1: 1 of episode 0 alone, less itself; NaN of episode 1."""
+    rollouts, mask_BT = turns_of_two(((1, 2), (2,)), ((0.0, 1.0), (0.5,)))
+    found_BT = turn_level("grpo", rollouts, mask_BT, advantage=f"{__name__}.less_known_mean")
+    assert found_BT.tolist() == [[0.25, 0.0, 0.0], [-0.25, -0.25, 0.0]]
+
+
 def test_returns_of_turns_are_not_negative_by_rounding():
     """In float32, 0.7 − (0.1 + 0.6) is −6e-8, a negative reward for maxrl."""
     rollouts, mask_BT = turns_of_two(((1, 1, 1), (1, 1, 1)), ((0.1, 0.6, 0.0), (0.1, 0.0, 0.0)))
