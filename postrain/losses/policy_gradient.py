@@ -6,7 +6,7 @@ With one pass over a rollout the ratio is 1, and the gradient is REINFORCE's, âˆ
 
 Axes: B completions, T completion tokens (left-aligned, padded). Arguments: `logps` [B, T] are the policy's
 log-probabilities of the sampled tokens, differentiable; `old_logps` [B, T] those of the sampling policy; `advantages`
-[B, T], or [B] with one advantage per completion; `mask` [B, T] is True at completion tokens; `importance_weights`
+[B, T], or [B] with one advantage per completion; `mask` [B, T] is True or 1 at completion tokens; `importance_weights`
 [B, T] multiply the gradient of each token, not the value of the loss, where another distribution sampled it.
 """
 
@@ -97,6 +97,7 @@ def grpo(
     clip_high > clip_low, Dr. GRPO is loss_type=dr_grpo. `ref_logps` [B, T] are required if beta > 0. Raises ValueError
     for contradicting options.
     """
+    mask = mask.bool()
     advantages_BT = advantages[:, None].expand_as(logps) if advantages.ndim == 1 else advantages
     weighted_BT = weighted_logps(logps, importance_weights)
     function = POLICY_LOSSES[loss].function if isinstance(loss, str) else loss

@@ -53,6 +53,25 @@ def test_grpo_loss_of_worked_ratios_for_each_option(options: Any, expected: floa
         assert float(found) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        # A = 1: −min(1.5, 1.2) and −1, their mean −1.1; A = −1: −min(−0.5, −0.8) = 0.8; the mean of both.
+        (losses.grpo, (-1.1 + 0.8) / 2),
+        (losses.reinforce, (-1.1 + 0.8) / 2),
+        # Ratios of completions 1.5 and ½: −1.2 and 0.8.
+        (losses.rloo, (-1.2 + 0.8) / 2),
+    ],
+)
+def test_masks_of_zeros_and_ones_select_tokens_as_booleans_do(
+    function: Callable[..., Tensor], expected: float, dtype: torch.dtype
+) -> None:
+    logps = LOGPS.masked_fill(~MASK, torch.nan) if function is not losses.rloo else LOGPS
+    found = function(logps, OLD, torch.tensor([1.0, -1.0]), MASK.to(dtype))
+    assert float(found) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("function", [losses.grpo, losses.ppo])
 def test_delta_bounds_the_ratio_of_negative_advantages(function: Callable[..., Tensor]) -> None:
     logps, mask = torch.tensor([[10.0]]).log(), torch.tensor([[True]])
