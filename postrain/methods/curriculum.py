@@ -154,19 +154,18 @@ def _replayed(curriculum: Curriculum, table: PassRates, source: range, count: in
 
 
 def _in_order(curriculum: Curriculum, table: PassRates, source: range, count: int, stage: int, seed: int) -> list[int]:
-    """The next `count` items of the source's epochs in the window; any, after an epoch without one."""
-    position, skipped, drawn = table.positions.get(stage, 0), 0, []
+    """The next `count` items of the source's epochs that are in the window; any, if none is."""
+    inside = torch.ones(len(source), dtype=torch.bool)
+    known = [item for item in table.counts if item in source]
+    inside[[item - source.start for item in known if not table.within(item, curriculum.window)]] = False
+    inside |= ~inside.any()
+    position, drawn = table.positions.get(stage, 0), []
     while len(drawn) < count:
         epoch, at = divmod(position, len(source))
-        item = source[int(epoch_order(len(source), seed, epoch, stage)[at])]
-        position += 1
-        if table.within(item, curriculum.window):
-            drawn.append(item)
-            skipped = 0
-        elif skipped < len(source):
-            skipped += 1
-        else:
-            drawn.append(item)
+        order = epoch_order(len(source), seed, epoch, stage)[at:]
+        places = inside[order].nonzero().flatten()[: count - len(drawn)]
+        drawn += [source[item] for item in order[places].tolist()]
+        position += int(places[-1]) + 1 if len(drawn) == count else len(order)
     table.positions[stage] = position
     return drawn
 

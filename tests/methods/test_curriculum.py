@@ -63,9 +63,18 @@ def test_window_with_few_prompts_repeats_them_in_every_epoch():
     assert sorted(draw(Curriculum(window=(0.1, 0.9)), table, count=12)) == [2] * 6 + [5] * 6
 
 
+def test_window_with_one_prompt_never_draws_another():
+    # In two epochs it can be first and then last, more than an epoch apart.
+    table = PassRates({item: (4.0 if item == 2 else 8.0, 8.0) for item in range(8)})
+    assert draw(Curriculum(window=(0.1, 0.9)), table, count=64) == [2] * 64
+    # 64 epochs, up to its place in the last one.
+    assert table.positions == {0: 63 * 8 + epoch_order(8, 0, 63, 0).tolist().index(2) + 1}
+
+
 def test_window_without_any_prompt_draws_in_order():
     table = PassRates(dict.fromkeys(range(8), (8.0, 8.0)))
-    assert len(draw(Curriculum(window=(0.1, 0.9)), table)) == 4
+    assert sorted(draw(Curriculum(window=(0.1, 0.9)), table)) == sorted(epoch_order(8, 0, 0, 0).tolist()[:4])
+    assert table.positions == {0: 4}
 
 
 def test_replay_draws_known_prompts_that_do_not_always_pass():
