@@ -70,7 +70,8 @@ class UpdateLoop(LightningHooks):
                 dtype=next(self.policy.parameters()).dtype,
                 memory=total_memory(self.device),
                 state_bytes=self._state_bytes,
-                devices=collectives.world_size(),
+                # Those of this node, whose memory they share.
+                devices=self.trainer.num_devices if self._trainer is not None else 1,
                 checkpointing=self.gradient_checkpointing,
             )
         return self.micro_batch_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import LlamaConfig
 import postrain as pt
 from postrain.config.tree import instantiate
 from postrain.errors import ConfigError
+from postrain.hardware import collectives
 from postrain.methods.dpo import DPO
 from postrain.methods.grpo import GRPO
 from postrain.methods.learning_rate_search import LearningRateTrials, Trial, next_factor
@@ -75,6 +77,18 @@ def test_default_micro_batch_in_python_leaves_room_for_the_reference(monkeypatch
     assert method.tokens_per_micro_batch == 7
     # Each parameter has 4 bytes of weights, 12 of gradients and AdamW, and 4 of the frozen reference.
     assert seen["state_bytes"] == 20 * sum(each.numel() for each in policy.parameters())
+    assert seen["devices"] == 1
+
+
+def test_default_micro_batch_in_python_shares_memory_with_the_ranks_of_its_node(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("postrain.methods.update_loop.micro_batch_tokens", lambda *_, **given: seen.update(given) or 7)
+    monkeypatch.setattr(collectives, "world_size", lambda: 8)
+    method = make_method("sft", tiny_model("gpt2"), micro_batch_tokens=None)
+    # 8 ranks on 4 nodes.
+    method.trainer = trainer = SimpleNamespace(num_devices=2, num_nodes=4)
+    assert method.tokens_per_micro_batch == 7
+    assert seen["devices"] == trainer.num_devices == 2
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
