@@ -80,7 +80,10 @@ def test_a_plain_trainer_trains_and_its_checkpoint_gives_the_same_logits(name, t
 
 
 # 24 rows in batches of 4: a third of a pass is two updates.
-@pytest.mark.parametrize(("name", "length"), [("sft", {"num_train_epochs": 1 / 3}), ("ppo", {"updates": 2})])
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [("sft", {"num_train_epochs": 1 / 3}), *((name, {"updates": 2}) for name in ("dpo", "grpo", "ppo"))],
+)
 def test_training_ends_with_the_schedule_when_the_trainer_has_more_epochs(name, length, capsys):
     kind, given = method_arguments(name)
     method, rates = kind(**{**given, **length}), LearningRates()
