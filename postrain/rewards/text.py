@@ -32,17 +32,23 @@ MARKS = re.compile(
 
 FRACTION = re.compile(r"(?<![\w.,/])([-+−]?\d{1,30})\s?/\s?(0{0,9}[1-9]\d{0,29})(?![\w/]|[.,]\d)")
 QUANTITY = re.compile(f"{FRACTION.pattern}|{NUMBER.pattern}")
-TEXT = r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}"
-UNIT = r"(?:[cdkm]?m|in|ft|yd|mi|units?|inch(?:es)?|feet|met(?:er|re)s?|miles?|yards?)"
+MACRO = r"\\(?:text|textbf|mathbf|mathrm|mbox)"
+TEXT = MACRO + r"\{([^{}]*)\}"
+UNIT = r"(?:[cdkm]m|ft|yd|mi|units?|inch(?:es)?|feet|(?:centi|milli|kilo)?met(?:er|re)s?|miles?|yards?)"
+BLANK = r"(?:\s|~|\\[,;: ])"
+# In running text, m and in may be a variable and a word.
+AREA = rf"(?:{BLANK}*{MACRO}\{{[\s~]*({UNIT}|m|in)\s*\}}|{BLANK}+({UNIT}))"
+POWER = r"(?:\^\{?\s*([23])(?!\d)(?:\s*\})?|([²³]))"
+MEASURE = re.compile(rf"(\d){AREA}\s*{POWER}")
 LATEX_FRACTION = re.compile(
-    r"(?:(?<![\w)}])([-+−]))?(?<![\d.,])(\d{0,9})\s?\\[dt]?frac\s*"
+    r"(?:(?<![\w)}])([-+−]))?(?<![\d.,])(\d{0,9})[ \t~]?\\[dt]?frac\s*"
     r"(?:\{\s*([-+−]?)(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
 # Markup that does not change the value of a number, and powers of ten as 6.02e23.
 MARKUP = (
     (re.compile(r"(?<![\w)*])(\*{1,3}|`)(?=[^\s*])([^*`]+)\1(?![\w*(])"), r"\2"),
     (re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})(?!\d)(?:\s*\})?"), r"e\1"),
-    (re.compile(rf"(\d(?:\s|~|\\[,;: ])*)(?:{TEXT}|({UNIT}))\s*(?:\^\{{?\s*[23](?!\d)(?:\s*\}})?|[²³])"), r"\1 \2\3 "),
+    (MEASURE, r"\1 \2\3 "),
     (re.compile(TEXT), r" \1 "),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\!|\\(?:left|right)(?![A-Za-z])|\^\{?\\circ\}?"), ""),
@@ -59,7 +65,12 @@ SPACED = re.compile(r" ?([^\w\s]) ?")
 # "n!" is not n.
 ENDING = re.compile(r"(?<![.,;:?])(?:[.,;:?]|(?<=[^\W\d_]{2})!+)+\Z")
 QUOTED = re.compile(r"\A[\"'“”‘’«»](.+)[\"'“”‘’«»]\Z", re.DOTALL)
-OPTION = re.compile(r"\A\(?([a-z])\)\Z")
+# A word or an option letter in list markers, quotes or brackets: "- yes", "(iv).", "**B"; not "-x", "C++" or "n!".
+LABEL = re.compile(
+    r"(?=.*[^\W\d_])(?:[-=]> ?|# |[-+>] (?=[^\W\d_]{2}|[A-E]\b)|[\"'“”‘’«»(\[*_` ])*"
+    r"(<)?([^\W_]+(?: [^\W_]+)*)(?(1)>)"
+    r"(?:[.,;:\"“”’«»)\]_` ]|\*\*|\?!*|(?<=[^\W\d_]{2})['!]+)*"
+)
 # "x = 5" and "48 + 24 = 72" are 5 and 72; the equation of a curve is not a number.
 LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*=")
 # What makes more of a number than its value with a unit: "2 + x", "x^2", "x-3", "1/\sqrt{2}".
@@ -164,23 +175,34 @@ def answer(completions: Sequence[str], answer: Sequence[Expected]) -> list[float
     """1 if the final answer equals the row's: by value if the row's is one number (7 = 7.00 = $7, 3/4 = 0.75), else as
     a text.
 
-    Texts are compared as by `exact`, without the punctuation and markup around them: "Positive." is positive, and (b)
-    or \\text{B} is B. Without a mark, the last number or fraction of a completion is its answer.
+    Texts are compared as by `exact`, without the punctuation and markup around them: "- Positive." is positive, and (b)
+    or \\text{B} is B. Symbols count: C++ is not C, and 25 cm^2 is 25 but not 25 cm^3. Without a mark, the last number
+    or fraction of a completion is its answer.
     """
     return _any_equal(_equals, completions, answer)
 
 
 def _equals(completion: str, expected: str) -> bool:
-    value = single_number(expected)
-    return bare(final_answer(completion)) == bare(expected) if value is None else answer_value(completion) == value
+    value, given = single_number(expected), final_answer(completion)
+    if value is None:
+        return bare(given) == bare(expected)
+    return answer_value(completion) == value and len(_powers(given) | _powers(expected)) < 2
+
+
+def _powers(text: str) -> set[str]:
+    """The power of the last unit of area or volume in a text, if there is one."""
+    return {one or "23"["²³".index(other)] for *_, one, other in MEASURE.findall(text)[-1:]}
 
 
 def bare(text: str) -> str:
-    """A text in lower case without markup, the punctuation at its end, quotes around it, parentheses around a letter,
-    and white space beside symbols."""
-    plain = SPACED.sub(r"\1", " ".join(_without_markup(text).split())).casefold()
+    """A text in lower case without markup. A label, which is letters, digits and spaces, without all punctuation around
+    it; any other text without the punctuation at its end, quotes around it and white space beside symbols."""
+    spaced = " ".join(_without_markup(text).split())
+    if label := LABEL.fullmatch(spaced):
+        return label[2].casefold()
+    plain = SPACED.sub(r"\1", spaced).casefold()
     for _ in range(2):  # a full stop inside and outside of quotes
-        plain = OPTION.sub(r"\1", QUOTED.sub(r"\1", ENDING.sub("", plain)))
+        plain = QUOTED.sub(r"\1", ENDING.sub("", plain))
     return plain or text.casefold().strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from postrain.errors import ConfigError
-from postrain.rewards.text import answer, exact, finds, length, matches, non_repetition, numeric, tagged
+from postrain.rewards.text import answer, bare, exact, finds, length, matches, non_repetition, numeric, tagged
 
 
 def test_exact_ignores_case_and_reads_the_marked_answer() -> None:
@@ -108,12 +108,79 @@ def test_markup_does_not_change_an_answer(completion: str, expected: str) -> Non
         ("<", ">"),
         ("C", "C++"),
         ("n!", "n"),
+        ("-x", "x"),
+        ("- x", "x"),
+        ("C#", "C"),
+        ("f'", "f"),
         (r"\leftarrow", r"\rightarrow"),
         ("2x^3", "2x^2"),
     ],
 )
 def test_symbols_around_an_answer_are_part_of_it(given: str, expected: str) -> None:
     assert answer([rf"\boxed{{{given}}}"] * 2, [expected, given]) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "- {}",
+        "* {}",
+        "> {}",
+        "=> {}",
+        "-> {}",
+        "# {}",
+        "({})",
+        "({}).",
+        "[{}]",
+        "<{}>",
+        "_{}_",
+        "__{}__",
+        "**{}",
+        "**{}**.",
+        '"{}',
+        '{}"',
+        '{}."',
+        "'{}'",
+        "{}?!",
+        "{}!",
+        "`{}`",
+    ],
+)
+def test_wrapper_of_a_label_does_not_count(wrapped: str) -> None:
+    labels = ("yes", "very positive", "iv")
+    assert answer([wrapped.format(label) for label in labels], labels) == [1.0] * 3
+    assert answer([wrapped.format("no")], ["yes"]) == [0.0]
+    assert bare(wrapped.format("New York")) == "new york"
+
+
+@pytest.mark.parametrize("option", ["(B)", "B)", "[B]", "<B>", "- B", "**B**", "B."])
+def test_wrapper_of_an_option_letter_does_not_count(option: str) -> None:
+    assert answer([option] * 2, ["B", "C"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "score"),
+    [
+        ("5", "5m^2", 0),
+        ("3", "3m^2", 0),
+        ("3m^3", "3m^2", 0),
+        ("5m^2", "5", 0),
+        (r"5\text{x}^2", "5", 0),
+        (r"25\text{ cm}^3", r"25 \text{ cm}^2", 0),
+        ("25 cm³", "25 cm^2", 0),
+        ("25 cm²", "25 cm^2", 1),
+        (r"25\ \mathrm{~m}^{2}", "25", 1),
+        ("25", r"25\text{ cm}^2", 1),
+        (r"25\text{ cm}^2", r"25 \text{ cm}^2", 1),
+    ],
+)
+def test_power_belongs_to_a_variable_or_a_unit(given: str, expected: str, score: float) -> None:
+    assert answer([rf"\boxed{{{given}}}"], [expected]) == [score]
+
+
+def test_mixed_number_does_not_cross_a_line() -> None:
+    # 3 and 1/2 are two numbers, 3 1/2 is 3.5
+    assert answer(["We get 3\n\\frac{1}{2}", "We get 3 \\frac{1}{2}"], ["0.5", "3.5"]) == [1.0, 1.0]
 
 
 def test_list_of_answers_accepts_each_and_a_blank_answer_is_unscorable() -> None:
@@ -127,7 +194,7 @@ def test_list_of_answers_accepts_each_and_a_blank_answer_is_unscorable() -> None
 
 def test_comparison_of_a_long_answer_takes_linear_time() -> None:
     # a search for the end at each character would take 10⁸ steps
-    for text in (" " * 20_000 + "x", "." * 20_000 + "x", "*" * 20_000, "1 " * 9_000, r"\frac{" * 5_000):
+    for text in (" " * 20_000 + "x", "." * 20_000 + "x", "*" * 20_000, "[" * 20_000, "1 " * 9_000, r"\frac{" * 5_000):
         assert answer([text], ["yes"]) == [0.0]
 
 
