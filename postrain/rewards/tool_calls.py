@@ -5,7 +5,8 @@ same functions, the same arguments; the order of parallel calls does not count. 
 letter for letter, and a row has one right value for each argument.
 
 Calls are read as JSON, and inside the tags <tool_call> also in the forms of Qwen3-Coder and GLM, whose values have no
-types: one that is JSON is read as JSON, any other as text. Leaves out the forms of Mistral, DeepSeek and Python.
+types: one that is JSON is read as JSON, any other as text; in comparisons it may be either. Leaves out the forms of
+Mistral, DeepSeek and Python.
 """
 
 from __future__ import annotations
@@ -57,20 +58,22 @@ class Verdict:
     """The same functions are called with the same arguments."""
 
 
-def find_calls(text: str, names: Collection[str] = ()) -> FoundCalls:
+def find_calls(text: str, names: Collection[str] = (), texts: Collection[tuple[str, str, Any]] = ()) -> FoundCalls:
     """The calls in <tool_call> tags, else all JSON objects with a name and arguments, after the reasoning.
 
-    In tags, and for functions of these names, a call may lack its arguments: it has none.
+    In tags, and for functions of these names, a call may lack its arguments: it has none. In tags, one of these names
+    alone is a call too. `texts` (function, argument, value): values without a type that are text even if they are JSON.
     """
     text = _without_reasoning(text)
-    tagged = [tuple(_in_tags(piece)) for piece in TAG.findall(text)]
+    tagged = [tuple(_in_tags(piece, names, texts)) for piece in TAG.findall(text)]
     calls = [call for found in tagged for call in found] if tagged else list(_untagged(text, names))
     return FoundCalls(tuple(calls), sum(not found for found in tagged))
 
 
 def compare(text: str, expected: Sequence[Mapping[str, Any]]) -> Verdict:
     """Compares the calls in a completion with the expected ones, in any order."""
-    found = find_calls(text, {call["name"] for call in expected})
+    texts = [(call["name"], *argument) for call in expected for argument in call["arguments"].items()]
+    found = find_calls(text, {call["name"] for call in expected}, texts)
     names, wanted = (Counter(call["name"] for call in side) for side in (found.calls, expected))
     calls, right = (Counter(map(_canonical, side)) for side in (found.calls, expected))
     function = found.parsed and names == wanted
@@ -129,26 +132,28 @@ def _json(text: str) -> Any:
         return None
 
 
-def _in_tags(text: str) -> Iterator[Mapping[str, Any]]:
+def _in_tags(text: str, names: Collection[str], texts: Collection[tuple[str, str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The calls of the text in a tag."""
     if calls := tuple(_as_calls(_json(text))):
         yield from calls
         return
     for name, body in FUNCTION.findall(text):
         given = _json(body)
-        yield {"name": name, "arguments": given if isinstance(given, dict) else _arguments(PARAMETER.findall(body))}
-    name, keys, _ = text.partition("<arg_key>")
-    if keys and re.fullmatch(r"[\w.-]+", name.strip()):
-        yield {"name": name.strip(), "arguments": _arguments(ARGUMENT.findall(text))}
+        pairs = PARAMETER.findall(body)
+        yield {"name": name, "arguments": given if isinstance(given, dict) else _arguments(name, pairs, texts)}
+    before, keys, _ = text.partition("<arg_key>")
+    name = before.strip()
+    if name in names if not keys else re.fullmatch(r"[\w.-]+", name):
+        yield {"name": name, "arguments": _arguments(name, ARGUMENT.findall(text), texts)}
 
 
-def _arguments(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Arguments whose values are texts without a type."""
+def _arguments(name: str, pairs: Sequence[tuple[str, str]], texts: Collection[tuple[str, str, Any]]) -> dict[str, Any]:
+    """Arguments of a function whose values have no type."""
     found = {}
     for key, text in pairs:
         value = LITERALS[text] if text in LITERALS else _json(text)
         valid = _is_nested_at_most(value, MAX_DEPTH) and (value is not None or text in ("None", "null"))
-        found[key.strip()] = value if valid else text
+        found[key.strip()] = value if valid and (name, key.strip(), text) not in texts else text
     return found
 
 

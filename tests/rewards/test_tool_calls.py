@@ -50,6 +50,30 @@ def test_untyped_values_are_read_as_json_or_as_text():
     assert call["arguments"] == {"a": "Oslo", "b": 2, "c": True, "d": None, "e": None, "f": "g"}
 
 
+@pytest.mark.parametrize("value", ["12345", "true", "None", "[1]", '"a"'])
+def test_untyped_value_is_compared_as_text_and_as_json(value):
+    forms = (
+        f"<tool_call><function=f>\n<parameter=a>\n{value}\n</parameter>\n</function></tool_call>",
+        f"<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{value}</arg_value></tool_call>",
+    )
+    (read,) = find_calls(forms[0]).calls
+    for form in forms:
+        for expected in (value, read["arguments"]["a"]):
+            assert tool_calls([form], [[{"name": "f", "arguments": {"a": expected}}]]) == [1]
+        assert tool_calls([form], [[{"name": "f", "arguments": {"a": "b"}}]]) == pytest.approx([2 / 3])
+    # values in JSON have types
+    typed = json.dumps({"name": "f", "arguments": {"a": 12345}})
+    assert tool_calls([typed], [[{"name": "f", "arguments": {"a": "12345"}}]]) == pytest.approx([2 / 3])
+
+
+def test_declared_name_alone_in_tags_is_a_call_without_arguments():
+    now = {"name": "now", "arguments": {}}
+    text = "<tool_call>now\n</tool_call>"
+    assert tool_calls([text, text + TAGGED], [[now], [ADD, now]]) == [1, 1]
+    assert find_calls(text, ["now"]).calls == (now,)
+    assert find_calls(text).malformed == find_calls("<tool_call></tool_call>", ["now"]).malformed == 1
+
+
 @pytest.mark.parametrize(
     "call", ['{"name": "now"}', '{"name": "now", "arguments": null}', '{"name": "now", "arguments": ""}']
 )
