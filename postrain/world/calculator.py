@@ -3,7 +3,8 @@
 Two call formats, by configuration. In running text the policy writes `7 + 2 =` and the environment appends ` 9.`. As a
 tool of an instruction model it writes `<calc>7 + 2</calc>` and the environment appends `<result>9</result>`. Supports
 + - * / and parentheses, × ÷ and x between numbers, thousands commas and currency signs. The expression is parsed, never
-executed. Leaves out powers, whose results can be arbitrarily large; these, and units between numbers, are errors.
+executed. Leaves out powers, whose results can be arbitrarily large; these, units between numbers and a single
+number after a word (half of 10) are errors.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SIGNS: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {ast.UAdd: oper
 ARITHMETIC = re.compile(r"[-+*/()\d. \t]*$")
 SENTENCE_END = re.compile(r"\.(?!\d)")
 PLAIN = (
-    (re.compile(r"[$€£]"), ""),
+    (re.compile(r"(?<=[-−])[$€£]"), ""),
+    (re.compile(r"[$€£]"), " "),
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
     (re.compile(r"[×·]|(?<=[\d)])\s*\bx\b\s*(?=[\d(])|(?<=\d)x(?=\d)"), "*"),
     (re.compile("÷"), "/"),
@@ -40,6 +42,10 @@ PLAIN = (
 CUT = re.compile(r"\s*(?:[+*/]|-\s)")
 # A part of more than arithmetic: "x3", "2^3", "√9".
 NAME = re.compile(r"[A-Za-z_][^\s]|[\^√%!]")
+# Words that calculate: "half of 10", "20% of 50".
+SINGLE = re.compile(r"[-+( \t]*[\d.]+[) \t]*")
+WORD = re.compile(r"\w\Z")
+PERCENT = re.compile(r"%\s*of\Z")
 MAX_CHARACTERS = 100
 """Length limit of an expression, so that parsing is cheap."""
 MALFORMED = "error"
@@ -96,14 +102,16 @@ class Calculator:
 
 
 def trailing(text: str) -> str:
-    """The arithmetic at the end of a text, after the last full stop; empty if its left operand is not arithmetic."""
+    """The arithmetic at the end of a text, after the last full stop; empty if its left operand is not arithmetic, or if
+    it is a single number after a word."""
     text = _plain(text[-2 * MAX_CHARACTERS :])
     found = ARITHMETIC.search(text)
     if not found:
         return ""
     *sentences, last = SENTENCE_END.split(found[0])
-    before = "" if sentences else text[: found.start()][-1:]
-    return "" if CUT.match(last) or NAME.match(before + last) else last
+    before = "" if sentences else text[: found.start()]
+    in_words = PERCENT.search(before) or (SINGLE.fullmatch(last) and WORD.search(before))
+    return "" if in_words or CUT.match(last) or NAME.match(before[-1:] + last) else last
 
 
 def calculate(expression: str) -> str | None:
