@@ -116,7 +116,7 @@ def trailing(text: str) -> str:
 
 def calculate(expression: str) -> str | None:
     """The value of an arithmetic expression in plain notation; None if it is invalid."""
-    text = _plain(expression.strip())
+    text = _plain(expression).strip()
     if not text or len(text) > MAX_CHARACTERS:
         return None
     try:
