@@ -152,9 +152,12 @@ def parse_tests(row: Mapping[str, Any], who: str) -> Checks | None:
             return Checks(tests=_split_tests(source, who, row.get("entry_point")))
         case [*tests] if all(isinstance(test, str) for test in tests):
             return Checks(tests=_split_tests("\n".join(tests), who, row.get("entry_point")))
-        case {"inputs": [*given], "outputs": [*wanted]} as both if len(given) == len(wanted) and not both.get(
-            "fn_name"
-        ):
+        case {"fn_name": str() as name} if name:
+            raise ConfigError(
+                f"reward: the tests of {who}: fn_name (a function call, not standard input) is not supported; write "
+                f"asserts such as assert {name}(...) == ..."
+            )
+        case {"inputs": [*given], "outputs": [*wanted]} if len(given) == len(wanted):
             pairs = [{"input": one, "output": other} for one, other in zip(given, wanted, strict=True)]
             return parse_tests({"tests": pairs}, who)
         case [*pairs] if all(isinstance(pair, Mapping) for pair in pairs):
@@ -204,10 +207,10 @@ def _split_tests(source: str, who: str, entry_point: Any) -> tuple[str, ...]:
 
 
 def _as_assert(statement: ast.stmt) -> ast.stmt:
-    """A comparison alone, such as `f(1) == 2`, as an assert."""
+    """A condition alone, such as `f(1) == 2` or `not f(1)`, as an assert."""
     match statement:
-        case ast.Expr(value=(ast.Compare() | ast.BoolOp()) as compared):
-            return ast.Assert(compared)
+        case ast.Expr(value=(ast.Compare() | ast.BoolOp() | ast.UnaryOp(op=ast.Not())) as condition):
+            return ast.Assert(condition)
     return statement
 
 

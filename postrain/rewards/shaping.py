@@ -11,6 +11,7 @@ from typing import Literal
 
 from postrain.data.repetition import distinct_ngram_share
 from postrain.errors import ConfigError
+from postrain.rewards.text import Expected
 from postrain.rewards.user_code import load_function
 
 
@@ -33,7 +34,7 @@ def overlong(completions: Sequence[str], max_words: int, cache: int) -> list[flo
 
 def cosine(
     completions: Sequence[str],
-    answer: Sequence[str | float | None],
+    answer: Sequence[Expected],
     max_words: int,
     right: Sequence[float] = (2.0, 1.0),
     wrong: Sequence[float] = (-10.0, 0.0),
@@ -58,7 +59,7 @@ def cosine(
 def length_budget(
     completions: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
-    answer: Sequence[str | float | None],
+    answer: Sequence[Expected],
     budget: Sequence[int | None] | None = None,
     tokens: int = 256,
     form: Literal["exact", "max"] = "max",

@@ -106,6 +106,7 @@ def test_program_is_the_first_python_block(completion: str, program: str) -> Non
         ("['assert f(1)']", ("assert f(1)",)),
         # a comparison alone passes whatever it returns, and other expressions test nothing
         ("f\n[1]\nf(1) == 2", ("f\n[1]\nassert f(1) == 2",)),
+        ("not f(1)\n-f(1)", ("assert not f(1)",)),
     ],
 )
 def test_tests_are_split_into_one_assert_each(tests: Any, pieces: tuple[str, ...]) -> None:
@@ -143,7 +144,11 @@ def test_row_without_tests_is_unscorable(tests: Any) -> None:
         ({"tests": "x = 1"}, "the tests of row 1 contain neither an assert nor a call: 'x = 1'"),
         ({"tests": "f\n[1]"}, "the tests of row 1 contain neither an assert nor a call"),
         ({"tests": {"inputs": [], "outputs": [1]}}, "or {inputs: [...], outputs: [...]}, got {'inputs': []"),
-        ({"tests": {"inputs": [1], "outputs": [2], "fn_name": "f"}}, "or {inputs: [...], outputs: [...]}, got"),
+        (
+            {"tests": {"inputs": [1], "outputs": [2], "fn_name": "f"}},
+            "the tests of row 1: fn_name (a function call, not",
+        ),
+        ({"tests": '{"fn_name": "f", "inputs": [[1]], "outputs": [2]}'}, "write asserts such as assert f(...) == ..."),
         ({"tests": 3}, "the tests of row 1: expected Python with asserts, a list of asserts, a list of {input: ..."),
         ({"tests": [{"in": "1"}]}, "the tests of row 1: expected text under stdin or input, got {'in': '1'}"),
         (
