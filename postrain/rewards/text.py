@@ -67,9 +67,9 @@ ENDING = re.compile(r"(?<![.,;:?])(?:[.,;:?]|(?<=[^\W\d_]{2})!+)+\Z")
 QUOTED = re.compile(r"\A[\"'“”‘’«»](.+)[\"'“”‘’«»]\Z", re.DOTALL)
 # A word or an option letter in list markers, quotes or brackets: "- yes", "(iv).", "**B"; not "-x", "C++" or "n!".
 LABEL = re.compile(
-    r"(?=.*[^\W\d_])(?:[-=]> ?|# |[-+>] (?=[^\W\d_]{2}|[A-E]\b)|[\"'“”‘’«»(\[*_` ])*"
-    r"(<)?([^\W_]+(?: [^\W_]+)*)(?(1)>)"
-    r"(?:[.,;:\"“”’«»)\]_` ]|\*\*|\?!*|(?<=[^\W\d_]{2})['!]+)*"
+    r"(?=.*[^\W\d_])(?:[-=]> ?|#+ |\.{3}|[-+>] (?=[^\W\d_]{2}|[A-E]\b)|[:…\"'“”‘’«»(\[*_` ])*"
+    r"(<)?([^\W_]+(?:[-'’ ][^\W_]+)*)(?(1)>)"
+    r"(?:[.,;:…\"“”’«»)\]_` ]|\*\*|\?!*|(?<=[^\W\d_]{2})['!]+)*"
 )
 # "x = 5" and "48 + 24 = 72" are 5 and 72; the equation of a curve is not a number.
 LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*=")
@@ -195,8 +195,8 @@ def _powers(text: str) -> set[str]:
 
 
 def bare(text: str) -> str:
-    """A text in lower case without markup. A label, which is letters, digits and spaces, without all punctuation around
-    it; any other text without the punctuation at its end, quotes around it and white space beside symbols."""
+    """A text in lower case without markup. A label, which is words or a letter, without all punctuation around it; any
+    other text without the punctuation at its end, quotes around it and white space beside symbols."""
     spaced = " ".join(_without_markup(text).split())
     if label := LABEL.fullmatch(spaced):
         return label[2].casefold()

@@ -129,6 +129,9 @@ def test_symbols_around_an_answer_are_part_of_it(given: str, expected: str) -> N
         "=> {}",
         "-> {}",
         "# {}",
+        "## {}",
+        ": {}",
+        "...{}…",
         "({})",
         "({}).",
         "[{}]",
@@ -147,8 +150,8 @@ def test_symbols_around_an_answer_are_part_of_it(given: str, expected: str) -> N
     ],
 )
 def test_wrapper_of_a_label_does_not_count(wrapped: str) -> None:
-    labels = ("yes", "very positive", "iv")
-    assert answer([wrapped.format(label) for label in labels], labels) == [1.0] * 3
+    labels = ("yes", "very positive", "iv", "twenty-one", "don't know")
+    assert answer([wrapped.format(label) for label in labels], labels) == [1.0] * 5
     assert answer([wrapped.format("no")], ["yes"]) == [0.0]
     assert bare(wrapped.format("New York")) == "new york"
 
