@@ -53,6 +53,7 @@ COMPOSED = {
     "trainer=ddp_cpu": "tests/hardware runs two ranks",
     "rollout.mode=server": "needs a server; tests/vllm_cpu runs one",
     "reward=tool_calls": "the model has to call at times, and the bundled one never does",
+    "reward=countdown": "the model has to solve a puzzle at times, and the bundled one never does",
     "REWARD_RUN": "needs a trained reward model, which tests/rewards has",
 }
 """Commands that are composed and checked but not run: a part of the command, and the reason."""
