@@ -17,7 +17,7 @@ import postrain as pt
 from postrain.config.schema import load_target
 from postrain.config.tree import instantiate
 from postrain.methods.base import Method
-from tests.training_runs import METHODS, composed, small_run
+from tests.training_runs import METHODS, composed, one_layer, small_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 ROWS = [{"prompt": f"{n} + 1 =", "chosen": f" {n + 1}.", "rejected": " no", "completion": " ok"} for n in range(12)]
@@ -40,10 +40,10 @@ def method_arguments(name: str) -> tuple[type[Method], dict[str, Any]]:
     """The class of a method and its constructor arguments."""
     node = dict(config(name)["method"])
     kind: Any = load_target(node.pop("_target_"))
-    model, tokenizer = pt.load_model("nano", head=kind.head)
+    model, tokenizer = pt.load_model(one_layer(), head=kind.head)
     components = {"model": model, "tokenizer": tokenizer, "engine": instantiate(config(name)["rollout"])}
     reward = {"reward": instantiate(config(name)["reward"])} if kind.needs_reward else {}
-    teacher = {"reference": pt.load_model("nano")[0]} if kind.needs_teacher else {}
+    teacher = {"reference": pt.load_model(one_layer())[0]} if kind.needs_teacher else {}
     return kind, {**components, **reward, **teacher, **{key: instantiate(value) for key, value in node.items()}}
 
 

@@ -108,19 +108,24 @@ def _item(annotation: Any) -> Any:
 
 
 def complete(config: DictConfig, root: type) -> DictConfig:
-    """The config completed with defaults; `root` is the dataclass of its top-level keys. Selects no group options.
+    """The config completed with defaults; `root` is the dataclass of its top-level keys. Selects no group options."""
+    plain: Any = OmegaConf.to_container(config)
+    return OmegaConf.create(completed(plain, root))
+
+
+def completed(plain: Mapping[str, Any], root: type) -> dict[str, Any]:
+    """The same for plain containers, whose references stay unresolved.
 
     A class that accepts keys of another library converts its node with `translate_config` (Hardware). Invalid parts
     stay unchanged: check.py reports them.
     """
-    plain: Any = OmegaConf.to_container(config)
     settings = renamed.config(plain)
     groups = [name for name, key in schema_of(root).keys.items() if is_group(key.annotation)]
     for name in groups:
         translate_config = getattr(schema_of(root).keys[name].annotation, "translate_config", None)
         if translate_config and is_node(settings.get(name)):
             settings[name] = translate_config(settings[name])
-    return OmegaConf.create(fill_defaults(settings, root, without=groups))
+    return fill_defaults(settings, root, without=groups)
 
 
 def fill_defaults(
