@@ -43,11 +43,13 @@ def pack_int8(weight: Tensor, bias: Tensor | None) -> Any:
     """A weight [out, in] rounded to int8 with a scale per output, in the layout of `int8_linear`."""
     scales = weight.abs().amax(1).clamp(min=1e-12) / 127
     zeros = torch.zeros(len(weight), dtype=torch.long)
+    # `quantize_per_channel` computes the same, five times as slow.
+    rounded = (weight * scales.reciprocal()[:, None]).round_().to(torch.int8)
     with warnings.catch_warnings():
         # PyTorch deprecates quantised tensors, not the operators.
         warnings.simplefilter("ignore")
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(rounded, bias)
+        quantized = torch.ops.aten._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
+    return torch.ops.quantized.linear_prepack(quantized, bias)
 
 
 def int8_linear(x: Tensor, packed: Any) -> Tensor:
