@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,10 @@ from postrain.methods.base import Method
 from postrain.models.disk_cache import disk_cached
 from postrain.models.provenance import Provenance, provenance_of, save_to_cache, unchanged
 from postrain.report.notebook import run_html
+from postrain.rollout.engine import Engine
+from postrain.rollout.local import LocalEngine
 from postrain.runs.folder import RunFolder
+from postrain.runs.resume import saved_config
 from postrain.training.config import TrainConfig
 from postrain.training.loggers import NoTracker, Tracker
 
@@ -104,7 +107,7 @@ def fit(
         adapter=loaded.adapter,
         data=method.own_data,
         reward=Deferred.of(parts.reward or parts.preference) if method.needs_reward else None,
-        rollout=parts.engine,
+        rollout=engine_of(method, resume),
         environment=parts.environment,
         trainer=Hardware(
             accelerator="gpu" if parameter.is_cuda else "mps" if parameter.is_mps else "cpu",
@@ -126,6 +129,15 @@ def fit(
         # A SystemExit would end the calling notebook or program.
         raise KeyboardInterrupt(f"{stop.signal.name}; resume with fit(resume={str(stop.folder)!r})") from None
     return Run(Path(method.trainer.default_root_dir), method, objective)
+
+
+def engine_of(method: Method, resume: str | Path | None) -> Engine:
+    """The method's engine; instead of `dtype="auto"` with the precision that the resumed run has measured."""
+    engine = method.components.engine
+    if resume is None or not isinstance(engine, LocalEngine) or engine.dtype != "auto":
+        return engine
+    saved = saved_config(RunFolder.open(resume)).get("rollout") or {}
+    return replace(engine, dtype=saved.get("dtype", engine.dtype))
 
 
 def name_rows(data: DataModule) -> None:

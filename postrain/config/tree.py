@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -212,6 +212,12 @@ def record(config: Section, group: str, key: str, value: Any) -> None:
     """Changes one key of a group in the settings that a parsed config is written with."""
     if (written := getattr(config, SETTINGS, None)) is not None:
         written[group] = {**written[group], key: value}
+
+
+def replace_key(config: Section, group: str, key: str, value: Any) -> None:
+    """Changes one key of a group, whose component is a frozen dataclass, in a config and in its settings."""
+    object.__setattr__(config, group, replace(getattr(config, group), **{key: value}))
+    record(config, group, key, value)
 
 
 def settings(config: Section) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from postrain.config.tree import settings
-from postrain.config.yaml_file import dump_yaml
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError, Interrupted, RefusedRun
 from postrain.evaluation.config import EvaluateConfig
@@ -17,14 +15,13 @@ from postrain.generation.config import GenerateConfig
 from postrain.hardware.environment import is_first_rank
 from postrain.hardware.ranks import process_group
 from postrain.hardware.trainer import matmul_precision_restored
-from postrain.jsonl import atomic_write_text
 from postrain.report import write_report
 from postrain.report.console import print_result
 from postrain.report.model_card import complete_card
-from postrain.runs.context import RunContext
+from postrain.runs.context import RunContext, write_config
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupt
-from postrain.runs.status import StatusRecorder, reported_error, writing
+from postrain.runs.status import StatusRecorder, reported_error
 from postrain.training.config import TrainConfig
 
 Config = TrainConfig | GenerateConfig | EvaluateConfig
@@ -78,8 +75,7 @@ def run_lifecycle(folder: RunFolder | None, config: Config) -> Iterator[None]:
     close = config.tracker.close if isinstance(config, TrainConfig) else None
     report = not isinstance(config, GenerateConfig) and config.report
     with folder.locked(), StatusRecorder(folder.status), report_on_exit(folder, report, close):
-        with writing(folder.config):
-            atomic_write_text(folder.config, dump_yaml(settings(config)), private=True)
+        write_config(folder, config)
         yield
 
 

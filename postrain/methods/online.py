@@ -61,6 +61,11 @@ class Online(Method):
     def steps_per_update(self) -> int:
         return self.epochs * self.minibatches_per_epoch
 
+    def recomputes_logps(self) -> bool:
+        """Whether completions in another precision than the policy's cost a forward pass, for old log-probabilities
+        that are recorded otherwise."""
+        return False
+
     def several_steps(self) -> str | None:
         """What makes the importance ratio of an update differ from 1: None if it does, else the settings."""
         return None if self.steps_per_update() > 1 else "method.epochs or method.minibatches_per_epoch above 1"

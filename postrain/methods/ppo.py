@@ -185,6 +185,9 @@ class PPO(PolicyGradient):
         tensors = (logps_BT, found.ref_logps_BT, found.values_BT, whitened_BT, returns_BT)
         return Experience(rollouts.rows, *tensors, in_loss_B, self.importance_weights(rollouts, logps_BT))
 
+    def recomputes_logps(self) -> bool:
+        return False  # `compare` computes them for every rollout
+
     def compare(self, rows: Rows) -> ReferenceScores:
         """Log-probabilities of policy and reference, and values of a shared critic."""
         return score_with_reference(

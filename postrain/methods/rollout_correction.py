@@ -55,6 +55,9 @@ class RolloutCorrection(Online):
         """Whether recorded log-probabilities are the policy's own up to rounding in float32."""
         return self.components.engine.exact_logps and self.in_float32()
 
+    def recomputes_logps(self) -> bool:
+        return self.samples_from_policy()
+
     def old_logps(self, rollouts: Rollouts) -> Tensor:
         """Old log-probabilities, [B, T], recorded while sampling or recomputed; sets `first_pass`."""
         # In lower precision engine and scorer round differently. The first ratio must be 1, so recompute.

@@ -20,6 +20,7 @@ from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backe
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
 from postrain.rollout.decode.sampling import truncates
+from postrain.rollout.decode.timing import DTYPES, DecodeTime, decode_time, precisions
 from postrain.rollout.engine import Mixture, Overlap
 from postrain.types import Completion, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
@@ -44,11 +45,14 @@ class LocalEngine:
     """Maximum number of rows decoded together. Changes memory use and speed, not the completions."""
     # No compiled decoding: on a CPU, torch.compile took 10 s to save 0.5 of 6.6 ms per step (nano, 128 rows), and it
     # does not support oneDNN's packed weights, which halve a step of SmolLM2.
-    dtype: Literal["policy", "bf16", "int8"] = "policy"
+    dtype: Literal["policy", "bf16", "int8", "auto"] = "policy"
     """Precision of decode steps: that of the policy's forward pass (bf16 with trainer.precision=bf16-mixed), bf16, or
     int8 (weights and inputs of matrix products rounded to 8 bits, on a CPU only).
     Methods then recompute old log-probabilities and weight the completions (method.rollout_importance_sampling_mode).
-    On a processor without bf16 instructions bf16 is slow and prints a warning."""
+    On a processor without bf16 instructions bf16 is slow and prints a warning.
+    auto: a training run on a CPU measures all three before its first rollout and takes bf16 or int8 if a rollout is
+    then at least 15 % faster, old log-probabilities included. The choice replaces auto in the run's config.yaml, so
+    that resume, fork and verify repeat it. policy on GPUs, in other commands and in a Trainer of your own."""
     overlap: Overlap = 0
     """1: sample the next batch before the current one is learned, as `rollout=vllm` does at the same time; off-policy
     by one update, and not faster. 0: sample each batch from the policy that learns it."""
@@ -61,7 +65,7 @@ class LocalEngine:
     @property
     def exact_logps(self) -> bool:
         """See `Engine.exact_logps`."""
-        return self.dtype == "policy" and not truncates(self.sampling) and not self.overlap
+        return self.dtype in ("policy", "auto") and not truncates(self.sampling) and not self.overlap
 
     @torch.no_grad()
     def generate(
@@ -71,13 +75,7 @@ class LocalEngine:
         if not prompts:
             return []
         policy = model.policy if isinstance(model, Mixture) else model
-        limits = stop.limits or [self.max_new_tokens] * len(prompts)
-        spec = CacheSpec(
-            slots=min(self.batch_rows, len(prompts)),
-            prompt=max(map(len, prompts)),
-            new_tokens=max(limits),
-            row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
-        )
+        spec = self._spec(prompts, stop.limits or [self.max_new_tokens] * len(prompts))
         self._check_context(policy, spec)
         on_cpu = unwrapped(policy).device.type == "cpu"
         if self.dtype == "bf16" and on_cpu:
@@ -88,8 +86,26 @@ class LocalEngine:
             backend = self._backend(model, spec)
             return DecodeLoop(backend, prompts, seeds, self.sampling, stop, slots=spec.slots).run()
 
+    def decode_times(self, model: nn.Module, prompts: Sequence[Tensor]) -> dict[str, DecodeTime]:
+        """Measures a rollout of these prompts in each precision that runs fast here, the policy's first; {} if that is
+        the only one."""
+        spec = self._spec(prompts, [self.max_new_tokens] * len(prompts))
+        with in_eval_mode(model), threads_for(model):
+            names = precisions(model, spec)
+            if names == ["policy"]:
+                return {}
+            return {name: decode_time(model, prompts, spec, self.sampling, DTYPES[name]) for name in names}
+
+    def _spec(self, prompts: Sequence[Tensor], limits: Sequence[int]) -> CacheSpec:
+        return CacheSpec(
+            slots=min(self.batch_rows, len(prompts)),
+            prompt=max(map(len, prompts)),
+            new_tokens=max(limits),
+            row=max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)),
+        )
+
     def _backend(self, model: nn.Module | Mixture, spec: CacheSpec) -> DecodeBackend:
-        dtype = {"policy": None, "bf16": torch.bfloat16, "int8": torch.int8}[self.dtype]
+        dtype = DTYPES.get(self.dtype)
         if not isinstance(model, Mixture):
             return backend_for(model, spec=spec, dtype=dtype)
         policy = backend_for(model.policy, spec=spec, dtype=dtype)

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback
 
 from postrain.config.schema import Section
-from postrain.config.tree import settings_of
-from postrain.runs.folder import RunFolder
+from postrain.config.tree import settings, settings_of
+from postrain.config.yaml_file import dump_yaml
+from postrain.jsonl import atomic_write_text
+from postrain.runs.folder import RunFolder, writing
 from postrain.runs.interrupt import Interrupt
 from postrain.runs.manifest import write_manifest
 
@@ -52,6 +54,10 @@ class RunContext:
     callbacks: Sequence[Callback] = ()
     """Further callbacks of a training run, which precede all others."""
 
+    def save_config(self, config: Section) -> None:
+        """Writes config.yaml, from which the run is resumed."""
+        write_config(self.folder, config)
+
     def save_manifest(
         self,
         config: Section,
@@ -76,3 +82,9 @@ class RunContext:
             program=self.command,
             update=update,
         )
+
+
+def write_config(folder: RunFolder, config: Section) -> None:
+    """Writes the config.yaml of a run."""
+    with writing(folder.config):
+        atomic_write_text(folder.config, dump_yaml(settings(config)), private=True)

@@ -87,6 +87,8 @@ def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Se
         what, program = ("generation", "generate") if "selection" in saved else ("training run", "train")
         raise ConfigError(f"resume: {folder.path} is a {what}; resume it with {resume_command(program, folder.path)}")
     changed = changed_config(saved, composed, overrides)
+    if not composed["allow_change"]:
+        changed = with_measured_dtype(changed, saved)
     if changed.get("fork") != saved.get("fork"):
         raise ConfigError("fork: starts a new run, and resume= continues one; leave out one of them")
     differences = differing(saved, changed)
@@ -125,6 +127,12 @@ def changed_config(saved: Mapping[str, Any], composed: Mapping[str, Any], overri
         if isinstance(changed.get("method"), dict) and changed["method"].get(key, 0) is None:
             changed = _copy_value(changed, ["method", key], saved)
     return changed
+
+
+def with_measured_dtype(config: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose `rollout.dtype=auto` is the precision that the run with the config `saved` has measured."""
+    asked, known = ((one.get("rollout") or {}).get("dtype") for one in (config, saved))
+    return _copy_value(config, ["rollout", "dtype"], saved) if asked == "auto" and known else dict(config)
 
 
 def differing(saved: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from postrain.training.finalize import finalize
 from postrain.training.nan_guard import BrokenModel, NaNGuard, check_finite
 from postrain.training.progress import ProgressLine
 from postrain.training.record_files import HeldOutFile, MetricsFile, SamplesFile
+from postrain.training.rollout_dtype import settle_rollout_dtype
 from postrain.training.throughput import Throughput
 
 LARGE_MODEL = 50_000_000
@@ -44,9 +45,12 @@ def train(config: TrainConfig, run: RunContext) -> float | None:
     """Trains in the run folder, from its newest checkpoint if there is one; returns the headline metric."""
     components = build(config)
     method, first = components.method, is_first_rank()
+    settled = settle_rollout_dtype(config, components)
     checkpoint, damaged = newest_readable(run.folder.path)
     if first:
-        announce(config, components, run, checkpoint)
+        if settled:
+            run.save_config(config)
+        announce(config, components, run, checkpoint, settled)
     loggers = make_loggers(config, run) if first else []
     for path in damaged if first else []:
         print(f"warning: {path} is damaged and was renamed to {set_aside(path).name}", file=sys.stderr)
@@ -81,8 +85,10 @@ def refusing_before_first_update(method: Method) -> Iterator[None]:
         raise RefusedRun(str(error)) from error
 
 
-def announce(config: TrainConfig, components: Components, run: RunContext, checkpoint: Path | None) -> None:
-    """Prints the audit and writes the manifest.
+def announce(
+    config: TrainConfig, components: Components, run: RunContext, checkpoint: Path | None, settled: Sequence[str]
+) -> None:
+    """Prints the audit and `settled`, a line for each setting that was measured, and writes the manifest.
 
     Raises ConfigError if an earlier session of the run had another reference or other rows.
     """
@@ -91,6 +97,7 @@ def announce(config: TrainConfig, components: Components, run: RunContext, check
         check_data(run.folder, components.audit)
     reference = components.method.components.reference
     notes = [
+        *settled,
         *training_notes(components, config.resolved, config.adapter),
         *precision_note(config.trainer, config.method, size_of(config.resolved)),
     ]

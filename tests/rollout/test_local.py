@@ -9,8 +9,9 @@ from postrain.models.scoring import score
 from postrain.rollout.decode import weights
 from postrain.rollout.decode.backend import FastBackend, PaddedBackend, SlotBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
+from postrain.rollout.decode.timing import DecodeTime, decode_time
 from postrain.seeds import derive_seed
-from postrain.types import Completion, Rows, Stop
+from postrain.types import Completion, Rows, Sampling, Stop
 from tests.engines import adapted, engine, prompts, text
 from tests.tiny import SHAPES, tiny_model
 
@@ -309,6 +310,49 @@ def test_int8_products_are_those_of_rounded_weights_and_inputs():
     assert torch.allclose(found, expected, atol=1e-4)
     assert torch.equal(found[:, 0], bias[0].expand(3))
     assert processor.supports_int8()
+
+
+def test_int8_weights_are_rounded_as_by_quantize_per_channel():
+    torch.manual_seed(0)
+    weight = torch.randn(64, 96) * torch.logspace(-4, 2, 64)[:, None]
+    scales = weight.abs().amax(1) / 127
+    found = torch.ops.quantized.linear_unpack(processor.pack_int8(weight, None))[0]
+    expected = torch.quantize_per_channel(weight, scales, torch.zeros(64, dtype=torch.long), 0, torch.qint8)
+    assert torch.equal(found.int_repr(), expected.int_repr())
+    assert torch.equal(found.q_per_channel_scales(), expected.q_per_channel_scales())
+
+
+def test_decode_times_are_of_each_precision_that_runs_fast_here():
+    model, before = tiny_model("llama"), torch.get_rng_state()
+    found = engine().decode_times(model, prompts(8))
+    bf16 = ["bf16"] if processor.supports_packed_weights(torch.bfloat16) else []
+    assert [*found] == ["policy", *bf16, "int8"]
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.autocast("cpu", torch.bfloat16):
+        # The policy's precision is bf16.
+        assert [*engine().decode_times(model, prompts(8))] == ["policy", "int8"]
+    model.decode_backends = {FastBackend: False}
+    assert engine().decode_times(model, prompts(8)) == {}
+
+
+def test_decode_times_leave_out_bf16_without_its_instructions(without_bf16_instructions):
+    assert [*engine().decode_times(tiny_model("llama"), prompts(8))] == ["policy", "int8"]
+
+
+def test_decode_time_is_that_of_the_copy_and_of_the_fastest_step():
+    # Read before and after the copy, which takes 3, and two steps, which take 4 and 2: together more than ENOUGH.
+    clock = iter([0.0, 3.0, 10.0, 14.0, 20.0, 22.0])
+    spec = CacheSpec(slots=4, prompt=8, new_tokens=12, row=20)
+    found = decode_time(tiny_model("llama"), prompts(6), spec, Sampling(12), torch.int8, lambda: next(clock))
+    assert found == DecodeTime(copying=3.0, step=2.0)
+
+
+def test_auto_samples_in_the_policys_precision_until_a_run_replaces_it():
+    model = tiny_model("llama")
+    auto, policy = (engine(dtype=dtype) for dtype in ("auto", "policy"))
+    assert auto.exact_logps
+    found = [one.generate(model, prompts(4), seeds=range(4), stop=Stop((0,))) for one in (auto, policy)]
+    assert same(*found)
 
 
 def test_int8_without_a_fast_decoder_is_refused():
