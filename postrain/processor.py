@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 CGROUP = Path("/sys/fs/cgroup")
 ONEDNN: Any = torch.ops.mkldnn
+# Not from torch.ops, whose warnings no filter of Python catches.
+_TORCH: Any = torch
 ROWS = 8
 """The number of input rows for which oneDNN chooses the weight layout; the products are equal for other numbers."""
 
@@ -48,7 +50,7 @@ def pack_int8(weight: Tensor, bias: Tensor | None) -> Any:
     with warnings.catch_warnings():
         # PyTorch deprecates quantised tensors, not the operators.
         warnings.simplefilter("ignore")
-        quantized = torch.ops.aten._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
+        quantized = _TORCH._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
     return torch.ops.quantized.linear_prepack(quantized, bias)
 
 
