@@ -2,12 +2,17 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.conf import RunDir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from postrain.config.arguments import resolved
 from postrain.config.check import check
 from postrain.config.overrides import PROGRAMS
 from postrain.config.tree import complete
 from postrain.training.config import TrainConfig
+from tests.fast_compose import hydras_own
 from tests.training_runs import CONF, METHODS, SMALL, composed, forced
 
 # Groups that tests/generation and tests/jobs compose: those of conf/generate.yaml, and pipelines.
@@ -95,6 +100,30 @@ def test_composed_config_equals_that_of_hydra(words):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         expected = resolved(complete(compose("config", forced(words)), TrainConfig))
     assert composed(words) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["method=grpo", "experiment=nano", "adapter=lora", "logger=[tensorboard,wandb]", "++method.seeds=[1,2]"],
+        ["method=ppo", "dialect=trl", "reward=weighted", "++model.path=x", "hydra.sweep.dir=y", "hydra.job.chdir=true"],
+        ["hydra/launcher=basic", "data=mix", "+evaluation/task@evaluation.tasks.win_rate=win_rate", "trainer=fsdp"],
+        ["hydra.searchpath=[file://.]", "method=mine"],
+    ],
+)
+@pytest.mark.parametrize("run_mode", [RunMode.RUN, RunMode.MULTIRUN])
+def test_faster_steps_compose_what_hydras_own_steps_compose(words, run_mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [sft]\nupdates: 3\nloss: {a: [1]}\n")
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        loader = GlobalHydra.instance().config_loader()
+        ours = [loader.load_configuration("config", words, run_mode) for _ in range(2)]
+        with hydras_own():
+            theirs = loader.load_configuration("config", words, run_mode)
+    assert [OmegaConf.to_yaml(each) for each in ours] == [OmegaConf.to_yaml(theirs)] * 2
+    assert all(OmegaConf.is_struct(each) and OmegaConf.get_type(each.hydra.run) is RunDir for each in [*ours, theirs])
 
 
 def test_every_yaml_is_an_option_a_program_or_shared():
