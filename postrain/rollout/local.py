@@ -20,7 +20,7 @@ from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backe
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
 from postrain.rollout.decode.sampling import truncates
-from postrain.rollout.decode.timing import DTYPES, DecodeTime, decode_time, precisions
+from postrain.rollout.decode.timing import DTYPES, DecodeTime, decode_times
 from postrain.rollout.engine import Mixture, Overlap
 from postrain.types import Completion, CountOrZero, Fraction, NonNegative, Sampling, Size, Stop
 
@@ -91,10 +91,7 @@ class LocalEngine:
         the only one."""
         spec = self._spec(prompts, [self.max_new_tokens] * len(prompts))
         with in_eval_mode(model), threads_for(model):
-            names = precisions(model, spec)
-            if names == ["policy"]:
-                return {}
-            return {name: decode_time(model, prompts, spec, self.sampling, DTYPES[name]) for name in names}
+            return decode_times(model, prompts, spec, self.sampling)
 
     def _spec(self, prompts: Sequence[Tensor], limits: Sequence[int]) -> CacheSpec:
         return CacheSpec(

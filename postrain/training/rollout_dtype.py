@@ -6,8 +6,7 @@ then on the same as one with this precision on the command line, and so are its 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +17,7 @@ from postrain.hardware import collectives
 from postrain.methods.online import Online
 from postrain.models.reference import in_eval_mode
 from postrain.models.scoring import score
+from postrain.rollout.decode.timing import fastest
 from postrain.rollout.local import LocalEngine, threads_for
 from postrain.training.components import Components
 from postrain.training.config import TrainConfig
@@ -25,7 +25,7 @@ from postrain.types import Rows
 
 MARGIN = 1.15
 """A lower precision is chosen if a rollout takes longer by this factor in the policy's."""
-PROBE_TOKENS = 256
+PROBE_TOKENS = 128
 """Completion tokens whose log-probabilities are timed."""
 
 
@@ -107,15 +107,11 @@ def measured(config: TrainConfig, components: Components) -> Measured:
 
 
 @torch.no_grad()
-def scoring_time(
-    policy: nn.Module, prompt: Tensor, each: int, tokens: int, clock: Callable[[], float] = time.process_time
-) -> float:
+def scoring_time(policy: nn.Module, prompt: Tensor, each: int, tokens: int) -> float:
     """CPU seconds of the log-probabilities of one of `each` completions behind a prompt."""
-    count, length = max(1, min(each, PROBE_TOKENS // tokens)), min(tokens, 2 * PROBE_TOKENS)
+    count, length = max(1, min(each, PROBE_TOKENS // tokens)), min(tokens, 4 * PROBE_TOKENS)
     ids = torch.cat([prompt, prompt[-1:].expand(length)])
     rows = Rows((ids,) * count, (torch.arange(len(ids)) >= len(prompt),) * count, (0,) * count)
     with in_eval_mode(policy), threads_for(policy):
         score(policy, rows.select([0]))  # the first pass checks how the model can be packed
-        began = clock()
-        score(policy, rows)
-        return (clock() - began) / count * tokens / length
+        return fastest(lambda: score(policy, rows)) / count * tokens / length

@@ -6,7 +6,7 @@ import torch
 from postrain import processor
 from postrain.errors import ConfigError
 from postrain.models.scoring import score
-from postrain.rollout.decode import weights
+from postrain.rollout.decode import timing, weights
 from postrain.rollout.decode.backend import FastBackend, PaddedBackend, SlotBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.timing import DecodeTime, decode_time
@@ -322,7 +322,8 @@ def test_int8_weights_are_rounded_as_by_quantize_per_channel():
     assert torch.equal(found.q_per_channel_scales(), expected.q_per_channel_scales())
 
 
-def test_decode_times_are_of_each_precision_that_runs_fast_here():
+def test_decode_times_are_of_each_precision_that_runs_fast_here(monkeypatch):
+    monkeypatch.setattr(timing, "ROUND", 0.0)
     model, before = tiny_model("llama"), torch.get_rng_state()
     found = engine().decode_times(model, prompts(8))
     bf16 = ["bf16"] if processor.supports_packed_weights(torch.bfloat16) else []
@@ -335,16 +336,18 @@ def test_decode_times_are_of_each_precision_that_runs_fast_here():
     assert engine().decode_times(model, prompts(8)) == {}
 
 
-def test_decode_times_leave_out_bf16_without_its_instructions(without_bf16_instructions):
+def test_decode_times_leave_out_bf16_without_its_instructions(without_bf16_instructions, monkeypatch):
+    monkeypatch.setattr(timing, "ROUND", 0.0)
     assert [*engine().decode_times(tiny_model("llama"), prompts(8))] == ["policy", "int8"]
 
 
 def test_decode_time_is_that_of_the_copy_and_of_the_fastest_step():
-    # Read before and after the copy, which takes 3, and two steps, which take 4 and 2: together more than ENOUGH.
-    clock = iter([0.0, 3.0, 10.0, 14.0, 20.0, 22.0])
+    # Read before and after the copy, which takes 3, and steps that take 0.2 and 0.125: together more than ENOUGH.
+    clock = iter([0.0, 3.0, 10.0, 10.2, 20.0, 20.125])
     spec = CacheSpec(slots=4, prompt=8, new_tokens=12, row=20)
     found = decode_time(tiny_model("llama"), prompts(6), spec, Sampling(12), torch.int8, lambda: next(clock))
-    assert found == DecodeTime(copying=3.0, step=2.0)
+    assert found == DecodeTime(copying=3.0, step=0.125)
+    assert found | DecodeTime(copying=2.0, step=0.5) == DecodeTime(copying=2.0, step=0.125)
 
 
 def test_auto_samples_in_the_policys_precision_until_a_run_replaces_it():

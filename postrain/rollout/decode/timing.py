@@ -22,9 +22,10 @@ from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.sampling import draw
 from postrain.types import Sampling
 
-STEPS, ENOUGH = 8, 0.1
-"""Timed steps of each precision, and the seconds after which two suffice. The fastest counts, since other processes
-interrupt some of them."""
+REPEATS, ENOUGH = 4, 0.1
+"""Repetitions of a measurement, and the seconds of it that suffice. The fastest counts: others were interrupted."""
+ROUND = 0.3
+"""Seconds of measurements after which no precision is measured again."""
 DTYPES: dict[str, torch.dtype | None] = {"policy": None, "bf16": torch.bfloat16, "int8": torch.int8}
 """The dtype of weights in decode steps, by the value of `rollout.dtype`; None is that of the forward pass."""
 
@@ -38,6 +39,10 @@ class DecodeTime:
     step: float
     """Of one token of all rows in slots."""
 
+    def __or__(self, other: DecodeTime) -> DecodeTime:
+        """The fastest of two measurements."""
+        return DecodeTime(min(self.copying, other.copying), min(self.step, other.step))
+
     def total(self, steps: int) -> float:
         """CPU seconds of a rollout."""
         return self.copying + steps * self.step
@@ -50,6 +55,20 @@ def precisions(model: nn.Module, spec: CacheSpec) -> list[str]:
         return ["policy"]
     bf16 = policy.cache_dtype != torch.bfloat16 and supports_packed_weights(torch.bfloat16)
     return ["policy", *(["bf16"] if bf16 else []), *(["int8"] if supports_int8() else [])]
+
+
+def decode_times(
+    model: nn.Module, prompts: Sequence[Tensor], spec: CacheSpec, sampling: Sampling
+) -> dict[str, DecodeTime]:
+    """The time of each precision of `precisions`; {} if there is one only."""
+    names, began = precisions(model, spec), time.process_time()
+    found: dict[str, DecodeTime] = {}
+    # In turns: other processes slow all of them down.
+    while len(names) > 1 and (not found or time.process_time() - began < ROUND):
+        for name in names:
+            taken = decode_time(model, prompts, spec, sampling, DTYPES[name])
+            found[name] = found.get(name, taken) | taken
+    return found
 
 
 @torch.no_grad()
@@ -73,11 +92,17 @@ def decode_time(
     # One token of each prompt is prefilled; the rest of the row is zeros.
     backend.admit(backend.prefill([torch.tensor(ids[:1]) for ids in numbers]), prompt_B, slots_B)
     backend.cache.start_S[:] = spec.prompt - lengths_B
-    backend.cache.length_S[:] = lengths_B + max(0, spec.new_tokens - STEPS) // 2
+    backend.cache.length_S[:] = lengths_B + max(0, spec.new_tokens - REPEATS - 1) // 2
     tokens_B, uniform_B = torch.stack([ids[-1] for ids in rows]), torch.full((spec.slots,), 0.5)
-    steps: list[float] = []
-    while len(steps) < STEPS and (len(steps) < 2 or sum(steps) < ENOUGH):
+    backend.step(tokens_B)  # the first step prepares the operators
+    return DecodeTime(copying, fastest(lambda: draw(backend.step(tokens_B), uniform_B, sampling), clock))
+
+
+def fastest(run: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    """CPU seconds of a function, measured REPEATS times, less often if it takes long."""
+    found: list[float] = []
+    while len(found) < REPEATS and sum(found) < ENOUGH:
         began = clock()
-        draw(backend.step(tokens_B), uniform_B, sampling)
-        steps.append(clock() - began)
-    return DecodeTime(copying, min(steps))
+        run()
+        found.append(clock() - began)
+    return min(found)
