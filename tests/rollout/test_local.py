@@ -342,12 +342,12 @@ def test_decode_times_leave_out_bf16_without_its_instructions(without_bf16_instr
 
 
 def test_decode_time_is_that_of_the_copy_and_of_the_fastest_step():
-    # Read before and after the copy, which takes 3, and steps that take 0.2 and 0.125: together more than ENOUGH.
-    clock = iter([0.0, 3.0, 10.0, 10.2, 20.0, 20.125])
+    # Read before and after the copy, which takes 3, and steps that take 1/16 and 3/64: together more than ENOUGH.
+    clock = iter([0.0, 3.0, 10.0, 10 + 1 / 16, 20.0, 20 + 3 / 64])
     spec = CacheSpec(slots=4, prompt=8, new_tokens=12, row=20)
     found = decode_time(tiny_model("llama"), prompts(6), spec, Sampling(12), torch.int8, lambda: next(clock))
-    assert found == DecodeTime(copying=3.0, step=0.125)
-    assert found | DecodeTime(copying=2.0, step=0.5) == DecodeTime(copying=2.0, step=0.125)
+    assert found == DecodeTime(copying=3.0, step=3 / 64)
+    assert found | DecodeTime(copying=2.0, step=0.5) == DecodeTime(copying=2.0, step=3 / 64)
 
 
 def test_auto_samples_in_the_policys_precision_until_a_run_replaces_it():
