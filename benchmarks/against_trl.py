@@ -1,7 +1,7 @@
 """Seconds per update, tokens per second and peak memory of postrain and TRL on the same token rows.
 
-    python benchmarks/against_trl.py --methods sft,reward,ppo,dpo,kto,orpo,grpo,rloo,distill --models nano,smollm2 \\
-        --trl-python TRL_VENV/bin/python --ppo-python OLD_TRL_VENV/bin/python
+    python benchmarks/against_trl.py --methods sft,dpo,ppo --models nano,smollm2 \\
+        --trl-python TRL_VENV/bin/python --old-trl-python OLD_TRL_VENV/bin/python
 
 Each measurement runs in a separate process, because peak memory is per process. The two sides alternate, so that other
 load on the machine affects both. Leaves out start-up, data loading and evaluation. Results: benchmarks/README.md.
@@ -29,6 +29,9 @@ GROUPS = {"nano": (16, 8), "smollm2": (2, 4)}
 """Prompts per update and completions per prompt of the group-relative methods; distill has one completion of each of as
 many prompts."""
 GROUPED = ("grpo", "rloo")
+METHODS = ("sft", "reward", "prm", "dpo", "kto", "orpo", "ppo", *GROUPED, "online_dpo", "nash_md", "distill")
+REMOVED = ("ppo", "nash_md", "prm")
+"""Methods that TRL 1.16 does not have any more."""
 TRL = ("TRL", "TRL, best")
 """TRL at its defaults and at its fastest settings; see run_trl.py."""
 NEW_TOKENS = 48
@@ -62,11 +65,11 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="sft,reward,ppo,dpo,kto,orpo,grpo,rloo,distill")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--models", default="nano,smollm2")
     parser.add_argument("--trl-python", help="a Python interpreter with TRL; without it only postrain is measured")
     parser.add_argument(
-        "--ppo-python", help="a Python interpreter with TRL 1.12, the last release with PPO (default: --trl-python)"
+        "--old-trl-python", help=f"a Python interpreter with TRL 1.12, the last release with {', '.join(REMOVED)}"
     )
     parser.add_argument("--rounds", type=int, default=3, help="processes per side, alternating")
     parser.add_argument("--updates", type=int, default=6, help="timed updates per process")
@@ -152,7 +155,7 @@ def run_ours(variant: str, method: str, rows: dict[str, Any], args: argparse.Nam
 
 
 def run_trl(side: str, method: str, rows: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    python = args.ppo_python or args.trl_python if method == "ppo" else args.trl_python
+    python = args.old_trl_python or args.trl_python if method in REMOVED else args.trl_python
     command = [python, HERE / "run_trl.py", "--method", method, *(["--best"] if side == TRL[1] else [])]
     return measure(command, method, rows, args)
 

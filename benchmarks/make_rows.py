@@ -22,11 +22,12 @@ from omegaconf import OmegaConf
 from postrain.config.tree import instantiate
 from postrain.data.chat import Template
 from postrain.data.conversation import Message
+from postrain.data.kinds.steps import StepLayout
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.world.rows import rows as world_rows
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
-PROMPT, COMPLETION = (16, 64), (16, 128)
+PROMPT, COMPLETION, STEP = (16, 64), (16, 128), (8, 24)
 
 Row = tuple[dict[str, Any], dict[str, Any]]
 """A row as text for postrain, and as ids for TRL."""
@@ -57,7 +58,14 @@ def main() -> None:
         found["ids"][method] = write(args.folder / f"{method}.ids.jsonl", [ids for _, ids in made])
         # A pair counts its prompt twice on both sides, as TRL computes it twice.
         offline = sum(len(value) for _, ids in made for name, value in ids.items() if name.endswith("ids"))
-        sampled = {"ppo": 1, "distill": 1, "grpo": args.group_size, "rloo": args.group_size}.get(method)
+        sampled = {
+            "ppo": 1,
+            "distill": 1,
+            "online_dpo": 2,
+            "nash_md": 2,
+            "grpo": args.group_size,
+            "rloo": args.group_size,
+        }.get(method)
         found["tokens"][method] = batch * sampled * args.new_tokens if sampled else offline / args.updates
     (args.folder / "rows.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -90,6 +98,9 @@ class RowMaker:
             "grpo": self.question,
             "rloo": self.question,
             "distill": self.question,
+            "online_dpo": self.question,
+            "nash_md": self.question,
+            "prm": self.solution,
         }
 
     def cut(self, shortest: int, longest: int) -> str:
@@ -122,6 +133,17 @@ class RowMaker:
         prompt_ids, completion_ids = self.encoded(prompt, completion)
         ids = {"input_ids": prompt_ids + completion_ids, "prompt_length": len(prompt_ids), "label": self.label}
         return {"prompt": prompt, "completion": completion, "label": self.label}, ids
+
+    def solution(self) -> Row:
+        """A chain of four steps with alternating labels; a step's label is at the last token of the step."""
+        prompt, steps = self.cut(*PROMPT), [self.cut(*STEP) for _ in range(4)]
+        labels = [step % 2 == 0 for step in range(len(steps))]
+        chain = StepLayout().chain(self.template, (Message("user", prompt),), steps)
+        ids, after = chain.row()
+        targets = torch.full((len(ids),), -100)
+        targets[after.roll(-1)] = torch.tensor(labels).long()
+        row = {"input_ids": ids.tolist(), "labels": targets.tolist()}
+        return {"prompt": prompt, "steps": steps, "labels": labels}, row
 
     def prompt(self) -> Row:
         prompt = self.cut(*PROMPT)

@@ -39,6 +39,9 @@ VARIANTS = {
     "grpo": ["method=grpo", "method.loss_type=dapo", *GROUPED],
     "rloo": ["method=rloo", "method.kl_coef=0.05", *GROUPED],
     "distill": ["method=distill"],
+    "online_dpo": ["method=online_dpo", *GROUPED],
+    "nash_md": ["method=nash_md", "method.group_size=1", "reward=learned"],
+    "prm": ["method=prm"],
     "ppo": ["method=ppo", "method.critic=separate", *PPO],
     "ppo_shared": ["method=ppo", "method.critic=shared", *PPO],
 }
@@ -65,10 +68,11 @@ def main() -> None:
 
 def overrides(args: argparse.Namespace, scratch: str) -> list[str]:
     """The config overrides of the run."""
-    online = [f"method.epochs={args.epochs}", f"reward.path={args.reward_model}"]
+    scored = args.variant.startswith("ppo") or args.variant == "nash_md"
     return [
         *VARIANTS[args.variant],
-        *(online if args.variant.startswith("ppo") else []),
+        *([f"reward.path={args.reward_model}"] if scored else []),
+        *([f"method.epochs={args.epochs}"] if args.variant.startswith("ppo") else []),
         # The teacher is a second copy of the model: its weights do not change the time.
         *([f"teacher={args.model}"] if args.variant == "distill" else []),
         *([f"method.group_size={args.group_size}"] if args.group_size > 1 else []),

@@ -1,9 +1,10 @@
 """Measures TRL: a few updates of one method on tokenised rows. Run by against_trl.py.
 
 TRL's defaults, but without gradient checkpointing, evaluation and saving, and in the precision of the other side. The
-trainers are those of TRL 1.16 (ORPO from its experimental package), except PPO: the experimental trainer of 1.12, the
-last release with it. TRL is imported inside functions, as the releases differ and postrain's environment does not have
-it. The DPO, KTO and ORPO trainers accept text only, so their tokenisation is overridden to pass the ids through.
+trainers are those of TRL 1.16 (ORPO and online DPO from its experimental package), except PPO, Nash-MD and PRM: the
+experimental trainers of 1.12, the last release with them. TRL is imported inside functions, as the releases differ and
+postrain's environment does not have it. The DPO, KTO and ORPO trainers accept text only, so their tokenisation is
+overridden to pass the ids through.
 
 `--best` chooses TRL's fastest settings: batches of rows of similar length (more evenly than `group_by_length` does with
 so few rows), reference log-probs computed before training, and denormal numbers flushed to zero.
@@ -28,6 +29,7 @@ from measure import Stopwatch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     TrainerCallback,
 )
@@ -142,6 +144,37 @@ def ppo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCa
     )
 
 
+def prm(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
+    trl_prm = import_module("trl.experimental.prm")  # gone from later releases
+    config = trl_prm.PRMConfig(**common(args, scratch), max_steps=args.updates, max_length=None)
+    model = AutoModelForTokenClassification.from_pretrained(
+        args.model, num_labels=2, dtype="float32", trust_remote_code=False
+    )
+    return trl_prm.PRMTrainer(model, config, **parts(args, rows, watch))
+
+
+def online_dpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
+    trl_online = import_module("trl.experimental.online_dpo")
+    config = trl_online.OnlineDPOConfig(**pair_settings(args, scratch))
+    return trl_online.OnlineDPOTrainer(causal(args), reward_funcs=vowels, args=config, **parts(args, rows, watch))
+
+
+def nash_md(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
+    trl_nash = import_module("trl.experimental.nash_md")  # gone from later releases
+    config = trl_nash.NashMDConfig(**pair_settings(args, scratch))
+    reference, rewards = causal(args), scalar(args.reward_model)
+    return trl_nash.NashMDTrainer(causal(args), reference, rewards, args=config, **parts(args, rows, watch))
+
+
+def pair_settings(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
+    """Common settings of online DPO and Nash-MD, with two completions per prompt. All have the maximum length."""
+    return common(args, scratch) | {
+        "max_steps": args.updates,
+        "max_new_tokens": args.new_tokens,
+        "generation_kwargs": {"min_new_tokens": args.new_tokens},
+    }
+
+
 def grpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl = import_module("trl")
     config = trl.GRPOConfig(**group_settings(args, scratch))
@@ -242,7 +275,7 @@ def scalar(path: str) -> Any:
 
 
 METHODS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "kto": kto, "orpo": orpo, "grpo": grpo, "rloo": rloo}
-METHODS |= {"distill": distill}
+METHODS |= {"distill": distill, "online_dpo": online_dpo, "nash_md": nash_md, "prm": prm}
 
 
 def main() -> None:
