@@ -38,7 +38,6 @@ SLOWER = 1.1
 TEACHER = CONF.parent / "postrain" / "assets" / "nano"
 """The teacher of distillation: an update costs the same with other weights."""
 SHORT = (
-    f"method.updates={WARMUP + UPDATES}",
     "evaluation.completions=0",
     "data.eval_rows=16",
     "report=false",
@@ -71,15 +70,16 @@ def main() -> None:
     sys.exit(1 if list(slower(found["methods"], before["methods"])) else 0)
 
 
-def run_method(method: str, out: Path, *words: str) -> int:
+def run_method(method: str, out: Path, *words: str, updates: int = WARMUP + UPDATES) -> int:
     """Runs a few updates of a method in this process and writes their times."""
     from postrain.cli.main import start  # noqa: PLC0415 - not in the process that starts the others
 
-    time_updates(Stopwatch(), out, WARMUP + UPDATES)
+    time_updates(Stopwatch(), out, updates)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["POSTRAIN_CACHE"] = f"{scratch}/cache"
         words = (*words, f"teacher={TEACHER}") if method == "distill" else words
-        return start(["train.py", f"method={method}", *SHORT, f"paths.output={scratch}", *words], CONF)
+        settings = [f"method.updates={updates}", *SHORT, f"paths.output={scratch}"]
+        return start(["train.py", f"method={method}", *settings, *words], CONF)
 
 
 def measured(method: str) -> dict[str, float]:
@@ -87,16 +87,21 @@ def measured(method: str) -> dict[str, float]:
     speed = gflop_per_second()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
-        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        command = [sys.executable, __file__, "--child", method, str(out)]
-        done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{method}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+        run_child(__file__, "--child", method, str(out))
         result = json.loads(out.read_text(encoding="utf-8"))
     seconds = median(result["cpu"][WARMUP:])
     speed = (speed + gflop_per_second()) / 2
     numbers = {"cpu": seconds, "gflop": seconds * speed, "first": result["first"], "peak_mb": result["peak_mb"]}
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+
+
+def run_child(script: str, *options: str) -> None:
+    """Runs a script in a separate process with one thread. Exits with its output if it fails."""
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, script, *options]
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(options)}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
 
 
 def gflop_per_second(seconds: float = 0.5) -> float:

@@ -1,4 +1,5 @@
-"""benchmarks/bench.py: the comparison with the committed measurement, and the updates that it times."""
+"""benchmarks/bench.py: the comparison with the committed measurement, and the updates that it times. And roofline.py:
+the operations that it counts."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 from postrain.methods.base import Method
 
@@ -44,3 +47,18 @@ def test_updates_are_timed(bench, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "out.json").read_text())
     assert len(found["cpu"]) == bench.WARMUP + bench.UPDATES
     assert min(found["first"], found["peak_mb"], *found["cpu"]) > 0
+
+
+def test_operations_of_products_and_attention_are_counted_forward_and_backward(bench):
+    counted = import_module("roofline").Products()
+    x_34, weight_54 = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
+    heads_1286 = torch.randn(1, 2, 8, 6, requires_grad=True)
+    with counted:
+        F.linear(x_34, weight_54).sum().backward()
+    # x · Wᵀ and the gradient of W: 2 × 3 · 4 · 5 each. Operands: 12 + 20 numbers, then 15 + 12, of 4 bytes.
+    assert (counted.flops, counted.bytes) == (2 * 2 * 60, 4 * (32 + 27))
+    before = counted.flops
+    with counted:
+        F.scaled_dot_product_attention(heads_1286, heads_1286, heads_1286).sum().backward()
+    # A product of queries and keys takes 2 × 2 heads · 8 · 8 · 6; two forward, five backward.
+    assert counted.flops - before == 7 * 2 * 768
