@@ -1,15 +1,19 @@
 """CPU seconds of sampling: postrain's local engine and transformers' `generate`, same prompts, one thread, float32.
 
-    OMP_NUM_THREADS=1 python benchmarks/generation.py [--models nano,smollm2] [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/generation.py [--models nano,smollm2] [--rounds 3] \
+        [--llama-python LLAMA_VENV/bin/python --gguf smollm2-F16.gguf,smollm2-Q8_0.gguf]
 
 Every completion has exactly 48 tokens at temperature 1. Prompts are 16 to 64 random tokens. The engines alternate, so
 that other load on the machine affects both; the table shows medians. A second table shows the CPU time of each engine
-by type of operation.
+by type of operation. `--gguf` measures llama.cpp with these files of the same model, in an environment that has
+llama-cpp-python, after the other engines.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +36,7 @@ from postrain.types import Stop
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NEW_TOKENS = 48
-CASES = {"nano": ((16, 8),), "smollm2": ((2, 4), (8, 8))}
+CASES = {"nano": ((16, 8),), "smollm2": ((1, 1), (2, 4), (8, 8))}
 """Prompts, and completions per prompt."""
 PARTS = {
     "products with weights": ("mm", "addmm", "_linear_pointwise"),
@@ -49,9 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="nano,smollm2")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--llama-python", default=sys.executable)
+    parser.add_argument("--gguf", default="")
     args = parser.parse_args()
+    files = args.gguf.split(",") if args.gguf else []
     torch.set_num_threads(1)
     columns = ("model", "prompts × completions", "generate CPU-s", "ours", "speed-up", "ours in bf16", "in int8")
+    columns += tuple(f"llama.cpp {Path(file).stem}" for file in files)
     print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     shares = []
     for name in args.models.split(","):
@@ -66,7 +74,8 @@ def main() -> None:
             ]
             hf, float32, bf16, int8 = measure(engines, args.rounds)
             cells = f"{prompts} × {group} | {hf:.2f} | {float32:.2f} | {hf / float32:.2f} | {bf16:.2f} | {int8:.2f}"
-            print(f"| {name} | {cells} |", flush=True)
+            others = [llama_cpp(args.llama_python, file, rows[::group], group, args.rounds) for file in files]
+            print(f"| {name} | {' | '.join([cells, *(f'{seconds:.2f}' for seconds in others)])} |", flush=True)
             shares += [
                 (f"{name} {prompts} × {group} {engine}", operator_shares(sample))
                 for engine, sample in zip(("generate", "ours"), engines, strict=False)
@@ -117,6 +126,17 @@ def measure(engines: list[Callable[[], object]], rounds: int) -> list[float]:
             sample()
             durations.append(time.process_time() - start)
     return [median(durations[1:]) for durations in seconds]
+
+
+def llama_cpp(python: str, file: str, prompts: list[Tensor], group: int, rounds: int) -> float:
+    """Median CPU seconds of llama.cpp with the weights of a GGUF file, in a separate process."""
+    request = {"prompts": [prompt.tolist() for prompt in prompts], "completions": group}
+    sent = json.dumps(request | {"new_tokens": NEW_TOKENS, "rounds": rounds})
+    command = [python, str(Path(__file__).with_name("run_llama_cpp.py")), file]
+    done = subprocess.run(command, input=sent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{file}: {done.stderr[-2000:]}")
+    return median(json.loads(done.stdout))
 
 
 def operator_shares(sample: Callable[[], object]) -> list[float]:
