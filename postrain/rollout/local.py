@@ -47,12 +47,9 @@ class LocalEngine:
     # does not support oneDNN's packed weights, which halve a step of SmolLM2.
     dtype: Literal["policy", "bf16", "int8", "auto"] = "policy"
     """Precision of decode steps: that of the policy's forward pass (bf16 with trainer.precision=bf16-mixed), bf16, or
-    int8 (weights and inputs of matrix products rounded to 8 bits, on a CPU only).
-    Methods then recompute old log-probabilities and weight the completions (method.rollout_importance_sampling_mode).
-    On a processor without bf16 instructions bf16 is slow and prints a warning.
-    auto: a training run on a CPU measures all three before its first rollout and takes bf16 or int8 if a rollout is
-    then at least 15 % faster, old log-probabilities included. The choice replaces auto in the run's config.yaml, so
-    that resume, fork and verify repeat it. policy on GPUs, in other commands and in a Trainer of your own."""
+    int8 (products rounded to 8 bits, CPU only). For bf16 and int8, old log-probabilities are recomputed and completions
+    weighted (method.rollout_importance_sampling_mode). auto: training on a CPU measures them before the first rollout;
+    one that is 15 % faster is kept in config.yaml."""
     overlap: Overlap = 0
     """1: sample the next batch before the current one is learned, as `rollout=vllm` does at the same time; off-policy
     by one update, and not faster. 0: sample each batch from the policy that learns it."""
