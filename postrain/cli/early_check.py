@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from postrain.config import renamed
 from postrain.config.check import problems_of
-from postrain.config.schema import TARGET, is_node
+from postrain.config.schema import TARGET, is_node, schema_of
 from postrain.config.static_schema import static_target
 from postrain.data.readers import existing_file
 from postrain.errors import ConfigError
@@ -54,7 +54,13 @@ def check_early(config: DictConfig, config_name: str) -> None:
     referring = [f"{path}: missing; " for path in (*_references(settings), *LEFT_OUT)]
     try:
         root = static_target(ROOTS[config_name])
-        problems = list(problems_of(_with_stand_ins(settings), root))
+        required = {name for name, key in schema_of(root).keys.items() if key.required}
+        problems = [
+            problem
+            for problem in problems_of(_with_stand_ins(settings), root)
+            # Defaults name the class of other components, such as data.quality.
+            if f" without {TARGET}" not in problem or problem.partition(":")[0] in required
+        ]
     except (LookupError, SyntaxError):  # a class that the source creates while it runs, or a user's broken file
         return
     # Without a component, references of other groups to its defaults have no value.

@@ -16,7 +16,7 @@ from postrain.config.check import check
 from postrain.config.tree import complete
 from postrain.errors import ConfigError
 from postrain.training.config import TrainConfig
-from tests.training_runs import CONF, forced
+from tests.training_runs import CONF, METHODS, forced
 
 MISTAKES: list[list[str]] = [
     ["method=dpo", "method.lerning_rate=1"],
@@ -47,6 +47,19 @@ def test_early_message_of_a_misspelt_key_equals_the_full_check(words: list[str])
 
 def test_valid_config_passes_the_early_check() -> None:
     check_early(composed(["method=grpo", "reward=weighted"]), "config")
+
+
+def test_key_of_a_component_with_a_default_class_passes_the_early_check() -> None:
+    words = ["data.quality.dedupe=true", "data.steps.joiner=x", "method.curriculum.replay=0.5", "early_stop.kl_above=3"]
+    config = composed(["method=grpo", *words])
+    check_early(config, "config")
+    whole: Any = OmegaConf.to_container(complete(config, TrainConfig), resolve=True)
+    check(whole, TrainConfig)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_default_config_of_each_method_passes_the_early_check(method: str) -> None:
+    check_early(composed([f"method={method}"]), "config")
 
 
 def test_stages_of_a_pipeline_are_checked_when_they_are_planned() -> None:
