@@ -7,13 +7,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from postrain.cli.early_check import check_early
 from postrain.config.arguments import resolved
 from postrain.config.check import check
 from postrain.config.overrides import PROGRAMS
 from postrain.config.tree import complete
 from postrain.training.config import TrainConfig
 from tests.fast_compose import hydras_own
-from tests.training_runs import CONF, METHODS, SMALL, composed, forced
+from tests.training_runs import CONF, METHODS, SMALL, composed, forced, without_defaults
 
 # Groups that tests/generation and tests/jobs compose: those of conf/generate.yaml, and pipelines.
 ELSEWHERE = ("selection", "prompts", "pipeline")
@@ -54,9 +55,13 @@ def is_elsewhere(group: str, option: str) -> bool:
 
 
 @pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if not is_elsewhere(*option)])
-def test_every_option_fits_its_constructor(group, option):
+def test_every_option_fits_its_constructor(group, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
     method = [] if group in ("method", "experiment") else ["method=ppo"]
-    check(composed([*method, f"{group}={option}", *REQUIRED.get((group, option), [])]), TrainConfig)
+    words = [*method, f"{group}={option}", *REQUIRED.get((group, option), [])]
+    check(composed(words), TrainConfig)
+    check_early(OmegaConf.create(without_defaults("config", words)), "config")
 
 
 @pytest.mark.parametrize("model", GPU_MODELS)

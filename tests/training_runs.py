@@ -62,7 +62,7 @@ def composed(overrides: Sequence[str], program: str = "config") -> dict:
     Reading and merging about thirty files takes longer than most tests. It is done once per set of chosen options.
     Values are then set as Hydra sets them (tests/test_configs.py compares).
     """
-    plain = completed(_overridden(program, overrides), root_of(program))
+    plain = completed(without_defaults(program, overrides), root_of(program))
     found = _with_values(plain, plain)
     # OmegaConf resolves all references, but its containers take most of the time of this function.
     if "${" in str(found):
@@ -88,10 +88,10 @@ def _with_values(part: Any, whole: Any) -> Any:
 
 def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:
     """The config with unresolved interpolations; replaces Hydra's `compose`."""
-    return OmegaConf.create(completed(_overridden(program, overrides), root_of(program)))
+    return OmegaConf.create(completed(without_defaults(program, overrides), root_of(program)))
 
 
-def _overridden(program: str, overrides: Sequence[str]) -> dict[str, Any]:
+def without_defaults(program: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the chosen options with the values of the overrides, without defaults."""
     words = [_parsed(word) for word in forced(overrides)]
     chosen = tuple(str(word.input_line) for word in words if _is_option(word))

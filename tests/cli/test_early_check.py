@@ -16,7 +16,7 @@ from postrain.config.check import check
 from postrain.config.tree import complete
 from postrain.errors import ConfigError
 from postrain.training.config import TrainConfig
-from tests.training_runs import CONF, METHODS, forced
+from tests.training_runs import CONF, forced
 
 MISTAKES: list[list[str]] = [
     ["method=dpo", "method.lerning_rate=1"],
@@ -55,11 +55,6 @@ def test_key_of_a_component_with_a_default_class_passes_the_early_check() -> Non
     check_early(config, "config")
     whole: Any = OmegaConf.to_container(complete(config, TrainConfig), resolve=True)
     check(whole, TrainConfig)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_default_config_of_each_method_passes_the_early_check(method: str) -> None:
-    check_early(composed([f"method={method}"]), "config")
 
 
 def test_stages_of_a_pipeline_are_checked_when_they_are_planned() -> None:
