@@ -155,24 +155,21 @@ def prm(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCa
 
 def online_dpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl_online = import_module("trl.experimental.online_dpo")
-    config = trl_online.OnlineDPOConfig(**pair_settings(args, scratch))
+    config = trl_online.OnlineDPOConfig(**sampling_settings(args, scratch, "max_new_tokens"))
     return trl_online.OnlineDPOTrainer(causal(args), reward_funcs=vowels, args=config, **parts(args, rows, watch))
 
 
 def nash_md(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     trl_nash = import_module("trl.experimental.nash_md")  # gone from later releases
-    config = trl_nash.NashMDConfig(**pair_settings(args, scratch))
+    config = trl_nash.NashMDConfig(**sampling_settings(args, scratch, "max_new_tokens"))
     reference, rewards = causal(args), scalar(args.reward_model)
     return trl_nash.NashMDTrainer(causal(args), reference, rewards, args=config, **parts(args, rows, watch))
 
 
-def pair_settings(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
-    """Common settings of online DPO and Nash-MD, with two completions per prompt. All have the maximum length."""
-    return common(args, scratch) | {
-        "max_steps": args.updates,
-        "max_new_tokens": args.new_tokens,
-        "generation_kwargs": {"min_new_tokens": args.new_tokens},
-    }
+def sampling_settings(args: argparse.Namespace, scratch: str, limit: str = "max_completion_length") -> dict[str, Any]:
+    """Common settings of methods that sample; all completions have the maximum length, whose name is `limit`."""
+    sampling = {limit: args.new_tokens, "generation_kwargs": {"min_new_tokens": args.new_tokens}}
+    return common(args, scratch) | sampling | {"max_steps": args.updates}
 
 
 def grpo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
@@ -190,24 +187,14 @@ def rloo(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchC
 def distill(args: argparse.Namespace, rows: list[dict[str, Any]], watch: StopwatchCallback, scratch: str) -> Any:
     """On-policy, reverse KL (both are TRL's defaults); the teacher is a second copy of the model."""
     trl = import_module("trl")
-    settings = common(args, scratch) | {
-        "max_steps": args.updates,
-        "max_completion_length": args.new_tokens,
-        "generation_kwargs": {"min_new_tokens": args.new_tokens},
-    }
-    config = trl.DistillationConfig(**settings)
+    config = trl.DistillationConfig(**sampling_settings(args, scratch))
     return trl.DistillationTrainer(causal(args), causal(args), args=config, **parts(args, rows, watch))
 
 
 def group_settings(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
-    """Common settings of GRPO and RLOO. Batch sizes count completions; all completions have the maximum length."""
-    return common(args, scratch) | {
-        "per_device_train_batch_size": args.batch_size * args.group_size,
-        "num_generations": args.group_size,
-        "max_steps": args.updates,
-        "max_completion_length": args.new_tokens,
-        "generation_kwargs": {"min_new_tokens": args.new_tokens},
-    }
+    """Common settings of GRPO and RLOO. Batch sizes count completions."""
+    batch = {"per_device_train_batch_size": args.batch_size * args.group_size, "num_generations": args.group_size}
+    return sampling_settings(args, scratch) | batch
 
 
 def grouped_by_length(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
