@@ -1,6 +1,6 @@
 """CPU seconds of sampling: postrain's local engine and transformers' `generate`, same prompts, one thread, float32.
 
-    OMP_NUM_THREADS=1 python benchmarks/generation.py [--models nano,smollm2] [--rounds 3] \
+    OMP_NUM_THREADS=1 python benchmarks/generation.py [--models nano,smollm2] [--rounds 3] \\
         [--llama-python LLAMA_VENV/bin/python --gguf smollm2-F16.gguf,smollm2-Q8_0.gguf]
 
 Every completion has exactly 48 tokens at temperature 1. Prompts are 16 to 64 random tokens. The engines alternate, so
