@@ -29,8 +29,8 @@ interpolation_map = defaults_list._create_interpolation_map
 known: dict[tuple[str, str], Any] = {}
 plain: dict[int, Any] = {}
 """The content of the configs in `known`, by their id."""
-
-hydra: dict[tuple[tuple[str, str], ...], DictConfig] = {}
+typed_configs: dict[tuple[tuple[str, str], ...], DictConfig] = {}
+"""Hydra's own configs, by the files that were merged."""
 
 Plain = dict[str, Any]
 
@@ -57,9 +57,9 @@ def merge_files(self: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> D
     """Merges the files as plain dictionaries, into Hydra's own typed config, which is merged once."""
     typed = [default for default in defaults if default.config_path.startswith("hydra/")]
     key = tuple((repo.load_config(default.config_path).path, default.config_path) for default in typed)
-    if key not in hydra:
+    if key not in typed_configs:
         # Hydra moves the nodes of what it reads into the result.
-        hydra[key] = merge_in_hydra(self, typed, copy.deepcopy(repo))
+        typed_configs[key] = merge_in_hydra(self, typed, copy.deepcopy(repo))
     own: Plain = {}
     for default in defaults:
         if default in typed:
@@ -70,7 +70,7 @@ def merge_files(self: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> D
         for name in reversed(package.split(".") if package else []):
             content = {name: content}
         merge(own, content)
-    merged = copy.deepcopy(hydra[key])
+    merged = copy.deepcopy(typed_configs[key])
     with flag_override(merged, "no_deepcopy_set_nodes", True):
         merged.merge_with(own)
     return merged
