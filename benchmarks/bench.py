@@ -3,8 +3,8 @@
     make bench                                  # all methods, under ten minutes; prints a table
     python benchmarks/bench.py --methods sft,grpo --write
 
-The unit of comparison is the time of an update relative to matrix products of the same run, so that machines can be
-compared: GFLOP of float32 products that take as long as the update, on one thread. A method is marked if it takes 10 %
+The unit of comparison is the time of an update relative to matrix products of the same run, for machines of the same
+kind: GFLOP of float32 products that take as long as the update, on one thread. A method is marked if it takes 10 %
 more than in benchmarks/bench.json; `--write` replaces that file. Each method runs in a separate process, because peak
 memory is per process.
 """
