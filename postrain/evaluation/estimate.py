@@ -233,7 +233,7 @@ class Estimate:
     def ratio_gap(cls, mine: TotalsCounts, theirs: TotalsCounts) -> Estimate:
         """The ratio of `mine` minus that of `theirs`, as in `ratio`, over the same items with counts of their own.
 
-        Items of both are left out together. If one item has most of a count, the interval is infinite.
+        Items of both are left out together. If one item has all of a count, the interval is infinite.
         """
         items = [item for item in zip(*mine, *theirs, strict=True) if item[1] or item[3]]
         sums = [sum(column) for column in zip(*items, strict=True)]
@@ -244,7 +244,7 @@ class Estimate:
             return total / count - other_total / other_count
 
         value = gap(*sums)
-        if max(max(item[1], item[3]) for item in items) >= min(sums[1], sums[3]):
+        if any(item[1] == sums[1] or item[3] == sums[3] for item in items):
             return cls._of(jackknife_interval(value, [value]), len(items))
         without = [gap(*(whole - one for whole, one in zip(sums, item, strict=True))) for item in items]
         return cls.jackknife(value, without)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, sqrt
+from math import exp, inf, sqrt
 
 import pytest
 
@@ -98,6 +98,19 @@ def test_change_of_a_mean_over_sampled_tokens_is_a_difference_of_ratios_over_the
     # Without row 1, 2, 3: 6 / 6, 10 / 5, 8 / 7.
     expected = Estimate.jackknife(12 / 9, [1, 2, 8 / 7])
     assert (change.value, change.low, change.high, change.n) == pytest.approx((12 / 9, expected.low, expected.high, 3))
+
+
+def test_change_has_an_interval_if_a_completion_is_longer_than_all_before_training() -> None:
+    # Before training a loss of 0 over 4 tokens; after it 26 / 16. Without row 1: 6 / 6, without another: 24 / 14.
+    change = HeldOutRows([0.0] * 4, [20.0, 2.0, 2.0, 2.0], [10, 2, 2, 2], [1] * 4).change()
+    # The mean 43 / 28 is 15 / 28 above the first and 5 / 28 below the others: a sum of squares of 300 / 784.
+    half = student(3) * sqrt(3 / 4 * 300 / 784)
+    assert (change.value, change.low, change.high) == pytest.approx((1.625, 1.625 - half, 1.625 + half))
+
+
+def test_change_has_no_interval_if_one_completion_has_all_tokens() -> None:
+    change = HeldOutRows([0.0, 0.0], [2.0, 0.0], [4, 0], [1, 1]).change()
+    assert (change.value, change.low, change.high) == (0.5, -inf, inf)
 
 
 def test_rows_of_other_data_and_damaged_lines_give_no_interval() -> None:
