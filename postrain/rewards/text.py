@@ -30,7 +30,7 @@ MARKS = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 
-FRACTION = re.compile(r"(?<![\w.,/])([-+−]?\d{1,30})\s?/\s?(0{0,9}[1-9]\d{0,29})(?![\w/]|[.,]\d)")
+FRACTION = re.compile(r"(?<![\w.,/])([-+−]?\d{1,30})\s?/\s?([-−]?0{0,9}[1-9]\d{0,29})(?![\w/]|[.,]\d)")
 QUANTITY = re.compile(f"{FRACTION.pattern}|{NUMBER.pattern}")
 MACRO = r"\\(?:text|textbf|mathbf|mathrm|mbox)"
 TEXT = MACRO + r"\{([^{}]*)\}"
@@ -41,8 +41,8 @@ AREA = rf"(?:{BLANK}*{MACRO}\{{[\s~]*({UNIT}|m|in)\s*\}}|{BLANK}+({UNIT}))"
 POWER = r"(?:\^\{?\s*([23])(?!\d)(?:\s*\})?|([²³]))"
 MEASURE = re.compile(rf"(\d){AREA}\s*{POWER}")
 LATEX_FRACTION = re.compile(
-    r"(?:(?<![\w)}])([-+−]))?(?<![\d.,])(\d{0,9})[ \t~]?\\[dt]?frac\s*"
-    r"(?:\{\s*([-+−]?)(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+    r"(?:(?<![\w)}])([-+−]))?(?<![\d.,])(\d{0,9})[ \t~]?\\[cdt]?frac\s*"
+    r"(?:\{\s*(?:([-+−])\s*)?(\d+)\s*\}|(\d))\s*(?:\{\s*(?:([-+−])\s*)?(\d+)\s*\}|(\d))"
 )
 # Markup that does not change the value of a number, and powers of ten as 6.02e23.
 MARKUP = (
@@ -50,7 +50,8 @@ MARKUP = (
     (re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[x×·*])\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})(?!\d)(?:\s*\})?"), r"e\1"),
     (MEASURE, r"\1 \2\3 "),
     (re.compile(TEXT), r" \1 "),
-    (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\[cdt]frac"), r"\\frac"),
+    (re.compile(r"\\(?:thick)?(?:approx|simeq)(?![A-Za-z])"), " ≈ "),
     (re.compile(r"\\!|\\(?:left|right)(?![A-Za-z])|\^\{?\\circ\}?"), ""),
     (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
     (re.compile(r"\{,\}"), ","),
@@ -71,10 +72,10 @@ LABEL = re.compile(
     r"(<)?([^\W_]+(?:[-'’ ][^\W_]+)*)(?(1)>)"
     r"(?:[.,;:…\"“”’«»)\]_` ]|\*\*|\?!*|(?<=[^\W\d_]{2})['!]+)*"
 )
-# "x = 5" and "48 + 24 = 72" are 5 and 72; the equation of a curve is not a number.
-LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*=")
+# "x = 5", "≈ 5" and "48 + 24 = 72" are 5, 5 and 72; the equation of a curve is not a number.
+LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*[=≈]")
 # What makes more of a number than its value with a unit: "2 + x", "x^2", "x-3", "1/\sqrt{2}".
-OPERATORS = re.compile(r"[\\^_√+*=<>≤≥±]|[-−/]\s*\0|\0\s*[-−]")
+OPERATORS = re.compile(r"[\\^_√+*=≈<>≤≥±]|[-−/]\s*\0|\0\s*[-−]")
 
 
 def marked_answer(text: str) -> str | None:
@@ -126,19 +127,19 @@ def _without_markup(text: str) -> str:
 
 
 def _fraction(found: re.Match[str]) -> str:
-    r"""A fraction in LaTeX as a/b; a mixed number, 1\frac{1}{2}, as 3/2."""
-    sign, whole, inner, *digits = (group or "" for group in found.groups())
-    above, below = "".join(digits[:2]), "".join(digits[2:])
-    if whole and len(above + below) < 19:
+    r"""A fraction in LaTeX as a/b, with the sign in front; a mixed number, 1\frac{1}{2}, as 3/2."""
+    sign, whole, sign_above, above, digit_above, sign_below, below, digit_below = (one or "" for one in found.groups())
+    above, below = above + digit_above, below + digit_below
+    if whole and len(above + below) < 19 and not sign_above + sign_below:
         above, whole = str(int(whole) * int(below) + int(above)), ""
-    negative = (sign in MINUS) != (inner in MINUS)
+    negative = sum(one in MINUS for one in (sign, sign_above, sign_below)) % 2
     return f" {'-' if negative else ''}{f'{whole} ' if whole else ''}{above}/{below}"
 
 
 def _value(quantity: re.Match[str]) -> Fraction:
     above, below, number = quantity.groups()
     value = Decimal((above or number).replace(",", "").replace("−", "-"))
-    return Fraction(value) / int(below or 1)
+    return Fraction(value) / int((below or "1").replace("−", "-"))
 
 
 def spellings(expected: Expected) -> list[str]:
@@ -172,8 +173,8 @@ def numeric(completions: Sequence[str], answer: Sequence[Expected]) -> list[floa
 
 
 def answer(completions: Sequence[str], answer: Sequence[Expected]) -> list[float | None]:
-    """1 if the final answer equals the row's: by value if the row's is one number (7 = 7.00 = $7, 3/4 = 0.75), else as
-    a text.
+    """1 if the final answer equals the row's: by value if the row's is one number (7 = 7.00 = $7 = \\approx 7,
+    -3/4 = \\frac{3}{-4} = -0.75), else as a text.
 
     Texts are compared as by `exact`, without the punctuation and markup around them: "- Positive." is positive, and (b)
     or \\text{B} is B. Symbols count: C++ is not C, and 25 cm^2 is 25 but not 25 cm^3. Without a mark, the last number

@@ -51,6 +51,13 @@ def test_answer_compares_numbers_by_value_and_other_answers_as_text() -> None:
         ("<answer>48 + 24 = 72</answer>", "72", 1),
         ("So 7.", "1/0", 0),
         (r"\boxed{x-\frac{3}{4}}", "-0.75", 0),
+        (r"\boxed{x \approx 72}", "72", 1),
+        (r"\boxed{72 \approx 73}", "72", 0),
+        (r"\boxed{x \approx 72 + y}", "72", 0),
+        (r"\boxed{\not\approx 72}", "72", 0),
+        (r"\boxed{\frac{3}{-4}}", "0.75", 0),
+        # not -(1 + 3/4)
+        (r"\boxed{1\frac{3}{-4}}", "-1.75", 0),
     ],
 )
 def test_answer_of_several_numbers_is_not_compared_by_its_last(completion: str, expected: str, score: float) -> None:
@@ -80,6 +87,15 @@ def test_answer_of_one_number_is_compared_by_value(expected: str | float) -> Non
         ("“Paris.”", "Paris"),
         (r"\boxed{\frac{-3}{4}}", "-3/4"),
         (r"\boxed{-\frac{-3}{4}}", "3/4"),
+        (r"\boxed{\frac{3}{-4}}", "-3/4"),
+        (r"\boxed{\dfrac{-3}{- 4}}", "0.75"),
+        (r"\boxed{-\frac{3}{-4}}", "0.75"),
+        (r"\boxed{3/-4}", "-0.75"),
+        ("-0.75", r"\cfrac{3}{-4}"),
+        (r"\boxed{\approx 72}", "72"),
+        (r"so $x\approx72$.", "72"),
+        (r"\boxed{\simeq -\frac{3}{4}}", "-0.75"),
+        ("72", r"$\approx 72$"),
         (r"\boxed{\frac 34}", "3/4"),
         (r"\boxed{\frac{3}4}", "3/4"),
         # 1 + 1/2
@@ -197,7 +213,15 @@ def test_list_of_answers_accepts_each_and_a_blank_answer_is_unscorable() -> None
 
 def test_comparison_of_a_long_answer_takes_linear_time() -> None:
     # a search for the end at each character would take 10⁸ steps
-    for text in (" " * 20_000 + "x", "." * 20_000 + "x", "*" * 20_000, "[" * 20_000, "1 " * 9_000, r"\frac{" * 5_000):
+    for text in (
+        " " * 20_000 + "x",
+        "." * 20_000 + "x",
+        "*" * 20_000,
+        "[" * 20_000,
+        "1 " * 9_000,
+        r"\frac{" * 5_000,
+        r"\frac{" + " " * 20_000,
+    ):
         assert answer([text], ["yes"]) == [0.0]
 
 
