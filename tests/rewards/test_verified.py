@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,11 +26,16 @@ class Mathematics:
 
     def parse(self, text: str, *, parsing_timeout: int | None) -> list[str]:
         self.limits.add(parsing_timeout)
+        if parsing_timeout is None:
+            logging.getLogger("math_verify.parser").warning("Timeout is disabled as parsing_timeout is None")
+            logging.getLogger("math_verify.parser").warning("another")
         inner = text.removeprefix(r"\boxed{").removesuffix("}") if text.startswith(r"\boxed{") else text
         return [{r"\frac{1}{2}": "0.5", "1/2": "0.5"}.get(word, word) for word in inner.split()[-1:]]
 
     def verify(self, gold: list[str], found: list[str], *, timeout_seconds: int | None) -> bool:
         self.limits.add(timeout_seconds)
+        if timeout_seconds is None:
+            logging.getLogger("math_verify.grader").warning("Timeout is disabled as timeout_seconds is None or <= 0")
         return gold == found
 
 
@@ -62,10 +68,12 @@ def test_currency_is_not_mathematics(mathematics: Mathematics, completion: str, 
     assert math_equal([completion], [expected]) == [1.0]
 
 
-def test_no_time_limit_inside_another(mathematics: Mathematics) -> None:
+def test_no_time_limit_inside_another(mathematics: Mathematics, caplog: pytest.LogCaptureFixture) -> None:
     with time_limit(60, "reward", "r.py"):
         math_equal(["1"], ["1"])
     assert mathematics.limits == {None}
+    # Of the library's warnings only that about its time limit is hidden; the answer and the completion are parsed.
+    assert caplog.messages == ["another"] * 2
 
 
 def test_missing_or_unreadable_answer_is_unscorable(mathematics: Mathematics) -> None:
