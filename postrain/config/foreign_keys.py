@@ -114,7 +114,11 @@ FOREIGN_KEYS = (
         "method.group_size samples",
     ),
     ForeignKey("beta kl_beta kl_coeff kl_coef init_kl_coef kl_loss_coef kl_penalty_coef", "method.beta method.kl_coef"),
-    ForeignKey("epsilon clip clip_range cliprange clip_eps clip_ratio ppo_clip", "method.clip_low method.clip_high"),
+    ForeignKey(
+        "epsilon clip clip_range cliprange clip_eps clip_ratio ppo_clip",
+        "method.clip_low method.clip_high",
+        note="set both for a symmetric clip",
+    ),
     ForeignKey("epsilon_low clip_ratio_low", "method.clip_low"),
     ForeignKey("epsilon_high clip_ratio_high", "method.clip_high"),
     ForeignKey("cliprange_value", "method.value_clip"),

@@ -10,7 +10,6 @@ KEYS = {
     "method.sync_mix": "method.ref_mixup_alpha",
     "method.length_weight": "method.ld_alpha",
     "method.nll_coef": "method.sft_coef",
-    "method.clip": "method.clip_low",
     "method.ratio_ceiling": "method.loss_options.delta",
     "method.delta": "method.loss_options.delta",
     "method.objective": "method.loss",
@@ -36,6 +35,9 @@ KEYS = {
     "selection.principles": "principles",
     "sweep.picture": "sweep.plot",
 }
+SAVED_KEYS = {"method.clip": "method.clip_low"}
+"""Keys in the configs of earlier runs only. The one clip of PPO is its clip_low with clip_high=null, but that of GRPO
+has a default of its own: both are to be set."""
 SYNONYMS = {
     "teacher": "reference",
     "method.num_generations": "method.group_size",

@@ -18,6 +18,7 @@ from postrain.config.old_names import (
     METRICS,
     NUMBERS,
     OPTIONS,
+    SAVED_KEYS,
     STUDY,
     SYNONYMS,
     TASK,
@@ -142,7 +143,7 @@ def _default(entry: Mapping[Any, Any]) -> dict[Any, Any]:
 def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
     """A config of plain containers with new names; `quiet` prints no notes, for a config of an earlier version."""
     found = {str(name): _new_classes(value, quiet) for name, value in plain.items()}
-    for old, new in {**KEYS, **SYNONYMS}.items():
+    for old, new in {**KEYS, **SYNONYMS, **(SAVED_KEYS if quiet else {})}.items():
         if _get(found, old.split("."), ...) is not ...:
             _set(found, new.split("."), _pop(found, old.split(".")))
             if not quiet and old not in SYNONYMS:

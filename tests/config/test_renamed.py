@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from postrain.cli.user_conf import use_user_conf
 from postrain.config import old_names, renamed
+from postrain.config.foreign_keys import suggest_key
 from postrain.config.groups import groups_of, listing
 from postrain.config.overrides import forced
 from postrain.config.tree import complete
@@ -37,7 +38,6 @@ def announced_once():
         ("method.reference_logps=none", "method.reference_free=true"),
         ("method.ratio=sequence", "method.loss_options.importance_sampling_level=sequence"),
         ("method.objective=cispo", "method.loss=cispo"),
-        ("method.clip=0.3", "method.clip_low=0.3"),
         ("method.delta=4", "method.loss_options.delta=4"),
         ("method.ratio_other=1", "method.ratio_other=1"),
         ("method.num_generations=4", "method.group_size=4"),
@@ -70,6 +70,15 @@ def announced_once():
 def test_old_override_gets_its_new_name(old, new):
     assert renamed.override(old) == new
     assert renamed.override(new) == new
+
+
+def test_one_clip_is_refused_and_both_clips_are_named():
+    # GRPO has a default for each clip, so clip_low=0.3 would leave the upper one at 0.2.
+    assert renamed.override("method.clip=0.3") == "method.clip=0.3"
+    assert renamed.config({"method": {"clip": 0.3}}) == {"method": {"clip": 0.3}}
+    assert suggest_key("method.clip", {"method.clip_low", "method.clip_high"}.__contains__) == (
+        "did you mean method.clip_low or method.clip_high? (set both for a symmetric clip)"
+    )
 
 
 def test_list_of_old_values_of_different_keys_is_one_line():
@@ -136,13 +145,14 @@ def test_new_name_is_printed_once(capsys):
 
 def test_saved_config_is_read_with_new_keys(tmp_path, capsys):
     old = {
-        "method": {"aggregation": "dapo", "scale": "none", "reference_logps": "fresh", "delta": None},
+        "method": {"aggregation": "dapo", "scale": "none", "reference_logps": "fresh", "delta": None, "clip": 0.3},
         "evaluation": {"measures": {"wins": {"against": "x"}, "kl": {}}, "tasks": {"gold": {}}},
         "keep": {"count": 1},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     assert saved_config(RunFolder(tmp_path)) == {
         "method": {
+            "clip_low": 0.3,
             "loss_options": {"delta": None},
             "scale_rewards": "none",
             "loss_type": "dapo",
@@ -189,7 +199,7 @@ def test_no_source_file_uses_an_old_name():
         *old_names.METRIC_FAMILIES,
     ]
     # The beginning of present names.
-    beginnings = ("undecided", "method.scale", "method.ratio", "method.mask_truncated", "method.clip")
+    beginnings = ("undecided", "method.scale", "method.ratio", "method.mask_truncated")
     old = [name for name in old if name not in beginnings]
     table = CONF.parent / "postrain" / "config" / "old_names.py"
     files = [path for folder in ("conf", "sweep", "postrain") for path in (CONF.parent / folder).rglob("*.*")]
