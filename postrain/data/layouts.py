@@ -200,7 +200,8 @@ class Fields:
         return first, self.values[first]
 
     def find(self, part: str) -> tuple[str, Any] | None:
-        """Like `peek`, and marks all columns of the part as used. Raises Malformed for bytes that are not text."""
+        """Like `peek`, and marks all columns of the part as used. Raises Malformed for bytes that are not text, and for
+        NaN."""
         columns = self.layout.parts[part]
         if not columns:
             return None
@@ -208,6 +209,11 @@ class Fields:
         found = self.peek(part)
         if found and isinstance(found[1], Binary):
             raise Malformed(f"{found[0]} holds bytes that are not UTF-8 text; convert the column to text")
+        if found and isinstance(found[1], float) and math.isnan(found[1]):
+            raise Malformed(
+                f"{found[0]} is NaN, a missing value of pandas; drop the row, as with "
+                f"frame.dropna(subset=[{found[0]!r}]), or replace NaN by null"
+            )
         return found
 
     def optional(self, part: str) -> tuple[str, Any] | None:

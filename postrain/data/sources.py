@@ -105,6 +105,8 @@ class Rows(Source):
         is_dataset = hasattr(self.rows, "with_format")
         if isinstance(self.rows, Mapping) and is_dataset:
             raise ConfigError(f"data: expected one split, got a DatasetDict; choose one of {names(self.rows)}")
+        if hasattr(self.rows, "to_dict") and not is_dataset:
+            raise ConfigError('data: expected a list of rows, got a DataFrame; write data=frame.to_dict("records")')
         given = rows_of(self.rows) if is_dataset else self.rows
         if not isinstance(given, Iterable) or isinstance(given, Mapping):
             raise ConfigError(

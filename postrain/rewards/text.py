@@ -143,9 +143,9 @@ def _value(quantity: re.Match[str]) -> Fraction:
 
 
 def spellings(expected: Expected) -> list[str]:
-    """The final answers of a row, without blank ones."""
+    """The final answers of a row, without blank ones and NaN, a missing value of pandas."""
     listed = expected if isinstance(expected, list | tuple) else [expected]
-    return [found for one in listed if one is not None and (found := final_answer(str(one)))]
+    return [found for one in listed if one is not None and one == one and (found := final_answer(str(one)))]
 
 
 def _any_equal(

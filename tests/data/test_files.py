@@ -158,6 +158,20 @@ def test_dictionary_of_splits_given_from_python_is_refused_with_their_names(save
         Rows(rows=splits).load(eval_rows=1)
 
 
+def test_data_frame_given_from_python_is_refused_with_the_call_for_its_rows():
+    class Frame:
+        """Fake of a DataFrame: iterates over the names of its columns."""
+
+        def __iter__(self):
+            return iter(["prompt"])
+
+        def to_dict(self, orient):
+            return [{"prompt": "a"}]
+
+    with pytest.raises(ConfigError, match=r'got a DataFrame; write data=frame\.to_dict\("records"\)$'):
+        Rows(rows=Frame()).load(eval_rows=1)
+
+
 def test_damaged_data_set_is_a_one_line_error(saved, tmp_path):
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a data set written by save_to_disk") as caught:

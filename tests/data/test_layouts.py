@@ -303,7 +303,7 @@ def test_row_of_weight_zero_is_dropped_and_counted(weight, records):
 
 @pytest.mark.parametrize("weight", [0.5, float("nan"), "heavy", [1]])
 def test_row_weights_other_than_zero_and_one_are_refused_except_for_prompts(weight):
-    with pytest.raises(ConfigError, match="line 1: weight has to be"):
+    with pytest.raises(ConfigError, match=r"line 1: weight (has to be|is NaN)"):
         parse_one({"prompt": "a", "completion": "b", "weight": weight})
     assert parse_one({"prompt": "a", "weight": weight}).columns["weight"] is weight
 
@@ -317,7 +317,26 @@ def test_unused_columns_and_fields_are_counted_by_name():
     assert found.unused == {"source": 2, "score": 1, "messages.id": 1}
 
 
-@pytest.mark.parametrize("margin", [float("nan"), float("inf"), 10**400, True, Cell("big")])
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": "a", "completion": float("nan")}, "completion"),
+        ({"question": float("nan"), "answer": "b"}, "question"),
+        ({"text": float("nan")}, "text"),
+        ({"prompt": "a", "chosen": "b", "rejected": float("nan")}, "rejected"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "margin"),
+    ],
+)
+def test_nan_is_refused_with_its_row_column_and_remedy(row, column):
+    with pytest.raises(ConfigError) as caught:
+        parse_one(row)
+    assert str(caught.value) == (
+        f"rows.jsonl, line 1: {column} is NaN, a missing value of pandas; drop the row, as with "
+        f"frame.dropna(subset=['{column}']), or replace NaN by null"
+    )
+
+
+@pytest.mark.parametrize("margin", [float("inf"), 10**400, True, Cell("big")])
 def test_non_finite_margin_is_refused(margin):
     with pytest.raises(ConfigError, match="line 1: margin has to be a finite number, got"):
         parse_one({"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin})

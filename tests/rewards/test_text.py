@@ -208,7 +208,7 @@ def test_list_of_answers_accepts_each_and_a_blank_answer_is_unscorable() -> None
     assert exact(["five", "5", "fiv"], [spellings] * 3) == [1.0, 1.0, 0.0]
     assert numeric(["so 5.0", "6"], [spellings] * 2) == [1.0, 0.0]
     for reward in (answer, exact, numeric):
-        assert reward(["a", "a", "a"], ["", " ", []]) == [None] * 3
+        assert reward(["a", "a", "a", "nan"], ["", " ", [], float("nan")]) == [None] * 4
 
 
 def test_comparison_of_a_long_answer_takes_linear_time() -> None:
