@@ -214,6 +214,13 @@ def record(config: Section, group: str, key: str, value: Any) -> None:
         written[group] = {**written[group], key: value}
 
 
+def leave_out(config: Section, group: str, key: str) -> None:
+    """Removes one key of a group, which has no effect, from the settings that a config is written with."""
+    written = settings_of(config)
+    rest = {name: value for name, value in written[group].items() if name != key}
+    object.__setattr__(config, SETTINGS, {**written, group: rest})
+
+
 def replace_key(config: Section, group: str, key: str, value: Any) -> None:
     """Changes one key of a group, whose component is a frozen dataclass, in a config and in its settings."""
     object.__setattr__(config, group, replace(getattr(config, group), **{key: value}))

@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
-from postrain.config import renamed
 from postrain.config.masking import masked
 from postrain.config.tree import SESSION
 from postrain.evaluation.completions import gold_parts
@@ -36,7 +35,7 @@ from postrain.rewards.base import columns_read, is_model_based, nan_to_none
 from postrain.rollout.environment import SingleTurn
 from postrain.runs.folder import RunFolder
 from postrain.runs.forks import checkpoint_of, settings_since
-from postrain.runs.resume import read_config
+from postrain.runs.resume import current, read_config
 from postrain.training.checkpoints import is_whole
 from postrain.training.config import TrainConfig
 from postrain.training.evaluation import samples
@@ -51,8 +50,7 @@ def check_inputs(found: Findings, run: RunFolder, repeated: RunFolder) -> None:
     manifest, now = read_json(run.manifest), read_json(repeated.manifest)
     saved = masked(plain(read_config(run)))
     ours, theirs = (
-        {k: v for k, v in each.items() if k not in SESSION}
-        for each in (renamed.config(_get(manifest, "config"), quiet=True), saved)
+        {k: v for k, v in each.items() if k not in SESSION} for each in (current(_get(manifest, "config")), saved)
     )
     found.records("config", "manifest.json against config.yaml: config", ours, theirs)
     for part, key, what in (

@@ -79,7 +79,8 @@ class Method(UpdateLoop):
     updates: Count = 100
     """Length of the run in updates, one global batch each."""
     num_train_epochs: Positive | None = None
-    """Length of the run in passes over the training rows, instead of `updates`; 1.5 is one and a half."""
+    """Length of the run in passes over the training rows, instead of `updates`, which config.yaml then does not have;
+    1.5 is one and a half."""
     batch_size: Size = 16
     """Rows, pairs or prompts in a global batch, over all ranks."""
     learning_rate: Positive | Literal["auto"] | Multiple | None = None

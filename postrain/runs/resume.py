@@ -73,7 +73,17 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
         raise ConfigError(f"{folder.config} cannot be read as the config of a run ({reason}); {REMEDY}") from None
     if not isinstance(config, dict) or not config:
         raise ConfigError(f"{folder.config} is not the config of a run: expected keys and values; {REMEDY}")
-    return renamed.config(config, quiet=True)
+    return current(config)
+
+
+def current(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of an earlier version as this one writes it: with new names, and without `method.updates` if
+    `method.num_train_epochs` sets the length."""
+    found = renamed.config(config, quiet=True)
+    method = found.get("method")
+    if isinstance(method, Mapping) and method.get("num_train_epochs") is not None:
+        found["method"] = {name: value for name, value in method.items() if name != "updates"}
+    return found
 
 
 def resumed_config(folder: RunFolder, composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from postrain.config.paths import CONF
 from postrain.config.schema import TARGET, Confirm, Deferred, Paths, Section, SuppliedArguments
-from postrain.config.tree import record
+from postrain.config.tree import leave_out, record
 from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.evaluator import Evaluation
@@ -172,6 +172,8 @@ class TrainConfig(Section):
         if self.method.micro_batch_tokens is None:
             self.method.micro_batch_tokens = self.micro_batch_tokens
             record(self, "method", "micro_batch_tokens", self.micro_batch_tokens)
+        if self.method.num_train_epochs is not None:
+            leave_out(self, "method", "updates")
 
     @cached_property
     def default_learning_rate(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from omegaconf import OmegaConf
 
 from postrain.config import old_names
 from postrain.config.schema import load_target
-from postrain.config.tree import instantiate
+from postrain.config.tree import instantiate, parse, settings
 from postrain.data.audit import Audit
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.rendering import clock_at
 from postrain.errors import ConfigError
+from postrain.runs.context import write_config
 from postrain.runs.folder import RunFolder
-from postrain.runs.resume import check_data, saved_config
+from postrain.runs.resume import check_data, differing, saved_config
+from postrain.training.config import TrainConfig
 from tests.data.helpers import UNMARKED, byte_tokenizer, write_lines
-from tests.training_runs import composed, final_state, records, resumed, same, small_run
+from tests.training_runs import composed, final_state, records, resumed, same, small_run, train_config
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + UNMARKED
 
@@ -123,6 +126,29 @@ def test_moved_class_paths_of_earlier_versions_are_resolved(tmp_path):
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(old)))
     assert load_target(saved_config(RunFolder(tmp_path))["data"]["steps"]["_target_"]) is StepLayout
     assert all(map(load_target, old_names.CLASSES.values()))
+
+
+def test_config_of_a_run_in_epochs_has_no_updates(tmp_path):
+    folder = RunFolder(tmp_path)
+    config = train_config(["method=sft", "method.num_train_epochs=2"])
+    config.check()
+    write_config(folder, config)
+    saved = saved_config(folder)
+    assert ("updates" in saved["method"], saved["method"]["num_train_epochs"]) == (False, 2)
+    again = parse(saved, TrainConfig)
+    again.check()
+    assert differing(saved, settings(again)) == []
+    # A config that was created in Python; the updates of its method are later computed from the rows.
+    created = replace(config)
+    created.check()
+    created.method.updates, created.method.num_train_epochs = 7, None
+    assert settings(created)["method"].keys() == saved["method"].keys()
+    assert settings(created)["method"]["num_train_epochs"] == 2
+    # As earlier versions wrote it.
+    folder.config.write_text("method: {updates: 100, num_train_epochs: 2}")
+    assert saved_config(folder) == {"method": {"num_train_epochs": 2}}
+    folder.config.write_text("method: {updates: 100, num_train_epochs: null}")
+    assert saved_config(folder) == {"method": {"updates": 100, "num_train_epochs": None}}
 
 
 def test_pissa_run_resumes_bit_for_bit(tmp_path):
