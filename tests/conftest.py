@@ -36,10 +36,13 @@ def _temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fast_compose() -> Iterator[None]:
-    """Nearly every test of a run composes its config."""
+def _fast_runs() -> Iterator[None]:
+    """Nearly every test of a run composes its config and loads the bundled model."""
+    from tests import shared_models  # noqa: PLC0415 - the process that distributes the tests does without
+
     with pytest.MonkeyPatch.context() as patched:
         fast_compose.apply(patched)
+        shared_models.apply(patched)
         yield
 
 

@@ -14,6 +14,7 @@ import pytest
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, base, flag_override, grammar_parser
@@ -87,7 +88,13 @@ def merge(into: Plain, part: Plain) -> None:
             into[key] = value
 
 
+def mode_of_flags(self: Hydra, config_name: str | None, overrides: list[str]) -> None:
+    """None: the flags of the command line decide between a run and a multirun. Hydra composes the config an additional
+    time to read `hydra.mode`, which no file in conf/ sets."""
+
+
 FASTER = [
+    (Hydra, "get_mode", mode_of_flags),
     (ConfigRepository, "load_config", load_config),
     (defaults_list, "_create_interpolation_map", create_interpolation_map),
     (ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_files),

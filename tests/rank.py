@@ -39,7 +39,7 @@ from postrain.runs.folder import RunFolder
 from postrain.runs.status import remove_checkpoint
 from postrain.training import train  # noqa: F401 (before the fork: all of torch, transformers and Lightning)
 from postrain.types import RewardBatch
-from tests import fast_compose
+from tests import fast_compose, shared_models
 from tests.evaluation.fake_eval_model import eval_model, make_prompts
 from tests.models.test_weight_sync import adapted
 from tests.tiny import tiny_model
@@ -122,7 +122,9 @@ def main() -> None:
     """
     gc.freeze()
     gc.enable()
-    fast_compose.apply(pytest.MonkeyPatch())
+    patched = pytest.MonkeyPatch()
+    fast_compose.apply(patched)
+    shared_models.apply(patched)
     output = Path(sys.argv[1])
     methods = ([*shallow(method), "trainer=ddp_cpu", f"name={method}"] for method in METHODS)
     shards = ([*sharded(name), *FSDP, f"name={name}"] for name in SHARDED)
