@@ -31,7 +31,7 @@ from postrain.config.trust import RestrictedValue, UntrustedFolder, restricted_v
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, Kind, references, resolved
-from postrain.jobs.problems import Problems, parsed
+from postrain.jobs.problems import Problems, check_metrics, parsed
 from postrain.jobs.quantities import claim_problems
 from postrain.jobs.session import PROGRAMS
 from postrain.jobs.stages import check_seeds, over_seeds, split, stage_overrides, stages_of, unused
@@ -258,6 +258,8 @@ class SweepPlanner:
             self.composer.untrusted.check(config, self.program.config)
         ready = parsed(config, self.program.config, CHECKED)
         confirm = [format_override(one.key, one.value) for one in restricted_values(config, self.program.config)]
+        if self.kind == "train" and not confirm:
+            check_metrics(self.study)
         return _hashed(settings(ready)), tuple(confirm)
 
 

@@ -95,6 +95,26 @@ def test_all_mistakes_are_reported_before_the_first_job(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_misspelt_metrics_are_refused_before_the_first_job(tmp_path, capsys):
+    program = Program()
+    words = ("-m", "method=sft", "seed=0,1", "sweep.metric=eval/perplexty", "sweep.columns=[eval/kl/exct,gold/mine]")
+    assert sweep(program, *words, f"paths.sweeps={tmp_path}/none") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: sweep.metric: no run measures eval/perplexty; did you mean eval/perplexity? (in all 2 jobs)",
+        "sweep.columns: no run measures eval/kl/exct; did you mean eval/kl/exact? (in all 2 jobs)",
+    ]
+    assert (program.ran, (tmp_path / "none").exists()) == ([], False)
+
+
+def test_metric_of_user_code_is_not_checked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def score(completions):\n    return [1.0] * len(completions)\n")
+    program = Program()
+    words = ("method=ppo", "reward=function", "reward.function=mine.py:score", "seed=0,1", "sweep.metric=eval/kl/exct")
+    assert sweep(program, "-m", *words, "paths.sweeps=sweeps") == 0
+    assert program.ran == ["seed=0", "seed=1"]
+
+
 def test_missing_data_file_of_one_job_is_reported_before_the_first_job(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows").mkdir()
