@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from markdown.extensions.toc import slugify
 
+from docs.generator.logged import words
 from docs.generator.pages import DOCS, expand
 from docs.generator.reference import public_names
 from postrain import evaluate
@@ -28,7 +29,7 @@ from postrain.jobs import pipeline, sweep
 from postrain.metrics import declarations
 from postrain.report import __main__ as report
 from tests.cli.test_main import run
-from tests.training_runs import CONF, METHODS, SMALL, small_run
+from tests.training_runs import CONF, METHODS, SMALL, small_run, train_config
 
 ROOT = CONF.parent
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -251,6 +252,11 @@ def pages():
     """The README and every page as on the site; method pages list three metrics, without the runs that find them."""
     expanded = {page: expand(page.read_text(), lambda method: ("loss", "eval/loss", "gold/total")) for page in PAGES}
     return {ROOT / "README.md": TEXTS[ROOT / "README.md"], **expanded}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_run_that_finds_the_metrics_of_a_method_page_has_a_valid_config(method):
+    train_config(words(method))
 
 
 def test_links_lead_to_files_and_anchors(pages):
