@@ -39,7 +39,8 @@ class Row:
     """One row of a source, before conversion to a record."""
 
     number: int
-    """Line, from 1, or index in a data set, from 0; numbered consecutively over the files of a table."""
+    """Line, or row given from Python, from 1; index in a data set, from 0. Numbered consecutively over the files of a
+    table."""
     values: Mapping[str, Any]
 
 

@@ -101,7 +101,7 @@ class Rows(Source):
     rows: Any
 
     def load(self, *, eval_rows: int) -> Loaded:
-        """Raises ConfigError for other types."""
+        """Rows count from 1, as the lines of the file of `fit`. Raises ConfigError for other types."""
         is_dataset = hasattr(self.rows, "with_format")
         if isinstance(self.rows, Mapping) and is_dataset:
             raise ConfigError(f"data: expected one split, got a DatasetDict; choose one of {names(self.rows)}")
@@ -112,7 +112,7 @@ class Rows(Source):
             raise ConfigError(
                 f"data: expected a list of rows, a path or a datasets.Dataset, got {abbreviate(self.rows)}"
             )
-        return Loaded(make_table("data", "row", enumerate(map(_mapping, given))), None)
+        return Loaded(make_table("data", "row", enumerate(map(_mapping, given), start=1)), None)
 
 
 def _mapping(row: Any) -> Mapping[str, Any]:

@@ -68,7 +68,7 @@ def test_calls_are_rendered_one_by_one_since_a_template_may_refuse_their_content
 
 def test_template_that_refuses_most_rows_is_an_error_with_the_first_and_a_remedy():
     message = (
-        r"data, row 1: the chat template refuses the conversation: no system; so it does with 2 of 3 rows; use another "
+        r"data, row 2: the chat template refuses the conversation: no system; so it does with 2 of 3 rows; use another "
         r"data\.template, such as alpaca, or change the rows"
     )
     with pytest.raises(ConfigError, match=message):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import postrain as pt
 from postrain.cli import verify as command
 from postrain.errors import ConfigError
 from postrain.jobs.findings import Findings
@@ -22,7 +23,7 @@ from postrain.jobs.verify import Region, choose_regions, differences, re_execute
 from postrain.jobs.verify_records import check_consistency
 from postrain.runs.folder import RunFolder
 from postrain.runs.manifest import hardware, versions
-from tests.training_runs import shallow, small_run
+from tests.training_runs import one_layer, shallow, small_run
 
 ROWS = [{"prompt": f"Tom saw {n} dogs.", "completion": f"Mia saw {n} cats."} for n in range(24)]
 SHORT = ("method.batch_size=4", "evaluation.completions=2", "data.eval_rows=4", "evaluation.every=1")
@@ -75,6 +76,14 @@ def test_honest_run_is_verified_and_gets_a_receipt(run, capsys):
     assert receipt["notes"] == []
     assert receipt["compared"]["the repeated evaluation"] > 0
     assert "re-executed: updates 2 to 3 (2 of 3 updates" in capsys.readouterr().out
+
+
+def test_run_on_rows_given_from_python_is_verified(tmp_path):
+    """Its rows count from 1, as the lines of the file from which they are read again."""
+    model, tokenizer = pt.load_model(one_layer())
+    run = pt.SFT(model, tokenizer, data=ROWS, updates=2, batch_size=4).fit(output=tmp_path, report=False)
+    assert {record["row"] for record in RunFolder(run.path).samples.read()} <= {*range(1, 25)}
+    assert verified(RunFolder(run.path))["mismatches"] == []
 
 
 def test_changes_in_a_region_are_named_by_file_and_update(run, capsys):
