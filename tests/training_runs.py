@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import postrain as pt
 from postrain.cli.main import root_of
+from postrain.config.references import with_references
 from postrain.config.tree import completed, parse
 from postrain.hardware.checkpoint_io import FileCheckpointIO
 from postrain.jobs.session import TRAIN, execute
@@ -37,7 +37,6 @@ from tests.fast_compose import CONF
 TEACHER = "POSTRAIN_TEST_TEACHER"
 ONE_LAYER = "POSTRAIN_TEST_ONE_LAYER"
 """Environment variables with the folders of models that a process makes for itself and its children."""
-REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 # Three updates on few rows: the smallest run that uses every component.
@@ -62,28 +61,7 @@ def composed(overrides: Sequence[str], program: str = "config") -> dict:
     Reading and merging about thirty files takes longer than most tests. It is done once per set of chosen options.
     Values are then set as Hydra sets them (tests/test_configs.py compares).
     """
-    plain = completed(without_defaults(program, overrides), root_of(program))
-    found = _with_values(plain, plain)
-    # OmegaConf resolves all references, but its containers take most of the time of this function.
-    if "${" in str(found):
-        found = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
-    assert isinstance(found, dict)
-    return found
-
-
-def _with_values(part: Any, whole: Any) -> Any:
-    """A copy of a part of a config in which references to plain values, such as ${data.completion_tokens}, are these
-    values."""
-    if isinstance(part, dict):
-        return {key: _with_values(value, whole) for key, value in part.items()}
-    if isinstance(part, list):
-        return [_with_values(value, whole) for value in part]
-    if not isinstance(part, str) or not (reference := REFERENCE.fullmatch(part)):
-        return part
-    found = whole
-    for key in reference[1].split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return part if found is None or isinstance(found, dict | list) else found
+    return with_references(completed(without_defaults(program, overrides), root_of(program)))
 
 
 def unresolved(program: str, overrides: Sequence[str]) -> DictConfig:

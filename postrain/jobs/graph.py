@@ -14,10 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from omegaconf import OmegaConf
-
-from postrain.config.arguments import resolved as resolved_config
 from postrain.config.override_text import format_override
+from postrain.config.references import with_references
 from postrain.config.tree import SESSION
 from postrain.runs.folder import config_hash, is_started
 from postrain.runs.status import Status
@@ -112,7 +110,7 @@ def references(jobs: Sequence[Job], root: Path, seed: int | None = None) -> dict
 
 def resolved(job: Job, stages: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Config and overrides of a job with every reference resolved; `stages` has the values of `${stages...}`."""
-    config = resolved_config(OmegaConf.create({**job.config, "stages": stages, "words": list(job.overrides)}))
+    config = with_references({**job.config, "stages": stages, "words": job.overrides})
     overrides = config.pop("words")
     del config["stages"]
     return config, overrides
