@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class ConfigError(ValueError):
@@ -65,7 +65,12 @@ class RefusedRun(ConfigError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises mistakes as one-line ConfigErrors."""
+    """An ArgumentParser that raises mistakes as one-line ConfigErrors, and takes arguments before and after options."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - overloads
+        """Also for `why RUN --update 2 KEY=VALUE`, in which `argparse` takes KEY=VALUE for unknown."""
+        found, unknown = self.parse_known_args(args, namespace)
+        return self.parse_intermixed_args(args, namespace) if unknown else found
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the options")

@@ -41,7 +41,7 @@ def parser() -> Parser:
     )
     found.add_argument("run", metavar="A", help="a run folder, or overrides; without a method, of method=grpo")
     found.add_argument("other", metavar="B", help="another one")
-    found.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of both")
+    found.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings of both")
     found.add_argument("--update", type=int, default=1, metavar="N", help="the update of A to measure; default: 1")
     found.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
     return found

@@ -38,7 +38,7 @@ def parser() -> Parser:
         "gradient from N times the samples, for several baselines, scalings, aggregations and group sizes.",
     )
     found.add_argument("run", metavar="RUN", help="a run folder, or overrides, as in method=grpo")
-    found.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changed settings of the run")
+    found.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changed settings of the run")
     found.add_argument(
         "--factor", type=int, default=64, metavar="N", help="samples, in those of an update; default: 64"
     )

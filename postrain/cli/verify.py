@@ -38,7 +38,9 @@ def parser() -> Parser:
         f"evaluation, and all records against each other. Writes RUN/{FILE}.",
     )
     found.add_argument("run", metavar="RUN", help="a run folder")
-    found.add_argument("confirm", metavar="KEY=VALUE", nargs="*", help="values of RUN that name code or an address")
+    found.add_argument(
+        "confirm", metavar="KEY=VALUE", nargs="*", default=[], help="values of RUN that name code or an address"
+    )
     found.add_argument("--updates", type=int, default=3, help="updates of a region, after a checkpoint; default 3")
     found.add_argument("--regions", type=int, default=1, help="random regions; default 1")
     found.add_argument("--evaluation", action="store_true", help="also repeat the whole evaluation of the last update")

@@ -24,7 +24,9 @@ def parser() -> Parser:
         "order: the held-out loss, or the held-out reward of a method that samples. Writes RUN/why/.",
     )
     found.add_argument("run", metavar="RUN", help="a run folder")
-    found.add_argument("confirm", metavar="KEY=VALUE", nargs="*", help="values of RUN that name code or an address")
+    found.add_argument(
+        "confirm", metavar="KEY=VALUE", nargs="*", default=[], help="values of RUN that name code or an address"
+    )
     found.add_argument("--update", type=int, required=True, help="the update, from 1")
     found.add_argument("--rows", type=int, default=5, help="rows to show from either end; default 5")
     return found

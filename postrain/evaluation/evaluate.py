@@ -161,7 +161,9 @@ def run_tasks(
                 results[name] = EvalResult(metrics={}, notes=(str(error),))
                 failed.append(name)
         seconds[name] = time.perf_counter() - start
-    console.print(f"model   {one.name}: {len(tasks)} tasks in {duration(sum(seconds.values()))}")
+    console.print(
+        f"model   {one.name}: {len(tasks)} task{'s' * (len(tasks) != 1)} in {duration(sum(seconds.values()))}"
+    )
     return ModelResults(
         name=one.name,
         path=one.path,
