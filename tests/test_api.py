@@ -153,6 +153,13 @@ def test_a_model_may_be_named_by_a_path():
         (lambda model, tokenizer: ANY.DPO(model, tokenizer, lr=1e-5, epochs=3),
          ["DPO: unknown argument lr; did you mean learning_rate?",
           "DPO: unknown argument epochs; did you mean num_train_epochs or updates?"]),
+        (lambda model, tokenizer: ANY.Distill(model, tokenizer, teacher="RUN"),
+         ["Distill: unknown argument teacher; did you mean reference?"]),
+        (lambda model, tokenizer: ANY.SFT(model, tokenizer, peft_config=pt.LoRA(r=8)),
+         ["SFT: unknown argument peft_config; give it to the model, as in load_model(NAME, adapter=LoRA(r=8))"]),
+        (lambda model, tokenizer: ANY.PPO(model, tokenizer, reward="RUN").fit(),
+         ["reward: expected a function of (prompts, completions, **columns), got 'RUN'; a reward model is "
+          "postrain.rewards.reward_model.OutcomeRewardModel(path=RUN)"]),
         (lambda model, _: ANY.LoRA(rank=8), ["LoRA: unknown argument rank; did you mean r?"]),
         (lambda model, _: ANY.DataModule([], max_seq_len=9),
          ["DataModule: unknown argument max_seq_len; did you mean max_length?"]),

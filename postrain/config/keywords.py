@@ -9,9 +9,12 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from postrain.config.foreign_keys import suggest_argument
+from postrain.config.old_names import SYNONYMS
 from postrain.errors import ConfigError
 
 Target = TypeVar("Target", bound=Callable[..., Any])
+OF_LOAD_MODEL = ("adapter", "peft_config", "lora_config")
+"""Arguments of methods in other libraries that belong to the model here."""
 
 
 def refuse_unknown_keywords(target: Target) -> Target:
@@ -37,6 +40,9 @@ def _checked(function: Callable[..., Any], name: str) -> Any:
 
 def _problems(name: str, unknown: list[str], known: list[str]) -> Iterator[str]:
     for word in unknown:
-        near = suggest_argument(word, known) or get_close_matches(word, known, n=1, cutoff=0.7)
+        near = [SYNONYMS[word]] if SYNONYMS.get(word) in known else suggest_argument(word, known)
+        near = near or get_close_matches(word, known, n=1, cutoff=0.7)
         hint = f"did you mean {' or '.join(near)}?" if near else f"its arguments are {', '.join(known)}"
+        if word in OF_LOAD_MODEL:
+            hint = "give it to the model, as in load_model(NAME, adapter=LoRA(r=8))"
         yield f"{name}: unknown argument {word}; {hint}"

@@ -69,7 +69,10 @@ class Function:
     def of(cls, call: Callable[..., Any]) -> Self:
         """A Python function as a reward. Raises ConfigError if it is not callable."""
         if not callable(call):
-            raise ConfigError(f"reward: expected a function of (prompts, completions, **columns), got {preview(call)}")
+            raise ConfigError(
+                f"reward: expected a function of (prompts, completions, **columns), got {preview(call)}; a reward "
+                "model is postrain.rewards.reward_model.OutcomeRewardModel(path=RUN)"
+            )
         made = cls.__new__(cls)
         name, file = getattr(call, "__name__", type(call).__name__), source_location(call)[0]
         # A resumed run can import it, unless it is a lambda, a nested function, or defined in a notebook.
