@@ -25,6 +25,7 @@ from yaml import YAMLError
 from postrain.cli.early_check import check_early
 from postrain.cli.resume_auto import with_newest_run
 from postrain.cli.resume_hints import resume_hint, with_full_resume_commands
+from postrain.cli.transformers_files import reuse_file_list
 from postrain.cli.user_conf import use_user_conf
 from postrain.config.arguments import full_hydra_errors, resolved, split_cfg_flags, to_config_error
 from postrain.config.check import check
@@ -139,6 +140,7 @@ def programs() -> Mapping[str, Any]:
     """
     gc.disable()
     try:
+        reuse_file_list()
         from postrain.jobs.session import PROGRAMS  # noqa: PLC0415 - start-up time
     finally:
         gc.freeze()
