@@ -155,6 +155,8 @@ def test_a_model_may_be_named_by_a_path():
           "DPO: unknown argument epochs; did you mean num_train_epochs or updates?"]),
         (lambda model, tokenizer: ANY.Distill(model, tokenizer, teacher="RUN"),
          ["Distill: unknown argument teacher; did you mean reference?"]),
+        (lambda model, tokenizer: ANY.PPO(model, tokenizer, kl_target=6.0),
+         ["PPO: unknown argument kl_target; did you mean adaptive_kl_target?"]),
         (lambda model, tokenizer: ANY.SFT(model, tokenizer, peft_config=pt.LoRA(r=8)),
          ["SFT: unknown argument peft_config; give it to the model, as in load_model(NAME, adapter=LoRA(r=8))"]),
         (lambda model, tokenizer: ANY.PPO(model, tokenizer, reward="RUN").fit(),

@@ -121,6 +121,8 @@ FOREIGN_KEYS = (
     ),
     ForeignKey("epsilon_low clip_ratio_low", "method.clip_low"),
     ForeignKey("epsilon_high clip_ratio_high", "method.clip_high"),
+    ForeignKey("adap_kl_ctrl kl_ctrl.target_kl algorithm.kl_ctrl.target_kl", "method.adaptive_kl_target"),
+    ForeignKey("horizon algorithm.kl_ctrl.horizon", "method.adaptive_kl_horizon"),
     ForeignKey("cliprange_value", "method.value_clip"),
     ForeignKey("vf_coef value_loss_coef", "method.value_coef"),
     ForeignKey("ent_coef entropy_coeff", "method.entropy_coef"),

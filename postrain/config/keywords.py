@@ -9,10 +9,12 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from postrain.config.foreign_keys import suggest_argument
-from postrain.config.old_names import SYNONYMS
+from postrain.config.old_names import KEYS, SYNONYMS
 from postrain.errors import ConfigError
 
 Target = TypeVar("Target", bound=Callable[..., Any])
+RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in {**KEYS, **SYNONYMS}.items()}
+"""Present names of arguments by their old and other names."""
 OF_LOAD_MODEL = ("adapter", "peft_config", "lora_config")
 """Arguments of methods in other libraries that belong to the model here."""
 
@@ -40,7 +42,7 @@ def _checked(function: Callable[..., Any], name: str) -> Any:
 
 def _problems(name: str, unknown: list[str], known: list[str]) -> Iterator[str]:
     for word in unknown:
-        near = [SYNONYMS[word]] if SYNONYMS.get(word) in known else suggest_argument(word, known)
+        near = [RENAMED[word]] if RENAMED.get(word) in known else suggest_argument(word, known)
         near = near or get_close_matches(word, known, n=1, cutoff=0.7)
         hint = f"did you mean {' or '.join(near)}?" if near else f"its arguments are {', '.join(known)}"
         if word in OF_LOAD_MODEL:

@@ -18,6 +18,8 @@ KEYS = {
     "method.aggregation": "method.loss_type",
     "method.ratio": "method.loss_options.importance_sampling_level",
     "method.importance_sampling_level": "method.loss_options.importance_sampling_level",
+    "method.kl_target": "method.adaptive_kl_target",
+    "method.kl_horizon": "method.adaptive_kl_horizon",
     "data.source.learned": "data.source.train_prompts",
     "data.source.asked": "data.source.eval_prompts",
     "environment.room": "environment.max_observation_tokens",

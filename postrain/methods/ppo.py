@@ -103,10 +103,11 @@ class PPO(PolicyGradient):
     lam_critic: Fraction | None = None
     """λ of the critic's returns (decoupled GAE of VC-PPO and VAPO: 1.0, returns without the critic's own bias); null is
     method.lam."""
-    kl_target: Positive | None = None
-    """Target KL of an episode [nats] for the adaptive KL controller; null keeps kl_coef fixed."""
-    kl_horizon: Count = 10000
-    """Horizon of the adaptive KL controller, in episodes."""
+    adaptive_kl_target: Positive | None = None
+    """Target of the adaptive KL controller (Ziegler et al. 2019), which changes kl_coef after every rollout: mean
+    KL(policy ‖ reference) of an episode [nats]. null keeps kl_coef fixed. The early stop of epochs is target_kl."""
+    adaptive_kl_horizon: Count = 10000
+    """Horizon of the adaptive KL controller in episodes: larger values change kl_coef more slowly."""
     target_kl: Positive | None = None
     """Stop the epochs over a rollout early: at the first mini-batch whose mean KL (k3) to the old policy exceeds this
     [nats/token], before its gradient is applied. null disables it."""
@@ -121,9 +122,9 @@ class PPO(PolicyGradient):
     def conditional_options(self) -> dict[str, str | None]:
         return {
             **super().conditional_options(),
-            "kl_horizon": None if self.kl_target else "method.kl_target",
+            "adaptive_kl_horizon": None if self.adaptive_kl_target else "method.adaptive_kl_target",
             # The controller multiplies the coefficient.
-            "kl_target": None if self.kl_coef else "method.kl_coef above 0",
+            "adaptive_kl_target": None if self.kl_coef else "method.kl_coef above 0",
             "target_kl": self.several_steps(),
         }
 
@@ -216,12 +217,16 @@ class PPO(PolicyGradient):
         return kl(logps_BT, found.ref_logps_BT, self.kl_estimator) * found.mask_BT
 
     def adapt_kl(self, kl_B: Tensor) -> None:
-        """Updates the KL coefficient towards kl_target, once per rollout."""
-        if self.kl_target is None:
+        """Updates the KL coefficient towards adaptive_kl_target, once per rollout."""
+        if self.adaptive_kl_target is None:
             return
         total, episodes = collectives.all_sum(torch.stack([kl_B.sum(), torch.ones_like(kl_B).sum()]))
         self.coef = adapt_kl_coef(
-            self.coef, float(total / episodes), target=self.kl_target, samples=int(episodes), horizon=self.kl_horizon
+            self.coef,
+            float(total / episodes),
+            target=self.adaptive_kl_target,
+            samples=int(episodes),
+            horizon=self.adaptive_kl_horizon,
         )
 
     def minibatches(self, prepared: Experience) -> Iterator[Experience]:

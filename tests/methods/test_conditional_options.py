@@ -14,10 +14,13 @@ from tests.training_runs import train_config
     ("words", "message"),
     [
         (
-            "method=ppo method.kl_coef=0 method.kl_target=6",
-            "kl_target=6.0: has no effect without method.kl_coef",
+            "method=ppo method.kl_coef=0 method.adaptive_kl_target=6",
+            "adaptive_kl_target=6.0: has no effect without method.kl_coef",
         ),
-        ("method=ppo method.kl_horizon=9", "method.kl_horizon=9: has no effect without method.kl_target; leave it out"),
+        (
+            "method=ppo method.adaptive_kl_horizon=9",
+            "method.adaptive_kl_horizon=9: has no effect without method.adaptive_kl_target; leave it out",
+        ),
         (
             "method=grpo method.overlong_penalty=5",
             "overlong_penalty=5.0: has no effect without method.overlong",
@@ -64,7 +67,7 @@ def test_option_without_effect_is_refused(words, message):
 @pytest.mark.parametrize(
     "words",
     [
-        "method=ppo method.kl_target=6 method.kl_horizon=9",
+        "method=ppo method.adaptive_kl_target=6 method.adaptive_kl_horizon=9",
         "method=dpo method.loss={sigmoid:0.5,bco:0.5} method.bco_momentum=0.5",
         "method=distill reference=nano method.divergence=skewed_forward_kl method.skew_alpha=0.3",
         "method=sft method.adam_eps=1e-4",

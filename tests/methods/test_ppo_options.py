@@ -41,7 +41,7 @@ CHANGES = [
     "method.kl_coef=1.0",
     "method.kl_in=loss method.kl_estimator=k2",
     "method.kl_in=loss method.kl_estimator=exact",
-    "method.kl_target=0.01 method.kl_horizon=20",
+    "method.adaptive_kl_target=0.01 method.adaptive_kl_horizon=20",
     "method.missing_eos_penalty=1.0",
     "method.mask_truncated_completions=true",
     "method.critic=separate",
@@ -135,7 +135,11 @@ def test_minibatch_beyond_target_kl_is_not_applied(tmp_path):
 
 
 def test_kl_coefficient_grows_when_the_kl_exceeds_its_target(tmp_path):
-    found = records(small_run(tmp_path, *BASE, "method.updates=3", "method.kl_target=1e-4", "method.kl_horizon=10"))
+    found = records(
+        small_run(
+            tmp_path, *BASE, "method.updates=3", "method.adaptive_kl_target=1e-4", "method.adaptive_kl_horizon=10"
+        )
+    )
     # KL far above the target: the coefficient grows by the maximum, 0.2 · 8 episodes / 10, from the second update on
     coefs = [record["kl/coef"] for record in found if "kl/coef" in record]
     assert coefs[2] == pytest.approx(coefs[1] * 1.16)
