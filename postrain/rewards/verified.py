@@ -6,17 +6,16 @@ expressions are parsed and evaluated in exact fractions, never executed. Code ex
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import logging
-import operator
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from postrain.arithmetic import evaluate
 from postrain.config.extras import load
 from postrain.errors import ConfigError, one_line
 from postrain.rewards.base import per_completion
@@ -128,12 +127,6 @@ MAX_EXPRESSION = 300
 PLAIN = {"×": "*", "·": "*", r"\times": "*", r"\cdot": "*", "÷": "/", r"\div": "/", "−": "-"}
 PLAIN |= dict.fromkeys((r"\left", r"\right", r"\(", r"\)", "$", "`"), "")
 """Typographic and LaTeX operators and their ASCII form, and markup."""
-OPERATIONS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 
 
 def countdown(
@@ -160,8 +153,8 @@ def _countdown(completion: str, given: Sequence[int] | str, goal: int, form: flo
     if expression is None or sorted(map(int, re.findall(r"\d+", expression))) != sorted(map(int, given)):
         return 0.0
     try:
-        value = _value(ast.parse(expression, mode="eval").body)
-    except (SyntaxError, ZeroDivisionError):
+        value = evaluate(expression)
+    except (SyntaxError, ValueError, ZeroDivisionError):
         return 0.0
     return 1.0 if value == Fraction(goal) else form
 
@@ -176,15 +169,3 @@ def _expression(completion: str) -> str | None:
     found = [side[0].strip(" *") for side in sides if side]
     best = next((side for side in found if re.search(r"\d *[-+*/]", side)), found[0] if found else None)
     return best if best is not None and len(best) <= MAX_EXPRESSION else None
-
-
-def _value(node: ast.expr) -> Fraction:
-    """Exact value of an expression; raises SyntaxError at anything but numbers, signs and the four operations."""
-    match node:
-        case ast.Constant(value=int() as number):
-            return Fraction(number)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_value(node.operand)
-        case ast.BinOp(op=op) if type(op) in OPERATIONS:
-            return OPERATIONS[type(op)](_value(node.left), _value(node.right))
-    raise SyntaxError

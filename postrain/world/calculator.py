@@ -9,25 +9,16 @@ number after a word (half of 10) are errors.
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from fractions import Fraction
 from typing import Any
 
+from postrain.arithmetic import evaluate
 from postrain.errors import ConfigError
 from postrain.types import Count, NonNegative, Step
 
-OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-SIGNS: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 ARITHMETIC = re.compile(r"[-+*/()\d. \t]*$")
 SENTENCE_END = re.compile(r"\.(?!\d)")
 PLAIN = (
@@ -120,7 +111,7 @@ def calculate(expression: str) -> str | None:
     if not text or len(text) > MAX_CHARACTERS:
         return None
     try:
-        value = _value(ast.parse(text, mode="eval").body)
+        value = evaluate(text)
         float(value)  # raises OverflowError for a number of more than 308 digits
         if value.denominator == 1:
             return str(value.numerator)
@@ -134,14 +125,3 @@ def _plain(text: str) -> str:
     for pattern, replacement in PLAIN:
         text = pattern.sub(replacement, text)
     return text
-
-
-def _value(node: ast.expr) -> Fraction:
-    """Raises ValueError for anything but arithmetic on numbers."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return Fraction(repr(node.value))
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
-    if isinstance(node, ast.UnaryOp) and type(node.op) in SIGNS:
-        return SIGNS[type(node.op)](_value(node.operand))
-    raise ValueError(f"{type(node).__name__} is not arithmetic")
