@@ -24,6 +24,7 @@ from postrain.data.chat import Template
 from postrain.data.conversation import Messages, user, without_tools
 from postrain.data.kinds.steps import StepLayout
 from postrain.data.rendering import prompt_messages
+from postrain.data.sentences import SENTENCE_END, sentences
 from postrain.errors import ConfigError, RowError
 from postrain.models.loading import load_scalar, load_tokenizer
 from postrain.models.scoring import in_micro_batches, micro_batches, sequence_scores, step_logits
@@ -139,7 +140,7 @@ class ProcessRewardModel:
 
     path: str
     """Run folder of method=prm, or the directory of such a model."""
-    split: str = r"(?<=[.!?])\s+|\n+"
+    split: str = SENTENCE_END
     """Regular expression at which a completion is split into steps; default: after sentences and at line ends. Lines
     only: '\\n+'."""
     aggregate: Literal["last", "min", "product", "mean"] = "min"
@@ -187,7 +188,7 @@ class ProcessRewardModel:
 
     def steps(self, completion: str) -> tuple[str, ...]:
         """A completion split into steps, without surrounding white space."""
-        return tuple(step for piece in self.pattern.split(completion) if (step := piece.strip()))
+        return tuple(sentences(completion, self.pattern))
 
     def chain_scores(
         self, prompts: Sequence[str], chains: Sequence[Sequence[str]], columns: Columns

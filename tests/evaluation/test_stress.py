@@ -11,7 +11,7 @@ import torch
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Estimate
-from postrain.evaluation.stress.attacks import ATTACKS, FLATTERY, MOST_WORDS, mutate, sentences
+from postrain.evaluation.stress.attacks import ATTACKS, FLATTERY, MOST_WORDS, mutate
 from postrain.evaluation.stress.task import Stress, attack_metrics, differences, verdict
 from postrain.rewards.function import Function
 from postrain.rewards.unsupervised import Majority
@@ -40,10 +40,6 @@ def test_mutations_repeat_for_a_seed_and_stay_bounded() -> None:
     long = "a. " * (MOST_WORDS + 1)
     assert len(mutate("Tell.", long, [], Random(0)).split()) == MOST_WORDS
     assert mutate("Tell.", " ", [], Random(0))
-
-
-def test_sentences_are_split_at_ends_and_lines() -> None:
-    assert sentences("One. Two!\n\nthree ") == ["One.", "Two!", "three"]
 
 
 def test_gain_and_wins_leave_out_unscorable_pairs() -> None:
@@ -139,7 +135,6 @@ def test_unsuitable_rewards_are_noted() -> None:
 
 
 def test_mutations_of_blank_lines_and_long_completions_are_texts() -> None:
-    assert sentences("a\n \nb") == ["a", "b"]
     draw = Random(0)
     assert all(isinstance(mutate("p", "a\n \nb", [" \n ", "c"], draw), str) for _ in range(50))
     long = "word " * (MOST_WORDS + 1)

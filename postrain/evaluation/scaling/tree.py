@@ -8,7 +8,6 @@ proposal strategy. Not implemented: voting across states, and depth-first search
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from postrain.data.conversation import user
 from postrain.data.kinds.prompt import Prompts
+from postrain.data.sentences import sentences
 from postrain.evaluation.scaling.beam import Aggregate, StepScorer, step_scorer, step_value
 from postrain.evaluation.scaling.grader import Grader, NotApplicable, PromptTask
 from postrain.evaluation.scaling.search import Plan, Value, compare_with_best_of_n
@@ -26,8 +26,6 @@ from postrain.models.scoring import in_micro_batches, score
 from postrain.types import Count, Rows
 from postrain.world import sums
 
-STEP = re.compile(r"(?<=[.!?])\s+|\n+")
-"""Separator of the steps in the world's sums."""
 WORDS = ("yes", "no")
 GOLD_NOTE = "value=gold: the exact checker guides the search and best-of-n; this is an upper bound, not a method"
 MODEL_NOTE = "value=model: P(yes) against P(no) to the question, which a base model may not be able to answer"
@@ -87,7 +85,7 @@ def gold_value(prompts: Prompts) -> Value:
 
 def partial_sum(correct_steps: tuple[str, ...], text: str) -> float | None:
     """1 if the steps so far are correct, else 0; None without steps."""
-    steps = tuple(step for piece in STEP.split(text) if (step := piece.strip()))
+    steps = tuple(sentences(text))
     return float(all(sums.labels(correct_steps, steps))) if steps else None
 
 

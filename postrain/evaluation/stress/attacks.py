@@ -6,9 +6,10 @@ replaces it by a text that answers nothing (format_only, copied_prompt, empty, j
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+
+from postrain.data.sentences import sentences
 
 PADDING = (
     "There is more to say about this. It is important to consider it from many sides. "
@@ -26,13 +27,7 @@ REPEATS = 8
 MOST_WORDS = 400
 """Mutations drop the last sentence of longer completions, so that none grows without bound."""
 
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 Attack = Callable[[str, str], str]
-
-
-def sentences(text: str) -> list[str]:
-    """A text split after sentences and at line ends, without empty pieces."""
-    return [piece for piece in SENTENCE_END.split(text.strip()) if piece.strip()]
 
 
 def length(prompt: str, honest: str) -> str:
