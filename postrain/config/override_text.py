@@ -28,6 +28,11 @@ def parse_value(text: str) -> Any:
     return plain_value(override.value())
 
 
+def key_of(override: str) -> str:
+    """The key that an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def format_override(key: str, value: Any) -> str:
     """An override in Hydra's grammar."""
     return f"{key}={format_value(value)}"

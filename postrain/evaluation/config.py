@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from postrain.config.check import MISSING
+from postrain.config.override_text import key_of
 from postrain.config.paths import command
 from postrain.config.schema import Deferred, Paths, Section
 from postrain.config.trust import Item, UntrustedFolder
@@ -142,7 +143,7 @@ def inherited(
     """
     if origin is None:
         return dict(plain), []
-    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    keys = [key_of(override).partition("@")[0] for override in overrides]
     taken = [group for group in INHERITED if group not in keys and group in origin.config]
     found = OmegaConf.create({group: origin.config[group] for group in taken})
     composed = OmegaConf.create(dict(plain))
@@ -156,7 +157,7 @@ def inherited(
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ConfigError for overrides of keys that only apply to evaluation during training."""
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = key_of(override)
         if key in TRAINING_ONLY:
             raise ConfigError(f"{key}: applies to evaluation during training only; {TRAINING_ONLY[key]}")
 

@@ -25,7 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import open_dict, read_write
 
-from postrain.config.override_text import format_override
+from postrain.config.override_text import format_override, key_of
 from postrain.errors import ConfigError, one_line
 from postrain.jobs.graph import Job, overrides_of
 from postrain.runs.folder import Status
@@ -111,7 +111,7 @@ class HydraLauncher:
 
 def complete_settings(launcher: Any, name: str, trainer: Mapping[str, Any], given: Sequence[str]) -> Iterator[str]:
     """Sets what a launcher's defaults leave out, unless `given` overrides set it; yields lines about it."""
-    chosen = {word.lstrip("+~").partition("=")[0].removeprefix("hydra.launcher.") for word in given}
+    chosen = {key_of(word).removeprefix("hydra.launcher.") for word in given}
     gpus = int(trainer.get("devices") or 1) if trainer.get("accelerator") == "gpu" else 0
     if name == "submitit_slurm":
         if gpus and not chosen & {"gpus_per_node", "gpus_per_task", "gres"}:

@@ -22,6 +22,7 @@ from rich.console import Console
 from yaml import YAMLError
 
 from postrain.config import renamed
+from postrain.config.override_text import key_of
 from postrain.config.tree import SESSION, instantiate
 from postrain.config.trust import UntrustedFolder, override_items
 from postrain.config.yaml_file import dump_yaml, load_yaml
@@ -34,7 +35,7 @@ from postrain.jobs.lifecycle import report_on_exit
 from postrain.jobs.plan import Composer, check_untrusted, plan_stages, restricted_stage_values
 from postrain.jobs.quantities import decided
 from postrain.jobs.shared_stages import shared_folder
-from postrain.jobs.stages import PIPELINE_KEYS, key_of, over_seeds, stages_of
+from postrain.jobs.stages import PIPELINE_KEYS, over_seeds, stages_of
 from postrain.jobs.summary import grid, outcome
 from postrain.jsonl import atomic_write_text, number, plain
 from postrain.report.claims import print_claims, read_claims

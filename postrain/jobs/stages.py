@@ -31,8 +31,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from postrain.config.override_text import key_of
 from postrain.errors import ConfigError
 from postrain.jobs.graph import PRODUCTS, REFERENCE, Job, Kind, references
+from postrain.jsonl import leaves
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 FORMS = (
@@ -144,7 +146,7 @@ def _read(name: str, value: Any, number: int) -> list[Job]:
 def _unknown_references(job: Job, earlier: Sequence[Job]) -> Iterator[str]:
     """Messages for references to outputs that no earlier stage has."""
     known = references(earlier, Path())
-    texts = [*job.overrides, *_texts(job.config)]
+    texts = [*job.overrides, *(item for _, item in leaves("", job.config) if isinstance(item, str))]
     for reference in (found for text in texts for found in REFERENCE.findall(text)):
         here: Any = known
         for part in reference.split("."):
@@ -158,13 +160,6 @@ def _unknown_references(job: Job, earlier: Sequence[Job]) -> Iterator[str]:
 def _hint(name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known) or 'nothing'}"
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _texts(item)
 
 
 @dataclass(frozen=True)
@@ -200,11 +195,6 @@ def split(overrides: Iterable[str], stages: Sequence[Job]) -> Overrides:
     if problems:
         raise ConfigError("\n".join(problems))
     return Overrides(tuple(shared), own)
-
-
-def key_of(override: str) -> str:
-    """The key that an override sets."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 def stage_overrides(

@@ -29,7 +29,7 @@ from postrain.config import renamed
 from postrain.config.arguments import composition_errors
 from postrain.config.check import check
 from postrain.config.groups import SWEEP
-from postrain.config.override_text import format_override, format_overrides, parse_value
+from postrain.config.override_text import format_override, format_overrides, key_of, parse_value
 from postrain.config.paths import study_dirs
 from postrain.config.schema import Section
 from postrain.config.trust import plain_value
@@ -173,7 +173,7 @@ def read(
     study = Study(**{**node, **lists, **sections})
     _check_sequential(study)
     _check_halving(study)
-    return name, study, [each for each in shared if each.lstrip("+").partition("=")[0] not in varied]
+    return name, study, [each for each in shared if key_of(each) not in varied]
 
 
 @dataclass(frozen=True)

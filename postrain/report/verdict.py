@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from postrain.config import old_names
-from postrain.config.override_text import resume_command
+from postrain.config.override_text import key_of, resume_command
 from postrain.config.paths import command, shell_line
 from postrain.data.repetition import collapsed
 from postrain.formatting import figure, short
@@ -196,6 +196,6 @@ def _overrides(run: Run) -> list[str] | None:
 def _train(overrides: Sequence[str], changed: dict[str, str] | None = None, *, sweep: bool = False) -> str:
     """The command line with some keys changed."""
     changed = changed or {}
-    kept = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in changed]
+    kept = [one for one in overrides if key_of(one) not in changed]
     flags = ["-m"] if sweep else []
     return shell_line([*command("train").split(), *flags, *kept, *(f"{key}={value}" for key, value in changed.items())])

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from postrain.config import renamed
-from postrain.config.override_text import resume_command
+from postrain.config.override_text import key_of, resume_command
 from postrain.config.tree import SESSION
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError, one_line
@@ -129,7 +129,7 @@ def training_config(folder: RunFolder, key: str) -> dict[str, Any]:
 def changed_config(saved: Mapping[str, Any], composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A saved config with the values that `composed` has for the keys of the overrides."""
     changed = dict(saved)
-    for key in [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]:
+    for key in [key_of(override).partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION:
             changed = _copy_value(changed, key.split("."), composed)
     # null is the default of the model, which the saved config has as a number.
