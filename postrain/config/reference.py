@@ -125,6 +125,13 @@ def option(group: str, file: Path) -> Mapping[str, Any]:
     return renamed.config(merged)
 
 
+@cache
+def complete_options(group: str) -> Mapping[str, Mapping[str, Any]]:
+    """The settings of the options of a group that need no further key."""
+    nodes = {name: option(group, file).get(group) for name, file in options(group).items()}
+    return {name: node for name, node in nodes.items() if isinstance(node, dict) and "???" not in node.values()}
+
+
 def supplied_arguments(roots: Iterable[Any]) -> frozenset[str]:
     """The dotted arguments of options that the run passes itself, such as optim.lr."""
     keys = [item for root in roots for item in schema_of(root).keys.items()]

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from postrain.config.paths import command, config_dirs
-from postrain.config.yaml_file import load_yaml
+from postrain.config.paths import command
+from postrain.config.reference import complete_options
 from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.errors import ConfigError
 from postrain.types import Count
@@ -47,7 +44,7 @@ class Part:
             return replace(loaded, held_out=read_held_out(self.eval_path)) if self.eval_path else loaded
         place = Path(self.path).expanduser()
         if not place.exists() and not any(letter in self.path for letter in "*?["):
-            near = get_close_matches(self.path, options(), n=1)
+            near = get_close_matches(self.path, complete_options("data"), n=1)
             meant = f"did you mean {near[0]}?" if near else f"{command('train')} data lists the options"
             raise ConfigError(f"{key}: there is no file and no data option {self.path}; {meant}")
         return Files(path=self.path, eval_path=self.eval_path).load(eval_rows=eval_rows)
@@ -55,27 +52,7 @@ class Part:
 
 def rows_named(name: str) -> dict[str, Any]:
     """The keys that select the rows of a data option or a path."""
-    if name not in options() or Path(name).expanduser().exists():
+    option = complete_options("data").get(name)
+    if option is None or Path(name).expanduser().exists():
         return {"path": name}
-    option = options()[name]
     return {key: option[key] for key in OPTION_KEYS if option.get(key) is not None}
-
-
-@cache
-def options() -> dict[str, dict[str, Any]]:
-    """The options of the group data that need no further key."""
-    files = {file.stem: file for conf in reversed(config_dirs()) for file in sorted((conf / "data").glob("*.yaml"))}
-    found = {name: _composed(file) for name, file in files.items()}
-    return {name: node for name, node in found.items() if "???" not in node.values()}
-
-
-def _composed(file: Path) -> dict[str, Any]:
-    """An option with the files of the same group in its defaults list, such as base/hub@_here_."""
-    own = load_yaml(file)
-    found: dict[str, Any] = {}
-    for name in [*own.pop("defaults", []), "_self_"]:
-        base = file.parent / f"{str(name).partition('@')[0]}.yaml"
-        other = own if name == "_self_" else _composed(base) if base.is_file() else {}
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(found, other))
-        found = merged
-    return found
