@@ -23,6 +23,7 @@ KEYS = {
     "data.source.learned": "data.source.train_prompts",
     "data.source.asked": "data.source.eval_prompts",
     "environment.room": "environment.max_observation_tokens",
+    "environment.call_seconds": "environment.timeout",
     "method.mask_truncated": "method.mask_truncated_completions",
     "evaluation.measures.wins": "evaluation.tasks.win_rate",
     "evaluation.measures": "evaluation.tasks",
@@ -100,6 +101,16 @@ CLASSES = {
     "postrain.rewards.weighted.WeightedSum": "postrain.rewards.base.WeightedSum",
 }
 """Paths of classes and functions."""
+ARGUMENTS = {
+    "postrain.environments.facts_lookup.FactsLookup": {"call_seconds": "timeout"},
+    "postrain.environments.openenv.OpenEnvEnvironment": {"reply_seconds": "timeout"},
+    "postrain.environments.python_tool.PythonTool": {"call_seconds": "timeout", "seconds": "program_timeout"},
+    "postrain.environments.verifiers.VerifiersEnvironment": {"reply_seconds": "timeout"},
+    "postrain.rewards.code.Code": {"seconds": "timeout"},
+    "postrain.training.loggers.Wandb": {"timeout_seconds": "timeout"},
+}
+"""Arguments by class: their nodes are at any depth, as in reward.parts, and a user's class may have an argument of the
+old name."""
 METRICS = {
     "group/all_equal": "group/frac_reward_zero_std",
     "group/useful": "group/with_gradient",

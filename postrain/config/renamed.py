@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from postrain.config.old_names import (
+    ARGUMENTS,
     CLASSES,
     KEYS,
     METRIC_FAMILIES,
@@ -142,7 +143,7 @@ def _default(entry: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
     """A config of plain containers with new names; `quiet` prints no notes, for a config of an earlier version."""
-    found = {str(name): _new_classes(value, quiet) for name, value in plain.items()}
+    found = {str(name): _new_nodes(value, f"{name}.", quiet) for name, value in plain.items()}
     for old, new in {**KEYS, **SYNONYMS, **(SAVED_KEYS if quiet else {})}.items():
         if _get(found, old.split("."), ...) is not ...:
             _set(found, new.split("."), _pop(found, old.split(".")))
@@ -162,17 +163,36 @@ def config(plain: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
     return found
 
 
-def _new_classes(value: Any, quiet: bool) -> Any:
-    """Plain containers with new paths of classes and functions."""
+def _new_nodes(value: Any, path: str, quiet: bool) -> Any:
+    """Plain containers with new paths of classes and new names of their arguments; `path` ends with a dot."""
     if isinstance(value, Mapping):
-        return {name: _new_classes(item, quiet) for name, item in value.items()}
+        found = {name: _new_nodes(item, f"{path}{name}.", quiet) for name, item in value.items()}
+        for old, new in _arguments(found).items():
+            if old in found:
+                _set(found, [new], found.pop(old))
+                if not quiet:
+                    announce(path + old, path + new)
+        return found
     if isinstance(value, list):
-        return [_new_classes(item, quiet) for item in value]
+        return [_new_nodes(item, f"{path}{index}.", quiet) for index, item in enumerate(value)]
     if not isinstance(value, str) or value not in CLASSES:
         return value
     if not quiet:
         announce(value, CLASSES[value])
     return CLASSES[value]
+
+
+def argument(path: str, plain: Mapping[str, Any]) -> str:
+    """The new path of a key, if its node in the config `plain` has a class whose argument was renamed."""
+    node, _, name = path.rpartition(".")
+    new = _arguments(_get(plain, node.split("."))).get(name, name)
+    return f"{node}.{new}" if node else new
+
+
+def _arguments(node: Any) -> Mapping[str, str]:
+    """The new names of arguments by their old ones, for the class of a node."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    return ARGUMENTS.get(target, {}) if isinstance(target, str) else {}
 
 
 def study(node: Mapping[str, Any]) -> dict[str, Any]:

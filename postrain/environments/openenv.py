@@ -58,8 +58,8 @@ class OpenEnvEnvironment(MessageEnvironment):
     """Arguments of `reset` besides the seed."""
     instruction: str = ""
     """Text before the first observation."""
-    reply_seconds: Positive = 60.0
-    """Time limit of a reply. An episode that reaches it ends with reward 0 and counts as an error."""
+    timeout: Positive = 60.0
+    """Time limit of a reply in seconds. An episode that reaches it ends with reward 0 and counts as an error."""
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> Session:
         connection = self._connected()
@@ -113,7 +113,7 @@ class OpenEnvEnvironment(MessageEnvironment):
         try:
             # Closed by `metrics`, when the episode has ended.
             return ExitStack().enter_context(
-                client.connect(address, open_timeout=self.reply_seconds, max_size=None, proxy=proxy)
+                client.connect(address, open_timeout=self.timeout, max_size=None, proxy=proxy)
             )
         except (OSError, load("websockets").WebSocketException) as error:
             raise ConfigError(f"environment.url={self.url}: no answer ({one_line(error, limit=None)})") from None
@@ -130,7 +130,7 @@ class OpenEnvEnvironment(MessageEnvironment):
         """The data of the answer. Raises ServerError for an error and a closed connection, TimeoutError."""
         try:
             connection.send(json.dumps({"type": kind, "data": data}))
-            answer = json.loads(connection.recv(timeout=self.reply_seconds))
+            answer = json.loads(connection.recv(timeout=self.timeout))
         except (load("websockets").ConnectionClosed, json.JSONDecodeError) as error:
             raise ServerError("SESSION_ERROR", f"the session ended: {error}") from None
         found = answer.get("data") or {}

@@ -41,12 +41,12 @@ class PythonTool(ToolEnvironment):
     """Must be true: the tool runs programs that a model wrote."""
     digits: Annotated[int, Interval(ge=1, le=12)] = 2
     """Digits of the numbers in the questions."""
-    seconds: Count = 2
-    """Limit of CPU time of a program in seconds."""
+    program_timeout: Count = 2
+    """Time limit of a program in seconds of CPU time; five times that in wall-clock time."""
     memory_mb: Count = 256
     """Memory limit of a program in MiB."""
-    call_seconds: Positive = 30.0
-    """Time limit of the calls of a message, above that of the programs."""
+    timeout: Positive = 30.0
+    """Time limit in seconds of the calls of a message, above that of the programs."""
     max_turns: Count = 3
     """Maximum messages of the policy. 1 leaves it without the results of the tool."""
 
@@ -67,7 +67,7 @@ class PythonTool(ToolEnvironment):
             Args:
                 code: The program, such as print(1 + 1).
             """
-            return run(code, Limits(self.seconds, self.memory_mb))
+            return run(code, Limits(self.program_timeout, self.memory_mb))
 
         return (python,)
 

@@ -36,8 +36,8 @@ class ToolEnvironment(MessageEnvironment):
     """json: calls as JSON, as chat templates with tools write them, and results as tool messages; prompts need the
     column `tools`. text: a call is a line `NAME: ARGUMENT`, of tools with at most one argument, and results are a user
     message; for templates without tools."""
-    call_seconds: Positive = 5.0
-    """Time limit of the calls of a message, which run in parallel. A call that exceeds it is abandoned."""
+    timeout: Positive = 5.0
+    """Time limit in seconds of the calls of a message, which run in parallel. A call that exceeds it is abandoned."""
     max_result_characters: Count = 1000
     """Characters of the result of a call; the rest is cut, and counts as an error."""
 
@@ -55,7 +55,7 @@ class ToolEnvironment(MessageEnvironment):
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> ToolState:
         tools = {tool.__name__: tool for tool in self.tools(columns)}
-        return ToolState(columns, Toolbox(tools, self.call_format, self.call_seconds, self.max_result_characters))
+        return ToolState(columns, Toolbox(tools, self.call_format, self.timeout, self.max_result_characters))
 
     def step(self, state: ToolState, message: str) -> Reply:
         results = state.toolbox.run(message)

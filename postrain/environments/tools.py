@@ -164,7 +164,7 @@ def _abandon(thread: threading.Thread, name: str, seconds: float) -> None:
     if len(_abandoned) > MAX_ABANDONED:
         raise ConfigError(
             f"environment: {len(_abandoned)} tool calls still run after their limit of {seconds:g} seconds, the last "
-            f"one of {name}; give the tool a time limit of its own, or raise environment.call_seconds"
+            f"one of {name}; give the tool a time limit of its own, or raise environment.timeout"
         )
 
 

@@ -47,8 +47,8 @@ class VerifiersEnvironment(MessageEnvironment):
     """Name of an installed environment."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of its load_environment."""
-    reply_seconds: Positive = 60.0
-    """Time limit of a reply."""
+    timeout: Positive = 60.0
+    """Time limit of a reply in seconds; the run stops at it."""
 
     def reset(self, prompt: str, columns: Mapping[str, Any]) -> Running:
         environment = self._loaded()
@@ -106,12 +106,11 @@ class VerifiersEnvironment(MessageEnvironment):
     def _next_request(self, state: Running) -> Sequence[Any] | None:
         """The conversation for which the rollout wants the next message; None if the rollout has ended."""
         try:
-            return state.client.requests.get(timeout=self.reply_seconds)
+            return state.client.requests.get(timeout=self.timeout)
         except queue.Empty:
             state.rollout.cancel()
             raise ConfigError(
-                f"environment.id={self.id}: no reply within {self.reply_seconds:g} seconds; raise "
-                "environment.reply_seconds"
+                f"environment.id={self.id}: no reply within {self.timeout:g} seconds; raise environment.timeout"
             ) from None
 
 

@@ -62,8 +62,8 @@ class Code:
     """Must be true: this reward runs programs that a model wrote."""
     credit: Literal["share", "all"] = "share"
     """share: the share of passed tests; all: 1 if all pass, else 0."""
-    seconds: Count = 5
-    """Limit of CPU time in seconds for a program (for each of its inputs); five times that in wall-clock time."""
+    timeout: Count = 5
+    """Time limit of a program (for each of its inputs) in seconds of CPU time; five times that in wall-clock time."""
     memory_mb: Count = 1024
     """Memory limit of one program in MiB."""
     workers: Workers = 2
@@ -80,7 +80,7 @@ class Code:
             raise ConfigError(f"reward: running code needs the resource limits of Linux; this is {sys.platform}")
         if self._run_asserts("", ("pass",)).score != 1.0:
             raise ConfigError(
-                f"reward.memory_mb={self.memory_mb}, reward.seconds={self.seconds}: not even an empty program can run "
+                f"reward.memory_mb={self.memory_mb}, reward.timeout={self.timeout}: not even an empty program can run "
                 "within these limits; raise them"
             )
 
@@ -105,14 +105,14 @@ class Code:
         return self._run_asserts(program, checks.tests) if checks.tests else self._run_pairs(program, checks.pairs)
 
     def _run_asserts(self, program: str, tests: Sequence[str]) -> Verdict:
-        outcome = execute(program, tests=tests, limits=Limits(self.seconds, self.memory_mb))
+        outcome = execute(program, tests=tests, limits=Limits(self.timeout, self.memory_mb))
         return Verdict(self._credit(outcome.output[: len(tests)].count("1"), len(tests)), outcome.limited)
 
     def _run_pairs(self, program: str, pairs: Sequence[tuple[str, str]]) -> Verdict:
         """Runs the program on each input, until it exceeds a limit."""
         passed_count = 0
         for given, expected in pairs:
-            outcome = execute(program, tests=None, stdin=given, limits=Limits(self.seconds, self.memory_mb))
+            outcome = execute(program, tests=None, stdin=given, limits=Limits(self.timeout, self.memory_mb))
             passed = outcome.status == 0 and lines(outcome.output) == lines(expected)
             passed_count += passed
             if outcome.limited or (not passed and self.credit == "all"):

@@ -131,7 +131,10 @@ def changed_config(saved: Mapping[str, Any], composed: Mapping[str, Any], overri
     changed = dict(saved)
     for key in [key_of(override).partition("@")[0] for override in overrides]:
         if key.split(".")[0] not in SESSION:
-            changed = _copy_value(changed, key.split("."), composed)
+            key = renamed.argument(key, composed)
+            # Without the group on the command line, only the saved node has the class.
+            name = renamed.argument(key, changed).rpartition(".")[2]
+            changed = _copy_value(changed, key.split("."), composed, name)
     # null is the default of the model, which the saved config has as a number.
     for key in ("learning_rate", "micro_batch_tokens"):
         if isinstance(changed.get("method"), dict) and changed["method"].get(key, 0) is None:
@@ -188,14 +191,16 @@ def _recorded_model(folder: RunFolder) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _copy_value(config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `config` with the value of `source` at the path `keys`."""
+def _copy_value(
+    config: Mapping[str, Any], keys: Sequence[str], source: Mapping[str, Any], name: str | None = None
+) -> dict[str, Any]:
+    """A copy of `config` with the value of `source` at the path `keys`, whose last key is `name` in `config`."""
     first, rest = keys[0], keys[1:]
     value = source.get(first)
     if rest and isinstance(value, Mapping):
         inner = config.get(first)
-        return {**config, first: _copy_value(inner if isinstance(inner, Mapping) else {}, rest, value)}
-    return {**config, first: value}
+        return {**config, first: _copy_value(inner if isinstance(inner, Mapping) else {}, rest, value, name)}
+    return {**config, (first if rest else name or first): value}
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:

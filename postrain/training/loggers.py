@@ -98,7 +98,7 @@ class Wandb:
     """User or team that owns the project; null is your default entity."""
     online: Annotated[bool, Confirm("sends the run to Weights & Biases")] = False
     """Send metrics during the run; false stores them for `wandb sync`."""
-    timeout_seconds: Count = 20
+    timeout: Count = 20
     """Seconds to wait for the server when online."""
 
     def build(self, *, run_dir: Path, run_name: str, group: str | None, config: dict[str, Any]) -> list[Logger]:
@@ -111,7 +111,7 @@ class Wandb:
             wandb.finish(exit_code=1)
         self._check_login()
         settings = wandb.Settings(
-            silent=True, console="off", init_timeout=self.timeout_seconds, x_disable_stats=True, disable_git=True
+            silent=True, console="off", init_timeout=self.timeout, x_disable_stats=True, disable_git=True
         )
         try:
             run = wandb.init(

@@ -18,7 +18,7 @@ from postrain.errors import ConfigError
 from postrain.jobs.study import read
 from postrain.report.folders import read_run
 from postrain.runs.folder import RunFolder
-from postrain.runs.resume import saved_config
+from postrain.runs.resume import changed_config, saved_config
 from postrain.training.config import TrainConfig
 from tests.training_runs import CONF
 
@@ -64,6 +64,7 @@ def announced_once():
         ("data.source.kind=preferences,judgements", "data.source.kind=preferences,unpaired_preferences"),
         ("data.source.asked=[a]", "data.source.eval_prompts=[a]"),
         ("environment.room=9", "environment.max_observation_tokens=9"),
+        ("environment.call_seconds=9", "environment.timeout=9"),
         ("method.reference_logps=cached,fresh", "method.precompute_ref_log_probs=true,false"),
         ("+evaluation/measure@evaluation.measures.wins=wins", "+evaluation/task@evaluation.tasks.win_rate=win_rate"),
         ("sweep.picture.x=eval/kl/exact", "sweep.plot.x=eval/kl/exact"),
@@ -119,6 +120,27 @@ def test_class_path_of_a_composed_config_gets_its_new_name(capsys):
     node = OmegaConf.create({"reward": {"_target_": "postrain.rewards.weighted.WeightedSum", "parts": {}}})
     assert complete(node, TrainConfig).reward["_target_"] == "postrain.rewards.base.WeightedSum"
     assert "postrain.rewards.weighted.WeightedSum is now postrain.rewards.base.WeightedSum" in capsys.readouterr().err
+
+
+def test_renamed_argument_of_a_class_gets_its_new_name_at_any_depth(capsys):
+    code = {"_target_": "postrain.rewards.code.Code", "seconds": 3}
+    mine = {"_target_": "mine.Reward", "seconds": 3}
+    plain = {"reward": {"_target_": "postrain.rewards.base.WeightedSum", "parts": {"tests": code, "mine": mine}}}
+    parts = renamed.config(plain)["reward"]["parts"]
+    assert parts == {"tests": {"_target_": "postrain.rewards.code.Code", "timeout": 3}, "mine": mine}
+    assert capsys.readouterr().err == (
+        "note: reward.parts.tests.seconds is now reward.parts.tests.timeout; the old name works until version 0.4\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "given", [{"_target_": "postrain.rewards.code.Code", "timeout": 3}, {"_target_": "mine.Reward", "seconds": 3}]
+)
+def test_override_of_a_resumed_run_by_the_old_argument_of_a_class_is_applied(given):
+    # Without reward=code on the command line, the composed config has the node of another class.
+    saved = {"reward": {"_target_": "postrain.rewards.code.Code", "timeout": 5}}
+    new = {"reward": {"_target_": "postrain.rewards.code.Code", "timeout": 3}}
+    assert changed_config(saved, {"reward": given}, ["++reward.seconds=3"]) == new
 
 
 def test_old_group_folder_of_a_user_is_read(tmp_path, monkeypatch, capsys):

@@ -73,7 +73,7 @@ def test_messages_may_be_json_actions_and_observations_json(url: str) -> None:
 
 
 def test_an_episode_without_answer_ends_with_reward_0(url: str) -> None:
-    environment = OpenEnvEnvironment(url=url, reply_seconds=0.2)
+    environment = OpenEnvEnvironment(url=url, timeout=0.2)
     state = environment.reset("", environment.make_rows("train", 1, 0)[0])
     ended = environment.step(state, "slow")
     assert (ended.reward, ended.done, ended.errors) == (0.0, True, 1)

@@ -16,7 +16,7 @@ PAIRS = [{"input": "1 2\n", "output": "3\n"}, {"stdin": "2 2", "stdout": "4"}]
 
 
 def reward(**changes: Any) -> Code:
-    defaults: dict[str, Any] = {"credit": "share", "seconds": 1, "memory_mb": 256, "workers": 2}
+    defaults: dict[str, Any] = {"credit": "share", "timeout": 1, "memory_mb": 256, "workers": 2}
     return Code(**{"allow_execution": True, **defaults, **changes})
 
 
@@ -59,9 +59,9 @@ def test_score_is_the_share_of_matching_outputs() -> None:
 def test_program_runs_under_the_configured_limits() -> None:
     limits = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (7, 7)"
     assert scores_of(
-        f"{limits}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", seconds=7
+        f"{limits}\nassert resource.getrlimit(resource.RLIMIT_AS)[0] == 300 << 20", "f = 1", timeout=7
     ) == (0.5,)
-    assert scores_of(f"{limits}\nassert bytearray(200 << 20)", "f = 1", seconds=7, memory_mb=512) == (1.0,)
+    assert scores_of(f"{limits}\nassert bytearray(200 << 20)", "f = 1", timeout=7, memory_mb=512) == (1.0,)
 
 
 def test_number_of_workers_changes_no_score() -> None:

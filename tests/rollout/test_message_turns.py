@@ -244,7 +244,7 @@ def test_an_invalid_reply_is_a_one_line_error(reply: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tools(ToolEnvironment):
-    call_seconds: float = 0.2
+    timeout: float = 0.2
     max_result_characters: int = 20
 
     def tools(self, columns: Mapping[str, Any]) -> Sequence[Tool]:

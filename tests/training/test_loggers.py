@@ -21,7 +21,7 @@ from postrain.runs.folder import RunFolder, check_contained
 from postrain.training.logger_media import as_text, log_histograms, log_table
 from postrain.training.loggers import NoTracker, TensorBoard, Tracker, Wandb, discard_after
 
-OFFLINE = Wandb(project="test", entity=None, online=False, timeout_seconds=5)
+OFFLINE = Wandb(project="test", entity=None, online=False, timeout=5)
 
 
 def make(tracker: Tracker, folder: RunFolder) -> list[Any]:
@@ -111,7 +111,7 @@ def test_online_without_a_key_is_refused_without_a_prompt(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     folder = RunFolder.create(tmp_path, "ppo", "nano", "0123abcd")
     with pytest.raises(ConfigError, match=r"^logger\.online: no W&B key is configured; run `wandb login` or use"):
-        make(Wandb(project="test", entity=None, online=True, timeout_seconds=5), folder)
+        make(Wandb(project="test", entity=None, online=True, timeout=5), folder)
     assert "Enter your choice" not in capfd.readouterr().err
 
 
