@@ -31,7 +31,8 @@ from postrain.config.trust import RestrictedValue, UntrustedFolder, restricted_v
 from postrain.config.yaml_file import load_yaml
 from postrain.errors import ConfigError
 from postrain.jobs.graph import Job, Kind, references, resolved
-from postrain.jobs.problems import Problems, check_metrics, parsed
+from postrain.jobs.metric_names import metric_problems
+from postrain.jobs.problems import Problems, parsed
 from postrain.jobs.quantities import claim_problems
 from postrain.jobs.session import PROGRAMS
 from postrain.jobs.stages import check_seeds, over_seeds, split, stage_overrides, stages_of, unused
@@ -197,17 +198,24 @@ class SweepPlanner:
         self.kind: Any = next(kind for kind, program in PROGRAMS.items() if program.primary == primary)
         self.program = PROGRAMS[self.kind]
         self.numbers = count()
+        self.planned: list[Mapping[str, Mapping[str, Any]] | None] = []
+        """The configs of each job that is planned now, by stage; None if the job has code of the user."""
 
     def __call__(self, settings: Sequence[Setting], seeds: Sequence[int] | None = None) -> list[Job]:
         """A job for each setting and seed, by default those of the study. Raises one ConfigError with all problems."""
         points = [*product(settings, seeds or self.study.seeds or (None,))]
         found: list[Job] = []
         problems = Problems()
+        self.planned.clear()
         for setting, seed in points:
             with problems.of(setting.label):
                 found.append(self._job(setting, seed))
-        if problems.lines:
-            raise ConfigError("\n".join(line + _where(who, len(points)) for line, who in problems.lines.items()))
+        lines = [line + _where(who, len(points)) for line, who in problems.lines.items()]
+        known = [job for job in self.planned if job is not None]
+        if len(known) == len(self.planned):
+            lines += metric_problems(self.study, known)
+        if lines:
+            raise ConfigError("\n".join(lines))
         return found
 
     def types(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -246,6 +254,7 @@ class SweepPlanner:
             format_override(f"stage.{name}.{one.key}", one.value)
             for name, one in restricted_stage_values(stages, CHECKED)
         ]
+        self.planned.append(None if confirm else {stage.name: stage.config for stage in stages})
         return {stage.label: _hashed(stage.config) for stage in stages}, tuple(dict.fromkeys(confirm))
 
     def _single(self, config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -258,9 +267,9 @@ class SweepPlanner:
             self.composer.untrusted.check(config, self.program.config)
         ready = parsed(config, self.program.config, CHECKED)
         confirm = [format_override(one.key, one.value) for one in restricted_values(config, self.program.config)]
-        if self.kind == "train" and not confirm:
-            check_metrics(self.study)
-        return _hashed(settings(ready)), tuple(confirm)
+        whole = settings(ready)
+        self.planned.append(None if confirm else {"": whole})
+        return _hashed(whole), tuple(confirm)
 
 
 def _hashed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from postrain.config.tree import parse
 from postrain.data.files import data_files
 from postrain.errors import ConfigError
-from postrain.jobs.study import Study
-from postrain.metrics import declarations, declared
 
 
 class Problems:
@@ -42,25 +39,6 @@ def parsed(config: Mapping[str, Any], root: type, products: Path) -> Any:
     if missing:
         raise ConfigError("\n".join(missing))
     return found
-
-
-def check_metrics(study: Study) -> None:
-    """Raises ConfigError for misspelt metrics of a study whose training runs have no code of the user.
-
-    Such runs log only declared metrics. Members of a family, such as the parts of a reward, depend on the run.
-    """
-    named = [("metric", study.metric), ("plot.x", study.plot.x), ("plot.y", study.plot.y)]
-    lines = []
-    for key, name in [*named, *(("columns", each) for each in study.columns)]:
-        if name is None or declared(name) is not None:
-            continue
-        held_out = "eval/" if name.startswith("eval/") else ""
-        known = [held_out + one.name for one in declarations() if "*" not in one.name]
-        # Others may be metrics of an external benchmark.
-        if near := get_close_matches(name, known, cutoff=0.8):
-            lines.append(f"sweep.{key}: no run measures {name}; did you mean {' or '.join(near)}?")
-    if lines:
-        raise ConfigError("\n".join(lines))
 
 
 def _missing_files(data: Mapping[str, Any], products: Path) -> Iterator[str]:

@@ -97,11 +97,12 @@ def test_all_mistakes_are_reported_before_the_first_job(tmp_path, capsys):
 
 def test_misspelt_metrics_are_refused_before_the_first_job(tmp_path, capsys):
     program = Program()
-    words = ("-m", "method=sft", "seed=0,1", "sweep.metric=eval/perplexty", "sweep.columns=[eval/kl/exct,gold/mine]")
+    words = ("-m", "method=sft", "seed=0,1", "sweep.metric=eval/perplexty", "sweep.columns=[eval/kl/exct,gold/totl]")
     assert sweep(program, *words, f"paths.sweeps={tmp_path}/none") == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: sweep.metric: no run measures eval/perplexty; did you mean eval/perplexity? (in all 2 jobs)",
-        "sweep.columns: no run measures eval/kl/exct; did you mean eval/kl/exact? (in all 2 jobs)",
+        "error: sweep.metric: no run measures eval/perplexty; did you mean eval/perplexity?",
+        "sweep.columns: no run measures eval/kl/exct; did you mean eval/kl/exact?",
+        "sweep.columns: no run measures gold/totl; did you mean gold/total?",
     ]
     assert (program.ran, (tmp_path / "none").exists()) == ([], False)
 
