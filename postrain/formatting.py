@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _TAILS = ("/total", "/exact", "/mean")
 
@@ -15,6 +17,16 @@ def short(name: str) -> str:
     for end in _TAILS:
         name = name.removesuffix(end)
     return name.replace("/", " ").replace("_", " ")
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters; one that is cut ends with …."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def without_middle(text: str, most: int) -> str:
+    """The beginning and the end of a text of more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} […] {text[-(most // 2) :]}"
 
 
 def figure(value: float) -> str:
@@ -48,6 +60,8 @@ def console_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, best: Collection[int] = ()
 ) -> Table:
     """A table for the console; rows whose indices are in `best` are highlighted."""
+    from rich.table import Table  # noqa: PLC0415 - start-up time
+
     table = Table(*columns, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for index, row in enumerate(rows):
         table.add_row(*row, style="bold green" if index in best else None)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from postrain.cli import publish
 from postrain.config.paths import command
 from postrain.errors import Parser
+from postrain.formatting import console_table, figure, without_middle
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,7 +38,6 @@ def why_run(chosen: Namespace) -> None:
     # Imported here for a fast start-up: --help needs no torch.
     from rich.console import Console  # noqa: PLC0415
 
-    from postrain.formatting import console_table, figure  # noqa: PLC0415
     from postrain.jobs.replay import trusted_run  # noqa: PLC0415
     from postrain.jobs.why import extremes, sentence, why, write  # noqa: PLC0415
 
@@ -63,13 +63,8 @@ def text_of(texts: Mapping[str, tuple[str, str]]) -> str:
     """The prompt, and the completion or both sides of a pair."""
     prompt = next(iter(texts.values()))[0]
     sides = " | ".join(f"{name}: {text}" if len(texts) > 1 else text for name, (_, text) in texts.items())
-    return f"{shortened(prompt)} → {shortened(sides, 140)}"
-
-
-def shortened(text: str, most: int = 100) -> str:
-    """A text on one line."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+    prompt, sides = (" ".join(text.split()) for text in (prompt, sides))
+    return f"{without_middle(prompt, 100)} → {without_middle(sides, 140)}"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from postrain.config.groups import SWEEP, Groups, groups_in_defaults, groups_of,
 from postrain.config.paths import command
 from postrain.config.schema import LONGEST
 from postrain.errors import ConfigError
+from postrain.formatting import shortened
 
 # Keys of a study that define several jobs.
 SWEEP_VALUES = ("sweep.grid", "sweep.jobs", "sweep.search", "sweep.seeds")
@@ -168,7 +169,7 @@ def _refuse_depth(token: str) -> None:
 
 
 def _unreadable(token: str, error: Exception, known: Groups) -> str:
-    short = token if len(token) <= LONGEST else f"{token[:LONGEST]}…"
+    short = shortened(token, LONGEST)
     if is_bare(token):
         return f"{short}: {remedy(token, known)}"
     reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing")), "no value")
@@ -218,7 +219,7 @@ def _option_problems(override: Override, options: Sequence[str]) -> Iterator[str
         group = override.key_or_group
         none = f"to use none write {group}=none" if "none" in options else f"to use none write ~{group}"
         yield f"{override.input_line}: no such option; {REQUIRED_GROUPS.get(group, none)}"
-    for name in (name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in _chosen(override)):
+    for name in (shortened(name, LONGEST) for name in _chosen(override)):
         if name in options:
             continue
         if name in LAUNCHER_EXTRAS and override.key_or_group == "hydra/launcher":

@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from postrain.errors import ConfigError, one_line
+from postrain.formatting import shortened
 
 LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
@@ -117,7 +118,7 @@ def is_section(annotation: Any) -> bool:
 def abbreviate(value: Any) -> str:
     """A value for a message, truncated to LONGEST characters."""
     text = "null" if value is None else " ".join(repr(value).split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return shortened(text, LONGEST)
 
 
 class StaticTarget(type):

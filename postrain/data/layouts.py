@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from postrain.data.values import Binary, Cell
+from postrain.formatting import shortened
 
 if TYPE_CHECKING:  # records.py imports this file
     from postrain.data.records import Record
@@ -273,7 +274,7 @@ def number(value: Any, name: str) -> float:
 
 def names(columns: Sequence[str] | Mapping[str, Any]) -> str:
     """Column names for a message of one line."""
-    cut = [name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}..." for name in columns]
+    cut = [shortened(name, MAX_NAME_LENGTH) for name in columns]
     shown = [name if name.isprintable() and name else repr(name) for name in cut]
     more = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
     return (", ".join(shown[:MAX_NAMES]) or "(none)") + more

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from postrain.data.chat import Template
 from postrain.data.encode import Encoded, TokenUse
+from postrain.formatting import without_middle
 
 MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_STRETCHES = 600, 24
 
@@ -35,10 +36,9 @@ class PreviewRow:
 
     def shortened(self) -> PreviewRow:
         """A copy with limited text for the manifest."""
-        kept = tuple(
-            replace(stretch, text=_shortened(stretch.text)) for stretch in self.stretches[:MAX_PREVIEW_STRETCHES]
-        )
-        return replace(self, stretches=tuple(replace(one, text=_shortened(one.text)) for one in kept))
+        shown = self.stretches[:MAX_PREVIEW_STRETCHES]
+        kept = tuple(replace(one, text=without_middle(one.text, MAX_PREVIEW_CHARACTERS)) for one in shown)
+        return replace(self, stretches=kept)
 
 
 def preview(items: Sequence[Encoded], template: Template, offset: int = 0) -> Iterator[PreviewRow]:
@@ -56,8 +56,3 @@ def _stretches(ids: Sequence[int], uses: Sequence[TokenUse], template: Template)
         found.append(Stretch(template.tokenizer.decode(ids[start:end]), use))
         start = end
     return tuple(found)
-
-
-def _shortened(text: str) -> str:
-    half = MAX_PREVIEW_CHARACTERS // 2
-    return text if len(text) <= MAX_PREVIEW_CHARACTERS else f"{text[:half]} […] {text[-half:]}"

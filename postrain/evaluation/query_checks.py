@@ -18,6 +18,7 @@ from typing import Any, Literal
 from postrain.config.schema import Section
 from postrain.data.repetition import distinct_ngram_share, loop_share
 from postrain.evaluation.query_code import defines
+from postrain.formatting import shortened
 from postrain.rewards import constraints
 from postrain.rewards.text import NUMBER, final_answer, last_number
 from postrain.types import CountOrZero
@@ -142,7 +143,7 @@ def _set_expectations(expect: Expect) -> Iterator[tuple[str, Any]]:
 
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(text, 80)
 
 
 def _mentions(text: str, groups: Sequence[Sequence[str]]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from postrain.formatting import shortened
 from postrain.jsonl import Record, leaves, number
 
 TOLERANCE = 0.01
@@ -37,8 +38,9 @@ class Findings:
         different = [name for name in {**ours, **theirs} if not self.same(ours.get(name), theirs.get(name))]
         if different:
             name = different[0]
+            ours_text, theirs_text = (shortened(repr(one.get(name)), 60) for one in (ours, theirs))
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-            self.mismatches.append(f"{where}: {name} is {_short(ours.get(name))}, not {_short(theirs.get(name))}{more}")
+            self.mismatches.append(f"{where}: {name} is {ours_text}, not {theirs_text}{more}")
 
     def same(self, one: Any, other: Any) -> bool:
         """Whether two values of records are equal, or close enough."""
@@ -69,8 +71,3 @@ class Findings:
 
 def _bits(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -13,7 +13,7 @@ from statistics import fmean
 from statistics import median as middle
 from typing import TYPE_CHECKING, Any
 
-from postrain.formatting import figure
+from postrain.formatting import figure, shortened
 from postrain.report.palette import DASHES, INK, MUTED, Style, color, css, shade, styles, swatch
 from postrain.report.panels import Panel, smooth
 from postrain.report.pictures import Draw, Entry, Picture, plain
@@ -161,7 +161,7 @@ def bars(rows: Bars, *, named: bool = True, label: str = "") -> Draw:
         for index, (_, point, series) in enumerate(drawable):
             axes.barh(index, point.x, height=0.62, color=shade(series), alpha=0.8)
             axes.errorbar(point.x, index, xerr=_error(point.x, point.x_range), color=INK, elinewidth=1, capsize=2.5)
-        axes.set_yticks(range(len(drawable)), [plain(_cut(name)) if named else "" for name, _, _ in drawable])
+        axes.set_yticks(range(len(drawable)), [_label(name) if named else "" for name, _, _ in drawable])
         axes.invert_yaxis()
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(plain(label))
@@ -215,7 +215,7 @@ def points(
         for name, level in levels:
             if is_drawable(level):
                 axes.axhline(level, color=MUTED, lw=1, ls="--")
-                axes.text(1, level, plain(_cut(name)), transform=axes.get_yaxis_transform(), fontsize=8, ha="right")
+                axes.text(1, level, _label(name), transform=axes.get_yaxis_transform(), fontsize=8, ha="right")
         for name, number, data_points in series:
             drawable = [
                 point
@@ -253,7 +253,7 @@ def _draw_point(axes: Axes, point: DataPoint, number: int, label: str | None) ->
     style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "ms": 4.5, "color": shade(number)}
     axes.errorbar(point.x, point.y, xerr=x_error, yerr=y_error, elinewidth=1, capsize=2, label=label, **style)
     if point.label:
-        text = plain(_cut(point.label))
+        text = _label(point.label)
         axes.annotate(text, (point.x, point.y), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
 
 
@@ -263,8 +263,8 @@ def _error(value: float, around: tuple[float, float] | None) -> list[list[float]
     return [[max(0.0, value - around[0])], [max(0.0, around[1] - value)]]
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1] + "…"
+def _label(text: str) -> str:
+    return plain(shortened(text, LABEL_LETTERS))
 
 
 def spans_decades(values: Sequence[float]) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from postrain.formatting import shortened
 from postrain.report.palette import GRID, INK, MUTED, VARIABLES
 from postrain.runs.folder import writing
 
@@ -132,8 +133,7 @@ def write_sheet(folder: Path, sheet: Sheet, formats: Sequence[str] = ()) -> None
     width, height = (7.5, 4.4) if len(sheet.panels) == 1 else (4.0, 2.8)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(across * width, down * height + HEAD), facecolor="white")
-        most = int(across * width * 9)
-        title = sheet.title if len(sheet.title) <= most else sheet.title[: most - 1] + "…"
+        title = shortened(sheet.title, int(across * width * 9))
         figure.text(0.1 / (across * width), 1 - 0.1 / (down * height + HEAD), plain(title), va="top", **TITLE)
         drawn = [_panel(figure, index, *panel) for index, panel in enumerate(sheet.panels)]
         # All panels get the widest margins, so that the axes line up.

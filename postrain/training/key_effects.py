@@ -13,6 +13,7 @@ from typing import Any
 
 from postrain.config.schema import TARGET
 from postrain.errors import ConfigError
+from postrain.formatting import shortened
 from postrain.training.first_update import Gap, UpdateTrace
 
 Plain = Mapping[str, Any]
@@ -51,7 +52,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping) and TARGET in value:
         return str(value[TARGET]).rpartition(".")[2]
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return shortened(text, 40)
 
 
 def differences(a: Plain, b: Plain, path: str = "") -> Iterator[Difference]:

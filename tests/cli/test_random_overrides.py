@@ -114,7 +114,7 @@ def test_random_override_is_a_valid_config_or_short_lines(base: int) -> None:
         (["method.adam_betas.x=1"], f"method.adam_betas: expected a list of 2: {SHARE}, {SHARE}, got {{'x': 1}}"),
         (["model._target_=${nope:1}"], "model._target_: Unsupported interpolation type nope"),
         (["seed=${seed}"], "seed: Recursive interpolation detected"),
-        (["name=" + "[" * 900], "name=" + "[" * 75 + "…: cannot be read (more than 20 brackets inside each other); "
+        (["name=" + "[" * 900], "name=" + "[" * 74 + "…: cannot be read (more than 20 brackets inside each other); "
          "quote special characters, as in name='\"...\"'"),
         (["model.name=gpt2"],
          "model.name: only names the model in folders and reports; choose one with model=OPTION or model.path=PATH"),

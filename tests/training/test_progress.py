@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from postrain.formatting import clock, duration, figure, short
+from postrain.formatting import clock, duration, figure, short, shortened, without_middle
 from postrain.training.progress import ProgressLine, headline_text, is_printed, progress_text
 
 
@@ -79,3 +79,8 @@ def test_short_names_and_number_formats() -> None:
     ]  # fmt: skip
     assert [clock(seconds) for seconds in (0, 42, 3723)] == ["00:00", "00:42", "1:02:03"]
     assert [duration(seconds) for seconds in (0.045, 1.3, 126)] == ["45 ms", "1.3 s", "2.1 min"]
+
+
+def test_long_texts_lose_their_end_or_their_middle() -> None:
+    assert [shortened(text, 4) for text in ("abcd", "abcde")] == ["abcd", "abc…"]
+    assert [without_middle(text, 4) for text in ("abcd", "abcdef")] == ["abcd", "ab […] ef"]
