@@ -46,7 +46,7 @@ def parser() -> Parser:
         "--update", type=int, default=0, metavar="N", help="the newest checkpoint up to this update; default: 0, none"
     )
     found.add_argument("--estimators-only", action="store_true", help="only the group size of the run")
-    found.add_argument("--out", type=Path, metavar="DIR", help="output folder; default RUN/probe, or probe")
+    found.add_argument("--output", type=Path, metavar="DIR", help="output folder; default RUN/probe, or probe")
     return found
 
 
@@ -81,7 +81,7 @@ def probe(chosen: Namespace) -> None:
             for size in sizes:
                 found += made.group(size, gradient_probe.OF_GROUP_SIZES)
     show(found, f"update {done} of {chosen.run}, {chosen.factor} updates of samples", made.skipped)
-    out = chosen.out or (run.folder.path / "probe" if run.folder else Path("probe"))
+    out = chosen.output or (run.folder.path / "probe" if run.folder else Path("probe"))
     write(out, found, made.sizes[1], {"run": chosen.run, "update": done, "factor": chosen.factor}, made.skipped)
     print(f"written {out}/probe.json, probe.svg, probe.png")
 

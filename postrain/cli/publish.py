@@ -35,7 +35,9 @@ def run_command(work: Callable[[Namespace], None], parser: Parser, argv: Sequenc
 def add_arguments(parser: Parser, default_out: str) -> None:
     """The arguments of both commands."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a model directory, a Hub name, or nano, smollm2, ...")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"output folder, which must not exist; {default_out}")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"output folder, which must not exist; {default_out}"
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
     parser.add_argument("--public", action="store_true", help="make a repository that --push creates public")
 
@@ -48,16 +50,16 @@ def run_folder(name: str) -> Path | None:
 
 
 def check_output(chosen: Namespace, default: str) -> Path:
-    """The output folder: `--out`, else `default` in the run's folder.
+    """The output folder: `--output`, else `default` in the run's folder.
 
     Raises ConfigError if it exists, or if --push cannot succeed.
     """
     run = run_folder(chosen.run)
-    if chosen.out is None and run is None:
-        raise ConfigError(f"{chosen.run} is not a run folder; name the output folder with --out DIR")
-    out = chosen.out.expanduser() if chosen.out else (run or Path()) / default
+    if chosen.output is None and run is None:
+        raise ConfigError(f"{chosen.run} is not a run folder; name the output folder with --output DIR")
+    out = chosen.output.expanduser() if chosen.output else (run or Path()) / default
     if out.exists():
-        raise ConfigError(f"{out} exists; delete it, or name another folder with --out DIR")
+        raise ConfigError(f"{out} exists; delete it, or name another folder with --output DIR")
     if chosen.public and not chosen.push:
         raise ConfigError("--public has no effect without --push OWNER/NAME")
     if chosen.push:
@@ -83,7 +85,7 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{out} cannot be written ({error}); name a folder with enough space with --out DIR"
+            f"{out} cannot be written ({error}); name a folder with enough space with --output DIR"
         ) from None
 
 

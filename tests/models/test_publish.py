@@ -112,7 +112,7 @@ def existing_folder(run: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
-        (merge_command, ["nope"], "nope is not a run folder; name the output folder with --out DIR"),
+        (merge_command, ["nope"], "nope is not a run folder; name the output folder with --output DIR"),
         (merge_command, ["nano", "--out", "x"], "nano has no adapter to merge"),
         (merge_command, ["RUN", "--dtype", "int8"], "invalid choice: 'int8'"),
         (merge_command, ["RUN", "--public"], "--public has no effect without --push"),
@@ -140,7 +140,9 @@ def test_existing_output_folder_is_kept(run: Path, capsys: pytest.CaptureFixture
     assert merge_command.main([str(run)]) == 2
     assert export_command.main([str(run), "--gguf", "f16"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.endswith("exists; delete it, or name another folder with --out DIR") for line in errors] == [True] * 2
+    assert [line.endswith("exists; delete it, or name another folder with --output DIR") for line in errors] == [
+        True
+    ] * 2
 
 
 class FakeHub:
