@@ -20,6 +20,7 @@ KEYS = {
     "method.importance_sampling_level": "method.loss_options.importance_sampling_level",
     "method.kl_target": "method.adaptive_kl_target",
     "method.kl_horizon": "method.adaptive_kl_horizon",
+    "method.mixture": "method.mixture_coef",
     "data.source.learned": "data.source.train_prompts",
     "data.source.asked": "data.source.eval_prompts",
     "environment.room": "environment.max_observation_tokens",

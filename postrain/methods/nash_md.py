@@ -55,7 +55,7 @@ class NashMD(OnlinePreference, RolloutCorrection):
     rates: ClassVar[LearningRates] = LearningRates(base=5e-7, nano=3e-4)
 
     beta: Positive = 0.02
-    mixture: Fraction = 0.25
+    mixture_coef: Fraction = 0.25
     """Share of the reference policy in the opponent: 0 is self-play, 1 plays against the reference."""
 
     def logs_kl(self) -> bool:
@@ -65,7 +65,7 @@ class NashMD(OnlinePreference, RolloutCorrection):
         """Samples from policy and mixture; compares each completion with all of the mixture's for its prompt."""
         size = self.group_size
         policy = self.rollout(batch, num_generations=size)
-        mixture = Mixture(self.policy, self.reference_policy, self.mixture)
+        mixture = Mixture(self.policy, self.reference_policy, self.mixture_coef)
         opponent = self.rollout(batch, num_generations=size, purpose="opponent", model=mixture)
         self.start_next_rollout(size)
         preferred_B = self.preferences(policy, opponent).nanmean(2).flatten()

@@ -42,6 +42,7 @@ def announced_once():
         ("method.kl_target=6", "method.adaptive_kl_target=6"),
         ("stage.ppo.method.kl_horizon=9", "stage.ppo.method.adaptive_kl_horizon=9"),
         ("method.target_kl=0.1", "method.target_kl=0.1"),
+        ("method.mixture=0.5", "method.mixture_coef=0.5"),
         ("method.ratio_other=1", "method.ratio_other=1"),
         ("method.num_generations=4", "method.group_size=4"),
         ("teacher=runs/a", "reference=runs/a"),
@@ -224,7 +225,7 @@ def test_no_source_file_uses_an_old_name():
         *old_names.METRIC_FAMILIES,
     ]
     # The beginning of present names.
-    beginnings = ("undecided", "method.scale", "method.ratio", "method.mask_truncated")
+    beginnings = ("undecided", "method.scale", "method.ratio", "method.mask_truncated", "method.mixture")
     old = [name for name in old if name not in beginnings]
     table = CONF.parent / "postrain" / "config" / "old_names.py"
     files = [path for folder in ("conf", "sweep", "postrain") for path in (CONF.parent / folder).rglob("*.*")]

@@ -83,7 +83,7 @@ CHANGES: dict[str, list[Change]] = {
         ({"preference_temperature": 1.3}, {}),
         ({"epochs": 2}, {}),
         ({"minibatches_per_epoch": 2}, {}),
-        ({"mixture": 0.9}, {}),
+        ({"mixture_coef": 0.9}, {}),
     ],
 }
 # Online DPO ranks completions, so the temperature changes its metrics but not its gradient.

@@ -265,7 +265,7 @@ def test_nash_md_on_rock_paper_scissors_converges_to_uniform():
     """
     policy, reference = one_token_model([0.9, 0.07, 0.03]), one_token_model([1 / 3, 1 / 3, 1 / 3])
     components = {"engine": OneTokenEngine(), "template": NumberTemplate(), "preference": TablePreference(CIRCLE)}
-    settings = {"batch_size": 32, "group_size": 8, "beta": 0.1, "mixture": 0.25}
+    settings = {"batch_size": 32, "group_size": 8, "beta": 0.1, "mixture_coef": 0.25}
     method = make_method("nash_md", policy, reference=reference, components=components, **settings)
     # Only the logits of the head are trained.
     optimizer = torch.optim.SGD([policy.lm_head.weight], lr=3.0)
