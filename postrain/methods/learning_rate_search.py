@@ -270,11 +270,13 @@ def check_rate(method: Method, default: float, batches: Iterator[Batch]) -> None
             print(f"learning rate {rate:g}: not checked, {no_gradient(trials.draws)}", flush=True)
         return
     limit = LIMIT * trial.target
-    if trial.divergence <= limit and trial.learns:
-        return
-    raise RefusedRun(
-        f"method.learning_rate={rate:g}: {STEPS} updates at this rate move the policy by {trial.divergence:.2g} "
-        f"nats/token and change the loss of their rows from {trial.loss_before:.3g} to {trial.loss_after:.3g} (allowed "
-        f"{limit:.2g} nats/token, no rise of the loss); the default is {default:g}. Give a lower rate or auto, or "
-        "method.check_learning_rate=false"
-    )
+    problems = []
+    if not trial.divergence <= limit:
+        problems.append(f"move the policy by {trial.divergence:.3g} nats/token (allowed {limit:.3g})")
+    if not trial.learns:
+        problems.append(f"raise the loss of their rows from {trial.loss_before:.3g} to {trial.loss_after:.3g}")
+    if problems:
+        raise RefusedRun(
+            f"method.learning_rate={rate:g}: {STEPS} updates at this rate {' and '.join(problems)}; the default is "
+            f"{default:g}. Give a lower rate or auto, or method.check_learning_rate=false"
+        )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from postrain.config import extras
 from postrain.errors import ConfigError
 from postrain.jobs import pipeline, plan, session
 from postrain.jsonl import JsonLines
+from postrain.methods.learning_rate_search import SUSPICIOUS
 from postrain.runs.folder import RunFolder
 from postrain.runs.interrupt import Interrupted
 from tests.cli.test_main import run
@@ -268,6 +270,16 @@ def test_every_built_in_pipeline_composes_and_is_valid(chosen, tmp_path, capsys,
     """Plans the pipeline without running its stages."""
     monkeypatch.setattr(plan, "compose", unresolved)
     monkeypatch.setattr(extras, "installed", lambda package: True)
-    monkeypatch.setattr(pipeline.StageRunner, "advance", lambda self, job: None)
+    jobs = []
+    monkeypatch.setattr(pipeline.StageRunner, "advance", lambda self, job: jobs.append(job))
     monkeypatch.setattr(pipeline, "grid", lambda jobs, root: ([], []))
     assert run(chosen, f"paths.output={tmp_path}") == 0, capsys.readouterr().err
+    assert not [job.name for job in jobs if job.kind == "train" and too_fast(job.config)]
+
+
+def too_fast(config):
+    """Whether a trial of a learning rate above SUSPICIOUS times the default may refuse the run; all models are nano."""
+    method, adapter = config["method"], not config["adapter"]["_target_"].endswith("NoAdapter")
+    default = get_class(method["_target_"]).rates.for_model(0, adapter=adapter)
+    rate = method["learning_rate"]
+    return method["check_learning_rate"] and isinstance(rate, float) and rate > SUSPICIOUS * default

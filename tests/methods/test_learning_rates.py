@@ -262,8 +262,8 @@ def test_rate_that_destroys_the_policy_is_refused_with_its_divergence():
         trained("dpo", learning_rate=0.1)
     message = str(error.value)
     assert message.startswith("method.learning_rate=0.1: 3 updates at this rate move the policy by ")
-    assert " nats/token and change the loss of their rows from 0.693 to " in message
-    assert " (allowed 0.5 nats/token, no rise of the loss); the default is 0.0001. " in message
+    assert " nats/token (allowed 0.5) and raise the loss of their rows from 0.693 to " in message
+    assert "; the default is 0.0001. " in message
     assert message.endswith("Give a lower rate or auto, or method.check_learning_rate=false")
 
 
