@@ -44,6 +44,7 @@ LATEX_FRACTION = re.compile(
     r"(?:(?<![\w)}])([-+−]))?(?<![\d.,])(\d{0,9})[ \t~]?\\[cdt]?frac\s*"
     r"(?:\{\s*(?:([-+−])\s*)?(\d+)\s*\}|(\d))\s*(?:\{\s*(?:([-+−])\s*)?(\d+)\s*\}|(\d))"
 )
+APPROXIMATELY = re.compile(r"\\(?:thick)?(?:approx|sim|simeq|cong)(?![A-Za-z])|[∼≃≅]")
 # Markup that does not change the value of a number, and powers of ten as 6.02e23.
 MARKUP = (
     (re.compile(r"(?<![\w)*])(\*{1,3}|`)(?=[^\s*])([^*`]+)\1(?![\w*(])"), r"\2"),
@@ -51,7 +52,7 @@ MARKUP = (
     (MEASURE, r"\1 \2\3 "),
     (re.compile(TEXT), r" \1 "),
     (re.compile(r"\\[cdt]frac"), r"\\frac"),
-    (re.compile(r"\\(?:thick)?(?:approx|simeq)(?![A-Za-z])"), " ≈ "),
+    (APPROXIMATELY, " ≈ "),
     (re.compile(r"\\!|\\(?:left|right)(?![A-Za-z])|\^\{?\\circ\}?"), ""),
     (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
     (re.compile(r"\{,\}"), ","),
@@ -75,7 +76,7 @@ LABEL = re.compile(
 # "x = 5", "≈ 5" and "48 + 24 = 72" are 5, 5 and 72; the equation of a curve is not a number.
 LEFT_SIDE = re.compile(r"\s*(?:[^\W\d]\w*|[^A-Za-z\\,]*)\s*[=≈]")
 # What makes more of a number than its value with a unit: "2 + x", "x^2", "x-3", "1/\sqrt{2}".
-OPERATORS = re.compile(r"[\\^_√+*=≈<>≤≥±]|[-−/]\s*\0|\0\s*[-−]")
+OPERATORS = re.compile(r"[\\^_√+*=≈≠≉≁≄≇<>≤≥±]|[-−/]\s*\0|\0\s*[-−]")
 
 
 def marked_answer(text: str) -> str | None:

@@ -19,7 +19,7 @@ from postrain.arithmetic import evaluate
 from postrain.config.extras import load
 from postrain.errors import ConfigError, one_line
 from postrain.rewards.base import per_completion
-from postrain.rewards.text import Expected, final_answer, marked_answer, spellings
+from postrain.rewards.text import APPROXIMATELY, Expected, final_answer, marked_answer, spellings
 from postrain.rewards.user_code import within_time_limit
 
 SECONDS = 5
@@ -27,6 +27,10 @@ SECONDS = 5
 OPENING = re.compile(r"[{\[]")
 CURRENCY = re.compile(r"\\?[$€£]")
 INLINE = re.compile(r"(?:[^$]*(?<!\\)\$[^$]+(?<!\\)\$)+[^$]*")
+SIGN = rf"(?:{APPROXIMATELY.pattern}|≈)"
+# "\approx 72", "x ≈ 72" and "48 ≈ 72" are 72. Of \frac{1}{3} \approx 0.33 the library compares the formula.
+LEFT_SIDE = re.compile(rf"\A(\s*\$?\s*)(?:[A-Za-z]\w*|[-+−]?\d[\d.,]*)?\s*{SIGN}\s*")
+NEGATED = re.compile(rf"\\not\s*{SIGN}|\\n(?:approx|sim|simeq|cong)(?![A-Za-z])|[≉≁≄≇]")
 
 Schema = Mapping[str, Any] | str
 
@@ -57,12 +61,18 @@ def _math_equal(library: Any, completion: str, expected: Expected) -> float | No
     if not golds:
         return None
     marked = marked_answer(completion)
-    found = library.parse(completion if marked is None else _boxed(marked), parsing_timeout=seconds)
+    if marked is not None and NEGATED.search(marked):
+        return 0.0
+    # The library does not separate a command from digits.
+    text = APPROXIMATELY.sub(r"\g<0> ", completion) if marked is None else _boxed(marked)
+    found = library.parse(text, parsing_timeout=seconds)
     return float(bool(found) and any(library.verify(gold, found, timeout_seconds=seconds) for gold in golds))
 
 
 def _boxed(answer: str) -> str:
-    """An answer as the library recognises it as mathematics: between dollar signs, or boxed and without currency."""
+    """An answer as the library recognises it as mathematics: between dollar signs, or boxed and without currency;
+    without the sign of an approximation."""
+    answer = LEFT_SIDE.sub(r"\1", answer)
     return answer if INLINE.fullmatch(answer) else rf"\boxed{{{CURRENCY.sub('', answer)}}}"
 
 

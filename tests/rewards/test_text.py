@@ -54,7 +54,10 @@ def test_answer_compares_numbers_by_value_and_other_answers_as_text() -> None:
         (r"\boxed{x \approx 72}", "72", 1),
         (r"\boxed{72 \approx 73}", "72", 0),
         (r"\boxed{x \approx 72 + y}", "72", 0),
+        (r"\boxed{72 \sim 73}", "72", 0),
         (r"\boxed{\not\approx 72}", "72", 0),
+        (r"\boxed{\ncong 72}", "72", 0),
+        (r"\boxed{≉72}", "72", 0),
         (r"\boxed{\frac{3}{-4}}", "0.75", 0),
         # not -(1 + 3/4)
         (r"\boxed{1\frac{3}{-4}}", "-1.75", 0),
@@ -96,6 +99,8 @@ def test_answer_of_one_number_is_compared_by_value(expected: str | float) -> Non
         (r"so $x\approx72$.", "72"),
         (r"\boxed{\simeq -\frac{3}{4}}", "-0.75"),
         ("72", r"$\approx 72$"),
+        (r"\boxed{x \sim72}", "72"),
+        (r"\boxed{\cong 72}", "72"),
         (r"\boxed{\frac 34}", "3/4"),
         (r"\boxed{\frac{3}4}", "3/4"),
         # 1 + 1/2

@@ -68,6 +68,25 @@ def test_currency_is_not_mathematics(mathematics: Mathematics, completion: str, 
     assert math_equal([completion], [expected]) == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        (r"\boxed{\approx72}", "72", 1),
+        (r"\boxed{x \sim 72}", "72", 1),
+        (r"so x is \approx72", "72", 1),
+        ("<answer>≅72</answer>", "72", 1),
+        ("72", r"\cong72", 1),
+        (r"\boxed{72 \approx 73}", "72", 0),
+        (r"\boxed{\not\approx 72}", "72", 0),
+        (r"\boxed{\nsim 72}", "72", 0),
+        # The library compares the formula, not its rounded value.
+        (r"\boxed{\frac{1}{3} \approx 0.33}", r"\frac{1}{3} \approx 0.33", 1),
+    ],
+)
+def test_approximation_is_its_value(mathematics: Mathematics, completion: str, answer: str, score: float) -> None:
+    assert math_equal([completion], [answer]) == [score]
+
+
 def test_no_time_limit_inside_another(mathematics: Mathematics, caplog: pytest.LogCaptureFixture) -> None:
     with time_limit(60, "reward", "r.py"):
         math_equal(["1"], ["1"])
