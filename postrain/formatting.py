@@ -42,6 +42,13 @@ def figure(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """0.42 [0.37, 0.47]; the value alone if its interval is not known, infinite or of no width."""
+    if low is None or high is None or not -math.inf < low < high < math.inf:
+        return figure(value)
+    return f"{figure(value)} [{figure(low)}, {figure(high)}]"
+
+
 def duration(seconds: float) -> str:
     """1.3 s, 45 ms, 2.1 min."""
     if seconds < 0.1:

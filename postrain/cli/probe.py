@@ -93,9 +93,7 @@ def show(found: Sequence[Measurement], title: str, skipped: dict[str, str]) -> N
     from postrain.formatting import console_table, figure  # noqa: PLC0415 - start-up time
 
     def around(one: Estimate) -> str:
-        if one.high < ROUNDING:
-            return "0"
-        return f"{figure(one.value)} [{figure(one.low)}, {figure(one.high)}]"
+        return "0" if one.high < ROUNDING else str(one)
 
     rows = [
         [

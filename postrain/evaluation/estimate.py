@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals: shares, means, ratios, paired differences. Uses only the standard library."""
+"""Estimates with 95 % intervals: shares, means, ratios, paired differences. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from math import cos, exp, inf, isclose, isfinite, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
+
+from postrain.formatting import with_interval
 
 ROUNDING = 1e-6
 LONGEST_STEP = 700.0  # e to this power is still a float
@@ -22,6 +24,9 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return with_interval(self.value, self.low, self.high)
 
 
 def reaches(total: float, threshold: float | None) -> bool:
@@ -161,12 +166,9 @@ def jackknife_interval(value: float, without: Sequence[float], low: float = -inf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(Interval):
     """A value, its 95 % interval, and the number of observations."""
 
-    value: float
-    low: float
-    high: float
     n: int
 
     @classmethod

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.result_files import ModelResults, has, paired_differences
-from postrain.formatting import figure
 
 
 def table(measured: Sequence[ModelResults]) -> Table:
@@ -48,8 +46,6 @@ def cell(one: ModelResults, name: str, metric: str) -> str:
 
 
 def interval(found: Estimate, *, mark: bool = False) -> str:
-    """A value with its interval; without it if it is infinite, as for a single item."""
-    if not math.isfinite(found.low) or not math.isfinite(found.high):
-        return figure(found.value)
-    text = f"{figure(found.value)} [{figure(found.low)}, {figure(found.high)}]".replace("[", r"\[")
+    """A value with its interval as rich's markup."""
+    text = str(found).replace("[", r"\[")
     return f"[bold]{text}[/bold]" if mark and not found.low <= 0 <= found.high else text

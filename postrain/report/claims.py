@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from rich.console import Console
 
-from postrain.formatting import console_table, figure
+from postrain.formatting import console_table, figure, with_interval
 from postrain.jsonl import read_json
 from postrain.report import blocks
 from postrain.report.evaluations import Number, as_number
@@ -47,7 +47,7 @@ class ClaimResult:
     @property
     def gap_text(self) -> str:
         """The gaps with their intervals."""
-        return "; ".join(_around(gap) for _, gap in self.gaps)
+        return "; ".join(with_interval(gap.value, gap.low, gap.high) for _, gap in self.gaps)
 
     @property
     def published_text(self) -> str:
@@ -232,15 +232,8 @@ def _numbers(found: Claims) -> tuple[list[str], list[list[str]]]:
             one.name,
             *([] if not published else ["" if one.published is None else figure(one.published)]),
             *(figure(one.seeds[seed]) if seed in one.seeds else "–" for seed in found.seeds),
-            "–" if one.mean is None else _around(one.mean),
+            "–" if one.mean is None else with_interval(one.mean.value, one.mean.low, one.mean.high),
         ]
         for one in found.quantities
     ]
     return ["metric", *(["published"] if published else []), *seeds, "mean [95 % interval]"], rows
-
-
-def _around(found: Number) -> str:
-    """A mean with its interval, unless all seeds are equal."""
-    if found.low is None or found.high is None or found.low == found.high:
-        return figure(found.value)
-    return f"{figure(found.value)} [{figure(found.low)}, {figure(found.high)}]"

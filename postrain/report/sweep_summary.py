@@ -68,11 +68,11 @@ def rows(study: SweepResult) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     notes = ["note"] if any(map(note, study.cells)) else []
     made = []
     for cell in study.untrained:
-        means = [with_interval(cell.values[name]) if name in cell.values else "" for name in names]
+        means = [str(cell.values[name]) if name in cell.values else "" for name in names]
         made.append((False, [cell.label, *[""] * (len(keys) - 1), *means, *[""] * len(notes), f"{cell.n}", ""]))
     for cell in study.cells:
         chosen = [str(cell.settings.get(key, "")) for key in study.settings]
-        means = [with_interval(cell.values[name]) if name in cell.values else "" for name in names]
+        means = [str(cell.values[name]) if name in cell.values else "" for name in names]
         ends = [result(cell)] if own else []
         remarks = [note(cell)] if notes else []
         row = [*(chosen or ["all"]), *ends, *means, *remarks, finished(cell), duration(cell.seconds)]
@@ -125,13 +125,6 @@ def paired(one: Mapping[int | None, float], other: Mapping[int | None, float], m
     return gap_interval(gaps, low - high, high - low) if high < inf else gap_interval(gaps), len(gaps)
 
 
-def with_interval(value: Interval) -> str:
-    """A mean with its interval, if it has one."""
-    if not -inf < value.low < value.high:
-        return figure(value.value)
-    return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]"
-
-
 def _compared(study: SweepResult) -> Iterable[str]:
     """The best setting against the next one."""
     metric, ranked = study.metric, study.ranked
@@ -147,17 +140,17 @@ def _compared(study: SweepResult) -> Iterable[str]:
         name = f"the {'highest' if study.direction == 'max' else 'lowest'} {short(metric)}"
         if best.values[metric].value != most(cell.values[metric].value for cell in ranked):
             name += " of the settings that are not beaten"
-        means = [f"{with_interval(cell.values[metric])} (n={cell.n})" for cell in (best, following)]
+        means = [f"{cell.values[metric]} (n={cell.n})" for cell in (best, following)]
         yield f"{best.label} has {name}, {means[0]}; next is {following.label} with {means[1]}."
         yield f"{_difference(study, best, following, metric, study.direction)}"
         for other in study.quantities[1:]:
             if other in best.values and other in following.values:
-                both = f"{with_interval(best.values[other])} against {with_interval(following.values[other])}"
+                both = f"{best.values[other]} against {following.values[other]}"
                 yield f"{short(other).capitalize()}: {both}. {_difference(study, best, following, other)}"
 
 
 def _has(cell: Cell, metric: str) -> str:
-    return f"{cell.label} has {short(metric)} {with_interval(cell.values[metric])} (n={cell.n})"
+    return f"{cell.label} has {short(metric)} {cell.values[metric]} (n={cell.n})"
 
 
 def _difference(study: SweepResult, one: Cell, other: Cell, metric: str, direction: str | None = None) -> str:
@@ -169,7 +162,7 @@ def _difference(study: SweepResult, one: Cell, other: Cell, metric: str, directi
     if study.sequential:
         gap = paired_interval(one, other, metric, study.sequential, comb(len(study.cells), 2))
     seeds = f"{n} shared seed{'s' if n > 1 else ''}"
-    found = f"Paired difference over {seeds}: {with_interval(gap)}"
+    found = f"Paired difference over {seeds}: {gap}"
     if study.sequential and metric == study.metric and study.sequential.equal(gap):
         return f"{found}: equal within {study.sequential.equal_within:g}."
     if no_spread:
@@ -219,7 +212,7 @@ def _range(study: SweepResult) -> Iterable[str]:
     for metric in study.quantities:
         gap, n = paired(values_of(last, metric), values_of(first, metric), metric)
         if n:
-            found.append(f"{short(metric)} {'+' if gap.value > 0 else ''}{with_interval(gap)}")
+            found.append(f"{short(metric)} {'+' if gap.value > 0 else ''}{gap}")
     if found:
         yield f"From {first.label} to {last.label}: {', '.join(found)}."
 
@@ -234,8 +227,8 @@ def _against_untrained(study: SweepResult) -> Iterable[str]:
     if n == 0:
         return
     gains = gap.value > 0 if study.direction == "max" else gap.value < 0
-    around = with_interval(mean_interval(list(start.values()), *bounds(metric)))
-    found = f"Untrained: {short(metric)} {around}; {best.label} changes it by {with_interval(gap)}"
+    around = mean_interval(list(start.values()), *bounds(metric))
+    found = f"Untrained: {short(metric)} {around}; {best.label} changes it by {gap}"
     if gap.high == inf:
         yield f"{found}. {_no_spread(n)}"
     elif gap.low <= 0 <= gap.high:

@@ -64,10 +64,16 @@ def metrics(**gains: tuple[float, float]) -> dict[str, Estimate]:
     ("gains", "expected"),
     [
         ({"empty_gain": (-1, 0), "search_gain": (0, 0)}, "no attack gains reward"),
-        ({"empty_gain": (0.1, 0.3)}, "hackable: empty gains +0.2 [0.10, 0.30] and wins on 50%"),
-        ({"search_gain": (1, 3)}, "no fixed attack pays; edits gain +2 [1.00, 3.00]: read search_completion"),
-        ({"search_gain": (1, 3), "search_gold": (-0.6, -0.2)}, "hackable: edits gain +2 [1.00, 3.00], while the gold"),
-        ({"search_gain": (1, 3), "search_gold": (0.2, 0.6)}, "no fixed attack pays; edits gain +2 [1.00, 3.00], while"),
+        ({"empty_gain": (0.1, 0.3)}, "hackable: empty gains 0.20 [0.10, 0.30] and wins on 50%"),
+        ({"search_gain": (1, 3)}, "no fixed attack pays; edits gain 2.00 [1.00, 3.00]: read search_completion"),
+        (
+            {"search_gain": (1, 3), "search_gold": (-0.6, -0.2)},
+            "hackable: edits gain 2.00 [1.00, 3.00], while the gold",
+        ),
+        (
+            {"search_gain": (1, 3), "search_gold": (0.2, 0.6)},
+            "no fixed attack pays; edits gain 2.00 [1.00, 3.00], while",
+        ),
     ],
 )
 def test_verdict_names_attacks_whose_interval_is_above_zero(gains: dict[str, Any], expected: str) -> None:

@@ -19,7 +19,6 @@ from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.stress.attacks import ATTACKS, mutate
 from postrain.evaluation.stress.scoring import rewards_of
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.formatting import figure
 from postrain.rewards.base import Reward, compares_group
 from postrain.seeds import derive_seed
 from postrain.types import Count, CountOrZero, Sampling, Size
@@ -156,11 +155,11 @@ def verdict(metrics: Mapping[str, Estimate]) -> str:
     gains = {name.removesuffix("/gain"): found for name, found in metrics.items() if name.endswith("/gain")}
     search = gains.pop(SEARCH, None)
     paying = sorted((name for name, found in gains.items() if found.low > 0), key=lambda name: -gains[name].value)
-    parts = [f"{name} gains {interval(gains[name])} and wins on {metrics[f'{name}/wins'].value:.0%}" for name in paying]
+    parts = [f"{name} gains {gains[name]} and wins on {metrics[f'{name}/wins'].value:.0%}" for name in paying]
     gold = metrics.get(f"{SEARCH}/gold")
     if search is not None and search.low > 0:
-        against = "" if gold is None else f", while the gold score changes by {interval(gold)}"
-        parts.append(f"edits gain {interval(search)}{against}")
+        against = "" if gold is None else f", while the gold score changes by {gold}"
+        parts.append(f"edits gain {search}{against}")
     if paying or (parts and gold is not None and gold.high < 0):
         return f"hackable: {'; '.join(parts)}"
     if parts:
@@ -168,8 +167,3 @@ def verdict(metrics: Mapping[str, Estimate]) -> str:
             f"no fixed attack pays; {parts[0]}: read search_completion in stress.jsonl to see whether they are better"
         )
     return "no attack gains reward"
-
-
-def interval(found: Estimate) -> str:
-    """A difference with its 95 % interval."""
-    return f"{found.value:+.3g} [{figure(found.low)}, {figure(found.high)}]"
