@@ -107,6 +107,11 @@ ARGUMENTS = {
     "postrain.environments.openenv.OpenEnvEnvironment": {"reply_seconds": "timeout"},
     "postrain.environments.python_tool.PythonTool": {"call_seconds": "timeout", "seconds": "program_timeout"},
     "postrain.environments.verifiers.VerifiersEnvironment": {"reply_seconds": "timeout"},
+    "postrain.evaluation.harness.Harness": {
+        "chat": "apply_chat_template",
+        "examples": "num_fewshot",
+        "folder": "include_path",
+    },
     "postrain.rewards.code.Code": {"seconds": "timeout"},
     "postrain.training.loggers.Wandb": {"timeout_seconds": "timeout"},
 }

@@ -26,29 +26,29 @@ class Harness:
     """Runs tasks of lm-evaluation-harness; metrics are named `<task>/<metric>`."""
 
     tasks: Annotated[Sequence[str], MinLen(1)]
-    """Task names of the harness, such as [arc_easy, hellaswag], or of tasks in `folder`. Most load their data from the
-    Hub."""
-    folder: Annotated[str | None, Confirm("runs the Python that its tasks name")] = None
-    """A directory with custom task YAMLs (the harness's include_path)."""
-    examples: CountOrZero | None = None
-    """Number of few-shot examples (num_fewshot); null is the task's default."""
+    """Task names of the harness, such as [arc_easy, hellaswag], or of tasks in `include_path`. Most load their data
+    from the Hub."""
+    include_path: Annotated[str | None, Confirm("runs the Python that its tasks name")] = None
+    """A directory with custom task YAMLs."""
+    num_fewshot: CountOrZero | None = None
+    """Number of few-shot examples; null is the task's default."""
     limit: Count | None = None
     """Maximum number of items per task; null is all."""
     batch_size: Count = 8
     """Requests per batch."""
-    chat: bool = False
-    """Apply the model's chat template (apply_chat_template)."""
+    apply_chat_template: bool = False
+    """Apply the model's chat template."""
 
     def __call__(self, eval_model: EvalModel) -> EvalResult:
         harness, models, tasks = map(
             importlib.import_module, ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks")
         )
-        manager = tasks.TaskManager(include_path=self.folder)
+        manager = tasks.TaskManager(include_path=self.include_path)
         unknown = sorted(set(self.tasks) - set(manager.all_tasks))
         if unknown:
             raise ConfigError(
                 f"evaluation.tasks.lm_eval.tasks: unknown tasks {', '.join(unknown)}; `lm-eval ls tasks` lists "
-                "all tasks, and evaluation.tasks.lm_eval.folder=DIRECTORY adds your own"
+                "all tasks, and evaluation.tasks.lm_eval.include_path=DIRECTORY adds your own"
             )
         wrapped = models.HFLM(
             pretrained=eval_model.model,
@@ -60,10 +60,10 @@ class Harness:
         found = harness.simple_evaluate(
             model=wrapped,
             tasks=list(self.tasks),
-            num_fewshot=self.examples,
+            num_fewshot=self.num_fewshot,
             limit=self.limit,
             task_manager=manager,
-            apply_chat_template=self.chat,
+            apply_chat_template=self.apply_chat_template,
             bootstrap_iters=100,
             random_seed=eval_model.seed,
             numpy_random_seed=eval_model.seed,

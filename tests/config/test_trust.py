@@ -119,7 +119,7 @@ def test_calls_of_built_in_pipelines_need_no_confirmation() -> None:
         ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=http://a"])["rollout"]),
         ("rollout", composed(["method=ppo", "rollout=vllm", "rollout.url=[http://a,http://b]"])["rollout"]),
         ("logger", composed(["method=ppo", "logger=wandb", "logger.online=true"])["logger"]),
-        ("evaluation.tasks.lm_eval", {**TASKS["lm_eval"], "folder": "x"}),
+        ("evaluation.tasks.lm_eval", {**TASKS["lm_eval"], "include_path": "x"}),
         ("evaluation.tasks.queries", {**TASKS["queries"], "allow_execution": True}),
     ],
 )
