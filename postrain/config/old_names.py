@@ -113,6 +113,10 @@ ARGUMENTS = {
         "folder": "include_path",
     },
     "postrain.rewards.code.Code": {"seconds": "timeout"},
+    "postrain.rewards.judge.SelfJudge": {"batch_tokens": "micro_batch_tokens"},
+    "postrain.rewards.reward_model.OutcomeRewardModel": {"batch_tokens": "micro_batch_tokens"},
+    "postrain.rewards.reward_model.ProcessRewardModel": {"batch_tokens": "micro_batch_tokens"},
+    "postrain.rewards.rubric.LocalRubric": {"batch_tokens": "micro_batch_tokens"},
     "postrain.training.loggers.Wandb": {"timeout_seconds": "timeout"},
 }
 """Arguments by class: their nodes are at any depth, as in reward.parts, and a user's class may have an argument of the

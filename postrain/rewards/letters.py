@@ -37,7 +37,7 @@ class LocalJudge:
 
     path: str
     """Run folder, directory, .gguf file or Hub name of a language model."""
-    batch_tokens: Count = 8192
+    micro_batch_tokens: Count = 8192
     """Tokens per forward pass; affects memory and speed only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model."""
@@ -58,11 +58,11 @@ class LocalJudge:
 
     def probabilities_of_a(self, questions: Sequence[str]) -> Tensor:
         """See the function of this name."""
-        return probabilities_of_a(self.model, self.template, questions, self.context, self.batch_tokens)
+        return probabilities_of_a(self.model, self.template, questions, self.context, self.micro_batch_tokens)
 
 
 def probabilities_of_a(
-    model: nn.Module, template: Template, questions: Sequence[str], context: int, batch_tokens: int
+    model: nn.Module, template: Template, questions: Sequence[str], context: int, micro_batch_tokens: int
 ) -> Tensor:
     """σ(log P(A) − log P(B)) after each question, float32 on the CPU, [R]; NaN for one beyond the context."""
     rows = [_encode_answer(template, question, letter) for question in questions for letter in LETTERS]
@@ -72,7 +72,7 @@ def probabilities_of_a(
         ids, supervised = zip(*(rows[index] for index in fitting), strict=True)
         batch = Rows(ids, supervised, tuple(fitting))
         with in_eval_mode(model):
-            found = in_micro_batches(partial(score, model), batch, batch_tokens)
+            found = in_micro_batches(partial(score, model), batch, micro_batch_tokens)
         logps_R2[fitting] = found.logps_BT.sum(1).float().cpu()
     logps_R2 = logps_R2.view(len(questions), 2)
     return torch.sigmoid(logps_R2[:, 0] - logps_R2[:, 1])

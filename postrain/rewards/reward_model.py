@@ -47,7 +47,7 @@ class OutcomeRewardModel:
 
     path: str
     """Run folder of method=reward, directory, or Hub name."""
-    batch_tokens: Count = 8192
+    micro_batch_tokens: Count = 8192
     """Tokens per forward pass, padding included; affects memory and speed only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the reward model."""
@@ -74,7 +74,7 @@ class OutcomeRewardModel:
     ) -> RewardBatch:
         rows = self.rows(prompts, completions, columns)
         total_B = torch.empty(len(rows), dtype=torch.float32)
-        for group in micro_batches(rows.cost(), self.batch_tokens):
+        for group in micro_batches(rows.cost(), self.micro_batch_tokens):
             total_B[group] = sequence_scores(self.model, rows.select(group)).float().cpu()
         self._check(total_B, prompts, columns)
         return RewardBatch(total_B, {"learned": nan_to_none(total_B)})
@@ -145,7 +145,7 @@ class ProcessRewardModel:
     only: '\\n+'."""
     aggregate: Literal["last", "min", "product", "mean"] = "min"
     """Aggregate of the step probabilities; the others are logged too."""
-    batch_tokens: Count = 8192
+    micro_batch_tokens: Count = 8192
     """Tokens per forward pass; affects memory and speed only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the reward model."""
@@ -201,7 +201,7 @@ class ProcessRewardModel:
             return found
         ids, marks = zip(*(row for row in encoded if row is not None), strict=True)
         rows = Rows(ids, marks, tuple(present))
-        logits_BS = in_micro_batches(lambda part: step_logits(self.model, part), rows, self.batch_tokens)
+        logits_BS = in_micro_batches(lambda part: step_logits(self.model, part), rows, self.micro_batch_tokens)
         for index, steps_S in zip(present, logits_BS.sigmoid().cpu().tolist(), strict=True):
             found[index] = tuple(steps_S[: len(chains[index])])
         return found

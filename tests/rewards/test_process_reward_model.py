@@ -28,7 +28,7 @@ def prm(tmp_path: Path) -> Callable[..., ProcessRewardModel]:
     (tmp_path / LAYOUT_FILE).write_text(StepLayout(joiner=" ", separator="").to_json())
 
     def load(**changes) -> ProcessRewardModel:
-        settings = {"split": SPLIT, "aggregate": "min", "batch_tokens": 4096, "dtype": "fp32", **changes}
+        settings = {"split": SPLIT, "aggregate": "min", "micro_batch_tokens": 4096, "dtype": "fp32", **changes}
         return ProcessRewardModel(path=str(tmp_path), **settings)
 
     return load
@@ -62,7 +62,7 @@ def test_step_scores_do_not_depend_on_the_batch_or_later_steps(prm):
     together = prm().step_scores(PROMPTS, COMPLETIONS, [{}] * 3)
     assert [len(steps) for steps in together] == [3, 1, 0]
     for index, steps in enumerate(together):
-        alone = prm(batch_tokens=1).step_scores(PROMPTS[index : index + 1], COMPLETIONS[index : index + 1], [{}])
+        alone = prm(micro_batch_tokens=1).step_scores(PROMPTS[index : index + 1], COMPLETIONS[index : index + 1], [{}])
         assert steps == pytest.approx(alone[0], abs=1e-5)
     # A search scores prefixes: later steps must not change the scores of earlier ones.
     (prefix,) = prm().chain_scores(PROMPTS[:1], [("3 + 4 = 7.", "7 + 2 = 9.")], [{}])
@@ -100,12 +100,12 @@ def test_long_prompts_are_truncated_and_long_steps_unscorable(prm):
 
 def test_outcome_and_process_reward_models_are_distinguished(prm, tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a process reward model, .*reward=process"):
-        OutcomeRewardModel(path=str(tmp_path), batch_tokens=64, dtype="fp32")
+        OutcomeRewardModel(path=str(tmp_path), micro_batch_tokens=64, dtype="fp32")
     (tmp_path / LAYOUT_FILE).unlink()
     with pytest.raises(ConfigError, match=r"reward\.path=.*: an outcome reward model.*reward=learned"):
         prm()
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a language model"):
-        ProcessRewardModel(path=str(NANO), split=SPLIT, aggregate="min", batch_tokens=64, dtype="fp32")
+        ProcessRewardModel(path=str(NANO), split=SPLIT, aggregate="min", micro_batch_tokens=64, dtype="fp32")
 
 
 @pytest.mark.parametrize(("split", "message"), [("(", "not a regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])

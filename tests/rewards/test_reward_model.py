@@ -47,8 +47,8 @@ def reward_model(folder: Path, *, architecture: str, pad_is_eos: bool = False) -
     return folder
 
 
-def load(path: Path, batch_tokens: int = 4096) -> OutcomeRewardModel:
-    return OutcomeRewardModel(path=str(path), batch_tokens=batch_tokens, dtype="fp32")
+def load(path: Path, micro_batch_tokens: int = 4096) -> OutcomeRewardModel:
+    return OutcomeRewardModel(path=str(path), micro_batch_tokens=micro_batch_tokens, dtype="fp32")
 
 
 def scores(reward: OutcomeRewardModel, order: tuple[int, ...] = (0, 1, 2, 3)) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_score_does_not_depend_on_the_batch(tmp_path: Path, architecture: str, p
     assert len(set(together.tolist())) == 4
     alone = torch.cat([scores(load(path), (index,)) for index in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(together[[2, 0]], scores(load(path, batch_tokens=1), (2, 0)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together[[2, 0]], scores(load(path, micro_batch_tokens=1), (2, 0)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

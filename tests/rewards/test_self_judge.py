@@ -55,7 +55,7 @@ def test_preference_does_not_depend_on_the_batch(polite: SelfJudge) -> None:
     together = beats(polite)
     assert len(set(together.tolist())) == 3
     torch.testing.assert_close(together, torch.cat([beats(polite, (i,)) for i in range(3)]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(together[[2, 0]], beats(judge(POLITE, batch_tokens=1), (2, 0)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together[[2, 0]], beats(judge(POLITE, micro_batch_tokens=1), (2, 0)), atol=1e-6, rtol=0)
 
 
 def test_preference_is_antisymmetric(polite: SelfJudge) -> None:
@@ -92,4 +92,4 @@ def test_invalid_judges_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^reward.path: .* is a reward model, which cannot generate"):
         judge(path=reward_model(tmp_path / "scores", architecture="gpt2"))
     with pytest.raises(ConfigError, match=r"^reward.principles: expected at least one sentence"):
-        SelfJudge(path=str(NANO), principles=(), batch_tokens=1, dtype="fp32")
+        SelfJudge(path=str(NANO), principles=(), micro_batch_tokens=1, dtype="fp32")
