@@ -113,6 +113,7 @@ ARGUMENTS = {
         "folder": "include_path",
     },
     "postrain.rewards.code.Code": {"seconds": "timeout"},
+    "postrain.rewards.function.Function": {"batch": "batch_size"},
     "postrain.rewards.judge.SelfJudge": {"batch_tokens": "micro_batch_tokens"},
     "postrain.rewards.reward_model.OutcomeRewardModel": {"batch_tokens": "micro_batch_tokens"},
     "postrain.rewards.reward_model.ProcessRewardModel": {"batch_tokens": "micro_batch_tokens"},

@@ -55,10 +55,10 @@ class Function:
     timeout: Positive | None = None
     """Time limit of a call in seconds; null is no limit. The completions of a call that exceeds it are unscorable; the
     run ends if no call was ever faster."""
-    batch: Size | None = None
+    batch_size: Size | None = None
     """Completions per call; null is all of a rollout."""
     workers: Workers = 8
-    """Calls of an `async def` function at a time, with `batch`. Other functions are called one by one."""
+    """Calls of an `async def` function at a time, with `batch_size`. Other functions are called one by one."""
     call: Callable[..., Any] = field(init=False, repr=False)
     answered: bool = field(init=False, repr=False, default=False)
 
@@ -106,7 +106,7 @@ class Function:
     def _call_checked(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> list[Any]:
         keywords = self._select_keywords(prompts, completions, columns)
         file, _ = source_location(self.call)
-        size = self.batch or max(1, len(prompts))
+        size = self.batch_size or max(1, len(prompts))
         slices = [slice(start, start + size) for start in range(0, len(prompts), size)] or [slice(0, 0)]
         locate = partial(self._failing_prompt, keywords, prompts, columns)
         with UserCodeErrors(f"reward function {self.function} raised", file, locate):

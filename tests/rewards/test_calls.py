@@ -55,7 +55,7 @@ async def blocks(completions: Sequence[str]) -> list[float]:
 
 @pytest.mark.parametrize("function", [length, slow])
 def test_call_beyond_the_time_limit_is_unscorable_and_counted(function: Any, capsys: Any) -> None:
-    assert scored(reward_of(function, timeout=LIMIT, batch=1)) == [4.0, None, 4.0]
+    assert scored(reward_of(function, timeout=LIMIT, batch_size=1)) == [4.0, None, 4.0]
     assert "warning: 1 of 3 completions not scored: reward function " in capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_coroutines_run_together_up_to_the_number_of_workers() -> None:
         running -= 1
         return [float(len(completions))]
 
-    assert scored(reward_of(counts, batch=1, workers=2), ["a"] * 5) == [1.0] * 5
+    assert scored(reward_of(counts, batch_size=1, workers=2), ["a"] * 5) == [1.0] * 5
     assert most == 2
 
 
@@ -108,7 +108,7 @@ def test_batches_receive_their_part_of_the_columns() -> None:
         seen.append((list(completions), answer, scale))
         return [0.0] * len(completions)
 
-    assert scored(reward_of(records, batch=2, arguments={"scale": 3})) == [0.0] * 3
+    assert scored(reward_of(records, batch_size=2, arguments={"scale": 3})) == [0.0] * 3
     assert seen == [(["fine", "hangs"], ["f", "h"], 3), (["good"], ["g"], 3)]
 
 
