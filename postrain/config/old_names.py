@@ -112,6 +112,16 @@ ARGUMENTS = {
         "examples": "num_fewshot",
         "folder": "include_path",
     },
+    **{
+        f"postrain.evaluation.scaling.{task}": {"answers": "answer_type"}
+        for task in (
+            "beam.BeamSearch",
+            "best_of_n.BestOfN",
+            "cot.ChainOfThought",
+            "self_consistency.SelfConsistency",
+            "tree.TreeOfThoughts",
+        )
+    },
     "postrain.rewards.code.Code": {"seconds": "timeout"},
     "postrain.rewards.function.Function": {"batch": "batch_size"},
     "postrain.rewards.judge.SelfJudge": {"batch_tokens": "micro_batch_tokens"},

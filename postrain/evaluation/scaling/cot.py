@@ -137,7 +137,7 @@ class ChainOfThought(PromptTask):
         )
 
     def _confidence(self, eval_model: EvalModel, one: Sample) -> float | None:
-        answer = extract_answer(one.text, self.answers)
+        answer = extract_answer(one.text, self.answer_type)
         return answer_probability(answer, one.ids, one.logps, eval_model.template.decode) if answer else None
 
     def _point(self, variant: PromptVariant, graded: GradedSamples) -> ScalingPoint:

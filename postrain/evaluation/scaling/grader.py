@@ -105,7 +105,7 @@ class PromptTask(ABC):
 
     prompts: Count = 128
     """Maximum number of held-out prompts; data.eval_rows sets how many there are."""
-    answers: Kind = "number"
+    answer_type: Kind = "number"
     """Type of answer: number (the last one in the marked answer, else in the completion) or text."""
     grader: Literal["auto", "reward", "answer", "gold"] = "auto"
     """What grades completions: reward, answer (the data's answer column), gold (the gold score), or auto, the first
@@ -134,7 +134,7 @@ class PromptTask(ABC):
 
     def answers_of(self, samples: Samples) -> list[list[str | None]]:
         """The answer of each completion, per prompt."""
-        found = [[extract_answer(one.text, self.answers) for one in mine] for mine in samples.by_prompt]
+        found = [[extract_answer(one.text, self.answer_type) for one in mine] for mine in samples.by_prompt]
         return [[None if answer is None else answer.value for answer in mine] for mine in found]
 
     def _grader(self, eval_model: EvalModel) -> Grader:
@@ -164,11 +164,11 @@ class PromptTask(ABC):
 
     def _has_answer(self, columns: Mapping[str, Any]) -> bool:
         answer = columns.get("answer")
-        return answer is not None and (self.answers == "text" or last_number(str(answer)) is not None)
+        return answer is not None and (self.answer_type == "text" or last_number(str(answer)) is not None)
 
     def _grade_function(self, source: Source, reward: Reward | None, data: DataModule) -> GradeFunction:
         if source == "answer":
-            compare = numeric if self.answers == "number" else exact
+            compare = numeric if self.answer_type == "number" else exact
             return lambda prompts, completions: compare(completions, [columns["answer"] for columns in prompts.columns])
         if source == "gold":
             return lambda prompts, completions: self._reached(gold_correctness(data, prompts, completions))
@@ -184,7 +184,7 @@ class PromptTask(ABC):
 
     def _description(self, source: Source) -> str:
         if source == "answer":
-            return f"accuracy: the extracted {self.answers} equals the column answer"
+            return f"accuracy: the extracted {self.answer_type} equals the column answer"
         what = "reward" if source == "reward" else "gold score (its part correct, where it has one)"
         return f"accuracy: mean {what}" if self.threshold is None else f"accuracy: {what} of {self.threshold:g} or more"
 

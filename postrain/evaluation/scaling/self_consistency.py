@@ -88,7 +88,9 @@ class SelfConsistency(PromptTask):
     def _unread(self, graded: GradedSamples) -> list[str]:
         answers = list(chain.from_iterable(self.answers_of(graded.samples)))
         without = sum(answer is None for answer in answers)
-        return [f"{without} of {len(answers)} completions give no {self.answers} and have no vote"] if without else []
+        return (
+            [f"{without} of {len(answers)} completions give no {self.answer_type} and have no vote"] if without else []
+        )
 
 
 def vote_of(samples: tuple[Sample, ...], grades: tuple[float, ...], answers: list[str | None]) -> MajorityAnswer:
