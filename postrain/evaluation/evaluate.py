@@ -24,7 +24,7 @@ from postrain.evaluation.eval_model_factory import DataConversions, scoring_rewa
 from postrain.evaluation.eval_models import INITIAL, EvalSource
 from postrain.evaluation.parts import with_parts
 from postrain.evaluation.result_files import ModelResults, default_metric, responses, write_records, write_stats
-from postrain.evaluation.table import table
+from postrain.evaluation.table import tables
 from postrain.evaluation.task import EvalModel, EvalResult, EvalTask
 from postrain.formatting import duration
 from postrain.models.by_name import resolve_by_name
@@ -71,9 +71,11 @@ def evaluate(config: EvaluateConfig, run: RunContext) -> float | None:
     for other in measured[1:]:
         notes += input_mismatch_notes(first.name, first.results, other.name, other.results)
     write_stats(run.folder, measured, notes, config.metric)
-    # A fixed width: in a narrow terminal, wrapped lines are easier to read than truncated cells.
-    Console(width=TABLE_WIDTH, highlight=False).print(table(measured))
-    console.print()
+    # Wide enough for one column, which a narrow terminal would truncate.
+    wide = Console(width=TABLE_WIDTH, highlight=False)
+    for table in tables(measured, console.width if console.is_terminal else TABLE_WIDTH):
+        wide.print(table)
+        console.print()
     for line in [*merged_notes(measured), *notes]:
         console.print(f"note    {line}", soft_wrap=True, markup=False)
     raise_failures(measured, run.folder)
