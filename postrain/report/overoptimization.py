@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from postrain.errors import ConfigError
-from postrain.evaluation.scaling.rules import best_of_n_kl
+from postrain.evaluation.scaling.rules import best_of_n_kl, powers_of_two
 from postrain.formatting import console_table, markdown_table
 from postrain.jsonl import JsonLines, atomic_write_text
 from postrain.report.palette import DASHES, INK, SERIES
@@ -84,8 +84,7 @@ def of_samples(name: str, folder: Path) -> Curve:
     if not answers:
         raise ConfigError(f"{folder}: no completions to choose the best of")
     most = min(len(answer["completions"]) for answer in answers)
-    sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    return Curve(name, tuple(_best(answers, size) for size in sizes))
+    return Curve(name, tuple(_best(answers, size) for size in powers_of_two(most)))
 
 
 def _best(answers: Sequence[Mapping[str, Any]], size: int) -> Point:

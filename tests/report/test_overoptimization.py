@@ -12,7 +12,6 @@ from postrain.errors import ConfigError
 from postrain.report.overoptimization import (
     Curve,
     Point,
-    best_of_n_kl,
     of_run,
     of_samples,
     overoptimization,
@@ -48,12 +47,6 @@ def generation(folder: Path) -> Path:
     return folder
 
 
-def test_best_of_n_kl():
-    # ln 4 - 3/4; one of one is the sampler itself.
-    assert best_of_n_kl(4) == pytest.approx(1.3863 - 0.75, abs=1e-4)
-    assert best_of_n_kl(1) == 0
-
-
 def test_curve_of_a_run_has_its_evaluations(tmp_path):
     """The exact KL is per token: 0.2 nats over 20 tokens are 4 nats/completion."""
     found = of_run("ppo", run(tmp_path))
@@ -70,7 +63,7 @@ def test_best_of_n_compares_consecutive_completions(tmp_path):
     found = of_samples("best", generation(tmp_path)).points
     assert [point.proxy for point in found] == [1.5, 2.5, 3]
     assert [point.gold for point in found] == pytest.approx([0.45, 0.6, 0.4])
-    assert found[2].kl == best_of_n_kl(4)
+    assert found[2].kl == pytest.approx(1.3863 - 0.75, abs=1e-4)  # ln 4 - 3/4
 
 
 def test_overoptimization_writes_figure_table_and_json(tmp_path, capsys):

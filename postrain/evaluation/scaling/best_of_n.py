@@ -118,10 +118,9 @@ class BestOfN(PromptTask):
 
 def scored(scorer: Reward, eval_model: EvalModel, grader: Grader, samples: Samples) -> Choice:
     """Scores all samples with a reward."""
-    indices = [index for index, mine in enumerate(samples.by_prompt) for _ in mine]
+    indices, texts = samples.flat()
     prompts = grader.prompts.select(indices)
     scorer.to(next(eval_model.model.parameters()).device)
     with timed() as clock:
-        totals = reward_totals(scorer, prompts, [one.text for mine in samples.by_prompt for one in mine])
-    scores = iter(totals)
-    return Choice(tuple(tuple(next(scores) for _ in mine) for mine in samples.by_prompt), clock.seconds)
+        totals = reward_totals(scorer, prompts, texts)
+    return Choice(samples.grouped(totals), clock.seconds)

@@ -64,16 +64,14 @@ class Grader:
 
     def grade(self, samples: Samples) -> GradedSamples:
         """Grades completions of the prompts in one batch."""
-        indices = [index for index, mine in enumerate(samples.by_prompt) for _ in mine]
-        texts = [one.text for mine in samples.by_prompt for one in mine]
+        indices, texts = samples.flat()
 
         def graded_items(items: range) -> Sequence[float | None]:
             prompts = self.prompts.select([indices[item] for item in items])
             return self.grade_function(prompts, [texts[item] for item in items])
 
         found = map_items(len(texts), graded_items, together=False)
-        grades = iter([0.0 if grade is None else float(grade) for grade in found])
-        graded = tuple(tuple(next(grades) for _ in mine) for mine in samples.by_prompt)
+        graded = samples.grouped(0.0 if grade is None else float(grade) for grade in found)
         return GradedSamples(samples, graded, sum(grade is None for grade in found))
 
     def greedy(self, eval_model: EvalModel, purpose: str) -> GradedSamples:

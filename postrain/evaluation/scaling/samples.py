@@ -6,10 +6,11 @@ Seeds depend on (seed, purpose, prompt, sample index), so the first samples do n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
@@ -19,6 +20,8 @@ from postrain.rollout.engine import greedy as greedy_engine
 from postrain.rollout.turns import Rollout, roll_out
 from postrain.seeds import derive_seed
 from postrain.types import Sampling
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Samples:
     by_prompt: tuple[tuple[Sample, ...], ...]
     seconds: float
     """Wall time of sampling all completions."""
+
+    def flat(self) -> tuple[list[int], list[str]]:
+        """The index of the prompt and the text of every completion, in order."""
+        numbered = [(index, one.text) for index, samples in enumerate(self.by_prompt) for one in samples]
+        return [index for index, _ in numbered], [text for _, text in numbered]
+
+    def grouped(self, values: Iterable[T]) -> tuple[tuple[T, ...], ...]:
+        """The values of all completions, by prompt."""
+        found = iter(values)
+        return tuple(tuple(next(found) for _ in samples) for samples in self.by_prompt)
 
     def tokens(self) -> list[float]:
         """Mean sampled tokens per completion, for each prompt."""

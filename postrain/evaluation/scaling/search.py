@@ -208,11 +208,9 @@ def compare_with_best_of_n(
 def draw_baseline(eval_model: EvalModel, grader: Grader, value: Value, count: int, purpose: str) -> Baseline:
     """`count` whole completions of each prompt, scored by the value function."""
     graded = grader.grade(draw(eval_model, grader.prompts, count, purpose))
-    indices = [index for index in range(len(grader.prompts)) for _ in range(count)]
     with timed() as clock:
-        scores = state_values(value, indices, [one.text for mine in graded.samples.by_prompt for one in mine])
-    by_prompt = tuple(tuple(scores[at : at + count]) for at in range(0, len(scores), count))
-    return Baseline(graded, by_prompt, clock.seconds)
+        scores = state_values(value, *graded.samples.flat())
+    return Baseline(graded, graded.samples.grouped(scores), clock.seconds)
 
 
 def curves(
