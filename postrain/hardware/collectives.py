@@ -71,6 +71,13 @@ def gather(value: T) -> list[T]:
     return found
 
 
+def concatenate(values: Sequence[Tensor]) -> tuple[list[Tensor], slice]:
+    """Tensors of one length, concatenated over the ranks on the CPU, and the place of this rank's part."""
+    parts = gather([each.cpu() for each in values])
+    start = sum(len(part[0]) for part in parts[: rank()])
+    return [torch.cat(each) for each in zip(*parts, strict=True)], slice(start, start + len(values[0]))
+
+
 def sum_gradients(parameters: Sequence[Parameter]) -> None:
     """Replaces each gradient by its sum over ranks; a gradient missing on some ranks counts as zero there.
 

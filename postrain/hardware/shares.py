@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 
 T = TypeVar("T")
+SequenceT = TypeVar("SequenceT", bound=Sequence[Any])
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class Share:
             return cls(range(count), rank == 0)
         items = range(count * rank // world, count * (rank + 1) // world)
         return cls(items, bool(items))
+
+
+def dealt(items: SequenceT) -> SequenceT:
+    """This rank's items, dealt in turn. A rank that gets none computes the first one too: a sharded model needs all
+    ranks."""
+    own: Any = items[collectives.rank() :: collectives.world_size()] or items[:1]
+    return own
 
 
 def map_shares(count: int, function: Callable[[Share], T], *, together: bool = True) -> list[T]:

@@ -178,11 +178,9 @@ class DPO(ReferenceModelMixin, PairMethod):
         found = self.terms(policy, prepared)
         ref_chosen_B, ref_rejected_B = self.sums(prepared.reference())
         local = [found.chosen_B, found.rejected_B, found.margin_B, ref_chosen_B - ref_rejected_B]
-        parts = collectives.gather([tensor_B.cpu() for tensor_B in local])
-        offset = sum(len(part[0]) for part in parts[: collectives.rank()])
-        partners = rank_partners(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        everywhere, own = collectives.concatenate(local)
         ref_margin_B, chosen_B, rejected_B = (
-            values_G[offset : offset + len(prepared)].to(found.chosen_B) for values_G in partners
+            values_G[own].to(found.chosen_B) for values_G in rank_partners(*everywhere)
         )
         return replace(
             prepared, ref_margin_of_rank_B=ref_margin_B, chosen_of_rank_B=chosen_B, rejected_of_rank_B=rejected_B

@@ -22,7 +22,7 @@ from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.hardware import collectives
 from postrain.hardware.sharding import load_state, local_shard, sharded_parameters
-from postrain.hardware.shares import Share
+from postrain.hardware.shares import Share, dealt
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
 from postrain.methods.reference_cache import (
@@ -120,9 +120,7 @@ class ReferenceModelMixin(Method):
             return read(path)
         print_on_rank_zero(f"{message}, computing them once ... ")
         started = time.monotonic()
-        groups = self.micro_batches(batch)
-        # A sharded model needs all ranks: one without groups computes the first one too.
-        mine = groups[collectives.rank() :: collectives.world_size()] or groups[:1]
+        mine = dealt(self.micro_batches(batch))
         with self.trainer.strategy.precision_plugin.forward_context(), self.initial_model() as model:
             local = logps_by_row(model, batch, mine)
         known = {digest: logps for part in collectives.gather(local) for digest, logps in part.items()}

@@ -14,8 +14,8 @@ from annotated_types import Interval
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.errors import ConfigError
-from postrain.hardware import collectives
 from postrain.hardware.sharding import load_state
+from postrain.hardware.shares import dealt
 from postrain.methods.online import Online
 from postrain.methods.reference_cache import deduplicate, rows_in
 from postrain.methods.reference_model import all_items, move_towards, print_on_rank_zero
@@ -206,12 +206,9 @@ class WithTeacher(Online):
         started = time.monotonic()
         if self.server_url:
             rows = rows_in(batch)
-            mine = range(collectives.rank(), len(rows), collectives.world_size()) or range(1)
-            self.teacher_cache = TeacherCache.of_server(self.server, rows.select(mine))
+            self.teacher_cache = TeacherCache.of_server(self.server, rows.select(dealt(range(len(rows)))))
         else:
-            groups = self.micro_batches(batch)
-            # A sharded model needs all ranks: one without groups computes the first one too.
-            mine = groups[collectives.rank() :: collectives.world_size()] or groups[:1]
+            mine = dealt(self.micro_batches(batch))
             with self.trainer.strategy.precision_plugin.forward_context():
                 self.teacher_cache = TeacherCache.of_model(self.teacher, batch, mine)
         size = self.teacher_cache.bytes() / 2**20

@@ -20,13 +20,10 @@ from postrain.types import Rows
 
 def over_all_ranks(select: Callable[..., Tensor], mask_BT: Tensor, *values_BT: Tensor) -> Tensor:
     """`select` applied to the masked values of all ranks, [N] each, → the selected tokens of this rank, [B, T]."""
-    parts = collectives.gather([values[mask_BT].cpu() for values in values_BT])
-    tokens = [torch.cat(values) for values in zip(*parts, strict=True)]
+    tokens, own = collectives.concatenate([values[mask_BT] for values in values_BT])
     selected_BT = torch.zeros_like(mask_BT)
     if len(tokens[0]):
-        first = sum(len(part[0]) for part in parts[: collectives.rank()])
-        own_N = select(*tokens)[first : first + len(parts[collectives.rank()][0])]
-        selected_BT[mask_BT] = own_N.to(mask_BT.device)
+        selected_BT[mask_BT] = select(*tokens)[own].to(mask_BT.device)
     return selected_BT
 
 
