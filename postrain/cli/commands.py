@@ -6,11 +6,11 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from postrain import __version__
 from postrain.config.paths import MODULES
 from postrain.errors import ignore_closed_pipe, print_error
+from postrain.suggestions import did_you_mean
 
 COMMANDS = {
     "train": "train a model: postrain train method=ppo model=gpt2 trainer=cpu",
@@ -57,8 +57,7 @@ def overview() -> str:
 
 
 def _suggestion(name: str) -> str:
-    near = get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean postrain {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}"
+    hint = did_you_mean(name, COMMANDS, f"expected one of {', '.join(COMMANDS)}", prefix="postrain ")
     return f"no such command; {'write postrain train ' + name if '=' in name else hint}"
 
 

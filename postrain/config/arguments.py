@@ -30,6 +30,7 @@ from postrain.config.foreign_keys import suggest_key
 from postrain.config.schema import schema_of
 from postrain.config.static_schema import static_target
 from postrain.errors import ConfigError, Parser
+from postrain.suggestions import suggestion
 
 SHELLS = ("bash", "fish", "zsh")
 COMPLETION = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in SHELLS]
@@ -138,10 +139,8 @@ def unknown_hydra_keys(key: str) -> Iterator[str]:
     for part in key.split(".")[1:]:
         names = [field.name for field in fields(section)]
         if part not in names:
-            near = get_close_matches(part, names, n=1)
-            yield f"{key}: unknown key of Hydra" + (
-                f"; did you mean {path}.{near[0]}?" if near else f"; known keys: {', '.join(names)}"
-            )
+            hint = suggestion(part, names, f"known keys: {', '.join(names)}", prefix=f"{path}.")
+            yield f"{key}: unknown key of Hydra{hint}"
             return
         section, path = get_type_hints(section)[part], f"{path}.{part}"
         if not is_dataclass(section):

@@ -30,6 +30,7 @@ from postrain.config.schema import (
 )
 from postrain.errors import ConfigError
 from postrain.jsonl import is_list, leaves
+from postrain.suggestions import suggestion
 
 MISSING = "???"
 # Added to the message about a wrong value.
@@ -126,9 +127,8 @@ def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]
     elif isinstance(value, Mapping) and not is_node(value) and (items := _non_nodes(value, annotation)):
         others = [name for name in value if name not in items]
         for name, item in items.items():
-            near = get_close_matches(name, others, n=1)
-            there = f"; available: {', '.join(others)}" if others else ""
-            hint = f"; did you mean {path}.{near[0]}?" if near else there
+            there = f"available: {', '.join(others)}" if others else ""
+            hint = suggestion(name, others, there, prefix=f"{path}.")
             got = abbreviate(masked(item, name))
             yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {got}{hint}"
     elif not accepts(annotation, value):

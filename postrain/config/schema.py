@@ -11,13 +11,13 @@ import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, is_dataclass
-from difflib import get_close_matches
 from functools import cache, cached_property, reduce
 from types import ModuleType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from postrain.errors import ConfigError, one_line
 from postrain.formatting import shortened
+from postrain.suggestions import suggestion
 
 LISTS: tuple[Any, ...] = (list, tuple, set, frozenset, Sequence)
 MAPPINGS: tuple[Any, ...] = (dict, Mapping)
@@ -153,8 +153,7 @@ def load_target(path: str) -> Callable[..., Any]:
     try:
         target = operator.attrgetter(name)(module)
     except AttributeError:
-        near = get_close_matches(name, dir(module), n=1)
-        raise ConfigError(f"{module.__name__} has no {name}" + "".join(f"; did you mean {n}?" for n in near)) from None
+        raise ConfigError(f"{module.__name__} has no {name}{suggestion(name, dir(module))}") from None
     if not callable(target):
         raise ConfigError(f"{path} is a {type(target).__name__}, not a class or function")
     return target

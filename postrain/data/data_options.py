@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from postrain.config.paths import command
 from postrain.config.reference import complete_options
 from postrain.data.sources import Files, Loaded, Source, read_held_out
 from postrain.errors import ConfigError
+from postrain.suggestions import did_you_mean
 from postrain.types import Count
 
 OPTION_KEYS = ("source", "path", "eval_path", "max_rows", "columns", "prompt_template")
@@ -44,8 +44,7 @@ class Part:
             return replace(loaded, held_out=read_held_out(self.eval_path)) if self.eval_path else loaded
         place = Path(self.path).expanduser()
         if not place.exists() and not any(letter in self.path for letter in "*?["):
-            near = get_close_matches(self.path, complete_options("data"), n=1)
-            meant = f"did you mean {near[0]}?" if near else f"{command('train')} data lists the options"
+            meant = did_you_mean(self.path, complete_options("data"), f"{command('train')} data lists the options")
             raise ConfigError(f"{key}: there is no file and no data option {self.path}; {meant}")
         return Files(path=self.path, eval_path=self.eval_path).load(eval_rows=eval_rows)
 

@@ -12,7 +12,6 @@ import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from postrain.data.readers import Row, Table
 from postrain.data.sources import Loaded, Source
 from postrain.errors import ConfigError, one_line
 from postrain.seeds import derive_seed
+from postrain.suggestions import did_you_mean
 from postrain.types import Seed, Size
 from postrain.world.items import Split, split_of
 
@@ -129,8 +129,7 @@ def dataset(task: str, settings: Mapping[str, Any], *, seed: int, size: int) -> 
     if task in REFUSED:
         raise ConfigError(f"data.source.task={task}: left out, since {REFUSED[task]}; choose another task")
     if task not in known:
-        near = get_close_matches(task, known, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+        meant = did_you_mean(task, known, f"there are {', '.join(sorted(known))}")
         raise ConfigError(f"data.source.task={task}: reasoning-gym has no such task; {meant}")
     if task in HASHED and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise ConfigError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from itertools import combinations
 from statistics import fmean
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from postrain.evaluation.query_code import passes, signature, source
 from postrain.evaluation.query_file import Query, read_queries
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.seeds import derive_seed
+from postrain.suggestions import did_you_mean
 from postrain.types import Count, NonNegative, Size
 
 CODE_NOT_RUN = "code was parsed, not run; evaluation.tasks.queries.allow_execution=true runs it on this machine"
@@ -106,8 +106,7 @@ class Queries:
         known = list(dict.fromkeys(query.category for query in queries))
         for name in known if self.categories is None else self.categories:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                meant = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+                meant = did_you_mean(name, known, f"expected some of {', '.join(known)}")
                 raise ConfigError(f"evaluation.tasks.queries.categories: unknown category {name}; {meant}")
         found = tuple(query for query in queries if self.categories is None or query.category in self.categories)
         if not found:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import inf, isfinite, sqrt
 from statistics import stdev
 from typing import Any, Literal
@@ -32,6 +31,7 @@ from postrain.config.schema import Section
 from postrain.errors import ConfigError
 from postrain.evaluation.estimate import Interval, gap_interval, mean_interval, student
 from postrain.metrics import bounds
+from postrain.suggestions import suggestion
 
 Decision = Literal["reproduced", "not here", "undecided"]
 Values = Mapping[int, Mapping[str, float]]
@@ -237,9 +237,7 @@ def _unmeasured(claim: Claim, values: Values) -> str:
         if name not in known:
             stage = name.partition("/")[0]
             measured = sorted(one for one in known if one.partition("/")[0] == stage)
-            near = get_close_matches(name, measured, n=1)
-            there = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"no job has measured {name}{there}")
+            lines.append(f"no job has measured {name}{suggestion(name, measured)}")
     return "; ".join(lines)
 
 

@@ -8,7 +8,6 @@ such as the numbers of an environment, are open.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from postrain.config.paths import CONF
 from postrain.config.schema import TARGET
 from postrain.jobs.study import Study
 from postrain.metrics import declarations, declared
+from postrain.suggestions import did_you_mean
 from postrain.world.gold import CHECKS, is_bundled
 
 REWARD_PARTS: Mapping[str, tuple[str, ...]] = {
@@ -108,13 +108,11 @@ def _misspelt(name: str, more: Sequence[str] = ()) -> str:
         return ""
     held_out = "eval/" if name.startswith("eval/") else ""
     known = [*(held_out + one.name for one in declarations()), *more]
-    near = get_close_matches(name, [one for one in known if "*" not in one], n=1, cutoff=0.8)
-    return f"did you mean {near[0]}?" if near else ""
+    return did_you_mean(name, (one for one in known if "*" not in one), cutoff=0.8)
 
 
 def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(known) or 'none'}"
+    return did_you_mean(name, known, f"{otherwise} {', '.join(known) or 'none'}")
 
 
 def _gold_metrics(config: Mapping[str, Any]) -> Collection[str] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from postrain.jsonl import number, read_json
 from postrain.metrics import declared
 from postrain.report.sweep_results import KL, measured
 from postrain.runs.folder import RunFolder
+from postrain.suggestions import suggestion
 from postrain.training.diagnostic_checks import LARGE_KL
 
 GENERATED = ("greedy", "sampled", "solved")
@@ -69,8 +69,7 @@ def _unknown_quantities(key: str, names: Sequence[str] | Mapping[str, Any], jobs
         stage, _, metric = name.partition("/")
         job = stages.get(stage)
         if not QUANTITY.fullmatch(name) or job is None:
-            near = get_close_matches(stage, stages, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(stages)}"
+            hint = suggestion(stage, stages, f"there is {', '.join(stages)}")
             yield f"{key}: {name}: no stage {stage}{hint}"
         elif expected := _other_metric(job, metric):
             yield f"{key}: {name}: stage {stage} does not measure {metric}; {expected}"

@@ -27,7 +27,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from postrain.config.override_text import key_of
 from postrain.errors import ConfigError
 from postrain.jobs.graph import PRODUCTS, REFERENCE, Job, Kind, references
 from postrain.jsonl import leaves
+from postrain.suggestions import suggestion
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 FORMS = (
@@ -158,8 +158,7 @@ def _unknown_references(job: Job, earlier: Sequence[Job]) -> Iterator[str]:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known) or 'nothing'}"
+    return suggestion(name, known, f"there is {', '.join(known) or 'nothing'}")
 
 
 @dataclass(frozen=True)

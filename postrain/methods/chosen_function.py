@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from postrain.config.check import accepts
 from postrain.config.schema import Confirm, Key, abbreviate, schema_of
 from postrain.errors import ConfigError
 from postrain.rewards.user_code import UserCodeErrors, load_function, source_location
+from postrain.suggestions import suggestion
 
 
 def is_name(value: Any) -> bool:
@@ -69,10 +69,9 @@ def function_of(key: str, value: str, table: Mapping[str, Callable[..., Any]]) -
     if value in table:
         return table[value]
     if is_name(value):
-        near = get_close_matches(value, table, n=1)
         raise ConfigError(
             f"{key}={value}: expected one of {', '.join(table)}, package.module.function or file.py:function"
-            + "".join(f"; did you mean {name}?" for name in near)
+            + suggestion(value, table)
         )
     return load_function(value, key)
 

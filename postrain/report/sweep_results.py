@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from postrain.report.sequential import Sequential, decide, rule_of
 from postrain.report.sweep_cells import Cell, JobResult, cells_of, untrained
 from postrain.report.values import LARGEST, finite, mapping, read_records, read_yaml
 from postrain.runs.status import Status
+from postrain.suggestions import suggestion
 
 FILE, JOBS = "sweep.yaml", "jobs.json"
 USUAL = ("gold/total", "eval/reward/total", "eval/accuracy", "eval/kl/exact")
@@ -195,10 +195,8 @@ def _unmeasured(jobs: Sequence[JobResult], wanted: Sequence[str | None], metric:
     known = sorted({name for job in jobs for name in job.values})
     for name in dict.fromkeys(filter(None, wanted)) if known else ():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             instead = f"; {metric} decides instead" if name == wanted[0] and metric else ""
-            yield f"no finished job has measured {name}{hint}{instead}"
+            yield f"no finished job has measured {name}{suggestion(name, known)}{instead}"
 
 
 def _diverged(cells: Sequence[Cell]) -> Iterable[str]:

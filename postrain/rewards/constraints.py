@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from postrain.errors import ConfigError
 from postrain.rewards.base import per_completion
+from postrain.suggestions import suggestion
 
 Constraints = Mapping[str, Any] | str
 
@@ -47,11 +47,8 @@ def _parse(given: Any) -> Mapping[str, Any]:
 
 def _check(name: str, value: Any) -> None:
     if name not in CHECKS:
-        near = get_close_matches(name, CHECKS, n=1)
-        raise ConfigError(
-            f"constraints: unknown constraint {name}; "
-            + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CHECKS)}")
-        )
+        hint = suggestion(name, CHECKS, f"expected one of {', '.join(CHECKS)}")
+        raise ConfigError(f"constraints: unknown constraint {name}{hint}")
     # Columns of numbers with nulls are floats in pandas.
     whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == value // 1
     if name in COUNT_CHECKS and not whole:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
@@ -22,6 +21,7 @@ from typing import Annotated, Any, Self
 
 from postrain.config.schema import Confirm, load_target
 from postrain.errors import ConfigError, Interrupted, one_line
+from postrain.suggestions import suggestion
 
 _modules: dict[tuple[Path, int, int], ModuleType] = {}
 _within_limit: ContextVar[bool] = ContextVar("within_limit", default=False)
@@ -66,8 +66,7 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
         return load_target(path)
     functions = vars(_module(Path(file), key))
     if not callable(functions.get(name)):
-        near = get_close_matches(name, [known for known, value in functions.items() if callable(value)], n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = suggestion(name, [known for known, value in functions.items() if callable(value)])
         raise ConfigError(f"{key}={path}: {file} has no function {name}{meant}")
     return functions[name]
 

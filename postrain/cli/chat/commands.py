@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from postrain.errors import ConfigError
+from postrain.suggestions import did_you_mean
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "reset": ("", "clear the conversation"),
@@ -36,8 +36,8 @@ def parse(line: str) -> Command | str:
         return line[1:]
     name, _, argument = line[1:].strip().partition(" ")
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        meant = f"did you mean /{near[0]}?" if near else f"available: {', '.join('/' + known for known in COMMANDS)}"
+        available = f"available: {', '.join('/' + known for known in COMMANDS)}"
+        meant = did_you_mean(name, COMMANDS, available, prefix="/")
         raise ConfigError(f"/{name}: no such command; {meant}")
     wanted, argument = COMMANDS[name][0], argument.strip()
     if argument and not wanted:
