@@ -82,7 +82,7 @@ class UserGroups(ConfigSource):
         return sorted({name for folder in folders for name in self.files.list(folder, results_filter)})
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Loads an option, with new names in its defaults list. Raises ConfigError: see `check_file`."""
+        """Loads an option, with new names of groups, options and keys. Raises ConfigError: see `check_file`."""
         path = next(filter(self.files.is_config, _names(config_path)), config_path)
         if path != config_path:
             renamed.announce(f"conf/{path}", f"conf/{config_path}")
@@ -90,10 +90,23 @@ class UserGroups(ConfigSource):
         if file.is_file():
             check_file(file)
         found = self.files.load_config(path)
-        if isinstance(found.config, DictConfig) and OmegaConf.is_list(found.config.get("defaults")):
-            entries: Any = OmegaConf.to_container(found.config.defaults)
-            found.config.defaults = renamed.defaults(entries, path.rpartition("/")[0])
+        if isinstance(found.config, DictConfig):
+            plain: Any = OmegaConf.to_container(found.config)
+            package = found.header.get("package") or config_path.rpartition("/")[0]
+            found.config = OmegaConf.create(_with_new_names(plain, path.rpartition("/")[0], package))
         return found
+
+
+def _with_new_names(plain: dict[str, Any], group: str, package: str) -> dict[str, Any]:
+    """The content of an option with new names, so that its keys override those of the options in its defaults list."""
+    entries = plain.pop("defaults", None)
+    whole = renamed.config(plain if package == "_global_" else {package: plain})
+    if package != "_global_":
+        # A key that moves out of the group stays: it gets its new name in the composed config.
+        whole = whole[package] if whole.keys() == {package} else plain
+    if entries is None:
+        return whole
+    return {"defaults": renamed.defaults(entries, group) if isinstance(entries, list) else entries, **whole}
 
 
 def check_file(file: Path) -> None:

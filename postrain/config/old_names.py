@@ -36,6 +36,7 @@ KEYS = {
     "shown": "logged_samples",
     "keep": "selection",
     "part": "split",
+    "selection.at_least": "selection.min_reward",
     "selection.principles": "principles",
     "sweep.picture": "sweep.plot",
 }

@@ -66,10 +66,10 @@ def result(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key(path: str) -> str:
-    """The new path of a config key, at any depth below a renamed one."""
+    """The new path of a config key, at any depth below a renamed one; each part of it may have a new name."""
     for old, new in {**KEYS, **SYNONYMS}.items():
         if path == old or path.startswith(f"{old}."):
-            return new + path.removeprefix(old)
+            path = new + path.removeprefix(old)
     return path
 
 

@@ -206,7 +206,7 @@ def _no_rows_error(selection: Selection, found: GenerationStats) -> ConfigError:
     best = "none could be scored" if found.best is None else f"their best rewards are {figure(found.best)} on average"
     return ConfigError(
         f"selection: no completion of {found.prompts} prompts was selected ({best}, {ended}); relax the selection "
-        "(selection=all, selection.at_least=...), sample more, or raise rollout.max_new_tokens"
+        "(selection=all, selection.min_reward=...), sample more, or raise rollout.max_new_tokens"
     )
 
 

@@ -64,14 +64,14 @@ class TopK:
 
     count: Count | None = None
     """Maximum number of completions per prompt; null is all."""
-    at_least: float | None = None
+    min_reward: float | None = None
     """Minimum reward of a completion; null is no minimum."""
     unique: bool = True
     """Drop duplicate completions of a prompt."""
 
     def __call__(self, answers: PromptCompletions) -> list[Row]:
         """Best first; ties in the order of sampling."""
-        kept = [(text, reward) for text, reward in _ranked(answers) if reaches(reward, self.at_least)]
+        kept = [(text, reward) for text, reward in _ranked(answers) if reaches(reward, self.min_reward)]
         if self.unique:
             first: dict[str, tuple[str, float]] = {}
             for text, reward in kept:

@@ -51,6 +51,7 @@ def announced_once():
         ("stage.ppo.method.scale=none", "stage.ppo.method.scale_rewards=none"),
         ("keep=best", "selection=best"),
         ("stage.pairs.keep.count=2", "stage.pairs.selection.count=2"),
+        ("keep.at_least=0.5", "selection.min_reward=0.5"),
         ("evaluation=wins", "evaluation=win_rate"),
         ("evaluation.measures.wins.against=x", "evaluation.tasks.win_rate.against=x"),
         ("evaluation.shown=4", "evaluation.logged_samples=4"),
@@ -146,16 +147,18 @@ def test_override_of_a_resumed_run_by_the_old_argument_of_a_class_is_applied(giv
 
 def test_old_group_folder_of_a_user_is_read(tmp_path, monkeypatch, capsys):
     (tmp_path / "conf" / "keep").mkdir(parents=True)
-    (tmp_path / "conf" / "keep" / "mine.yaml").write_text("# Mine\ndefaults: [best, _self_]\nat_least: 0.5\n")
+    (tmp_path / "conf" / "keep" / "mine.yaml").write_text("# Mine\ndefaults: [all_correct, _self_]\nat_least: 0.5\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     use_user_conf()
     groups_of.cache_clear()
     words = forced(["keep=mine"], CONF, root="generate")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("generate", words).selection.at_least == 0.5
+        assert compose("generate", words).selection.min_reward == 0.5
     assert ["mine", "Mine"] in [line.split() for line in listing(CONF, "selection").splitlines()]
-    assert "note: conf/keep/mine is now conf/selection/mine" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "note: conf/keep/mine is now conf/selection/mine" in err
+    assert "note: selection.at_least is now selection.min_reward" in err
     groups_of.cache_clear()
     with pytest.raises(ConfigError, match="the group keep is now selection; rename the folder keep"):
         groups_of(CONF, str(tmp_path / "conf"))

@@ -188,7 +188,7 @@ def test_config_errors_are_one_line(tmp_path, capsys):
         ([*output, "~reward", "selection=best"], "reward: expected one, since selection ranks completions by it"),
         ([*output, "selection=revisions", "principles=[]"], "principles: expected a list of sentences"),
         ([*output, "selection=revisions", "rollout.max_new_tokens=1"], "no completion of 10 prompts was revised"),
-        ([*output, "selection.at_least=2"], "no completion of 10 prompts was selected"),
+        ([*output, "selection.min_reward=2"], "no completion of 10 prompts was selected"),
         ([*output, "critic=postrain.world.critic.criticise"], "critic: this selection uses none; choose selection="),
         ([*output, "prompts=magpie", "greedy=true"], "greedy, samples: no effect with prompts="),
         (["resume=" + str(tmp_path / "nowhere")], "there is no folder"),

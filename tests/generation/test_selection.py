@@ -45,27 +45,27 @@ def selected(selection: TopK, answers: PromptCompletions) -> list[str]:
 
 
 def test_top_k_deduplicates_and_drops_layout_columns():
-    selection = TopK(count=None, at_least=1.0, unique=True)
+    selection = TopK(count=None, min_reward=1.0, unique=True)
     assert selection(FOUR) == [{**ROW, "completion": " 3."}, {**ROW, "completion": " It is 3."}]
     assert selected(replace(selection, unique=False), FOUR) == [" 3.", " It is 3.", " 3."]
 
 
 def test_top_k_sorts_by_reward_with_stable_ties():
     answers = replace(FOUR, rewards=(0.5, 0.2, 0.9, None))
-    assert selected(TopK(count=1, at_least=None, unique=True), answers) == [" It is 3."]
-    assert selected(TopK(count=2, at_least=None, unique=True), answers) == [" It is 3.", " 3."]
-    assert selected(TopK(count=None, at_least=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
-    assert selected(TopK(count=1, at_least=None, unique=True), FOUR) == [" 3."]
+    assert selected(TopK(count=1, min_reward=None, unique=True), answers) == [" It is 3."]
+    assert selected(TopK(count=2, min_reward=None, unique=True), answers) == [" It is 3.", " 3."]
+    assert selected(TopK(count=None, min_reward=None, unique=True), answers) == [" It is 3.", " 3.", " 4."]
+    assert selected(TopK(count=1, min_reward=None, unique=True), FOUR) == [" 3."]
 
 
 def test_truncated_and_unscorable_completions_are_not_selected():
     answers = replace(FOUR, rewards=(1.0, None, 1.0, None), finished=(False, True, True, True))
-    assert selected(TopK(count=None, at_least=None, unique=False), answers) == [" It is 3."]
+    assert selected(TopK(count=None, min_reward=None, unique=False), answers) == [" It is 3."]
 
 
 def test_minimum_reward_tolerates_float32_rounding():
     answers = replace(FOUR, rewards=(0.9999999, 0.0, 0.0, 0.0))
-    assert selected(TopK(count=None, at_least=1.0, unique=True), answers) == [" 3."]
+    assert selected(TopK(count=None, min_reward=1.0, unique=True), answers) == [" 3."]
 
 
 def test_preference_pair_is_best_over_worst_with_margin():
@@ -94,7 +94,7 @@ def test_multi_turn_prompt_keeps_its_turns():
         {"role": "user", "content": "1 + 2?"},
     ]
     answers = replace(FOUR, columns={"messages": turns})
-    (row,) = TopK(count=1, at_least=None, unique=True)(answers)
+    (row,) = TopK(count=1, min_reward=None, unique=True)(answers)
     assert row == {"messages": [*turns, {"role": "assistant", "content": " 3."}], "reward": 1.0, "row": 7}
     (pair,) = PreferencePairs(margin=1.0)(answers)
     assert pair["prompt"] == turns
@@ -151,7 +151,7 @@ def test_every_selection_option_works(option):
 
 def test_unfinished_assistant_turn_is_continued_not_learned():
     turns = [{"role": "user", "content": "1 + 2 = ?"}, {"role": "assistant", "content": "It is"}]
-    kept = TopK(count=1, at_least=None, unique=True)(replace(FOUR, columns={"messages": turns}))
+    kept = TopK(count=1, min_reward=None, unique=True)(replace(FOUR, columns={"messages": turns}))
     assert kept == [{"prompt": turns, "completion": " 3.", "reward": 1.0, "row": 7}]
 
 

@@ -41,7 +41,7 @@ REASONING = (
     "prompt_count=6",
     "samples=2",
     "stage.rejection.selection=all",
-    "stage.rejection.selection.at_least=null",
+    "stage.rejection.selection.min_reward=null",
     "stage.sft.method.batch_size=2",
     "stage.cold_start.data.source.count=32",
 )
@@ -170,15 +170,15 @@ def test_finished_stage_cannot_change_on_resume(two, conf, capsys):
 
 
 def test_failed_stage_names_itself_and_resumes_with_other_settings(two, conf, tmp_path, capsys):
-    words = [*SMALL, "pipeline=two", "stage.make.selection.at_least=7"]
+    words = [*SMALL, "pipeline=two", "stage.make.selection.min_reward=7"]
     assert run(*words, f"paths.output={tmp_path}", *conf) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: stage make: selection: no completion of 6 prompts was selected")
     folder = only(tmp_path)
     assert status(folder)["reason"].startswith("stage make: ")
-    assert run(f"resume={folder}", "stage.make.selection.at_least=null", *conf) == 2
-    assert "selection.at_least: 7 → None" in capsys.readouterr().err
-    assert run(f"resume={folder}", "stage.make.selection.at_least=null", "allow_change=true", *conf) == 0
+    assert run(f"resume={folder}", "stage.make.selection.min_reward=null", *conf) == 2
+    assert "selection.min_reward: 7 → None" in capsys.readouterr().err
+    assert run(f"resume={folder}", "stage.make.selection.min_reward=null", "allow_change=true", *conf) == 0
     assert capsys.readouterr().out.count("done before") == 1
     assert contents(folder) == contents(two)
 
