@@ -61,12 +61,14 @@ def check_packages(config: Mapping[str, Any]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def load(package: str) -> Any:
-    """Imports and returns the package. Raises ConfigError if it is not installed."""
+def load(package: str, key: str = "") -> Any:
+    """Imports and returns the package. Raises ConfigError, named by the config key that needs it, if it or a package
+    that it imports is not installed."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ConfigError(missing(package if error.name is None else error.name, package)) from None
+        message = missing(package if error.name is None else error.name, package)
+        raise ConfigError(f"{key}: {message}" if key else message) from None
 
 
 def installed(package: str) -> bool:

@@ -135,7 +135,7 @@ def _without_duplicates(records: Sequence[Record]) -> Iterable[Record]:
 
 
 def _without_near_duplicates(records: Sequence[Record], threshold: float) -> Iterable[Record]:
-    datasketch = load("datasketch")
+    datasketch = load("datasketch", key="data.quality.near_dedupe")
     index = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     for place, record in enumerate(records):
         sketch = datasketch.MinHash(num_perm=PERMUTATIONS)

@@ -66,10 +66,11 @@ def test_near_duplicates_are_dropped():
     assert filter_rows(records[:20], near_dedupe=0.6) == (list(range(20)), {})
 
 
-def test_near_duplicates_without_datasketch_name_the_install_command(monkeypatch):
+def test_near_duplicates_without_datasketch_name_the_key_and_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(
-        ConfigError, match=r'the package datasketch is not installed; run pip install "postrain\[quality\]"'
+        ConfigError,
+        match=r'^data\.quality\.near_dedupe: the package datasketch .* run pip install "postrain\[quality\]"',
     ):
         filter_rows(answers("a"), near_dedupe=0.8)
 
