@@ -51,7 +51,7 @@ def check_early(config: DictConfig, config_name: str) -> None:
     if isinstance(data := settings.get("data"), Mapping):
         settings["data"] = {name: value for name, value in data.items() if name not in SHORT_FORMS}
     # Values that refer to other keys may refer to defaults, which are unknown here.
-    referring = [f"{path}: missing; " for path in (*_references(settings), *LEFT_OUT)]
+    referring = {*_references(settings), *LEFT_OUT}
     try:
         root = static_target(ROOTS[config_name])
         required = {name for name, key in schema_of(root).keys.items() if key.required}
@@ -59,13 +59,14 @@ def check_early(config: DictConfig, config_name: str) -> None:
             problem
             for problem in problems_of(_with_stand_ins(settings), root)
             # Defaults name the class of other components, such as data.quality.
-            if f" without {TARGET}" not in problem or problem.partition(":")[0] in required
+            if problem.kind != "no class" or problem.path in required
         ]
     except (LookupError, SyntaxError):  # a class that the source creates while it runs, or a user's broken file
         return
     # Without a component, references of other groups to its defaults have no value.
-    if any(": unknown key; " in problem or f" without {TARGET}" in problem for problem in problems):
-        raise ConfigError("\n".join(one for one in problems if not one.startswith(tuple(referring))))
+    if any(problem.kind in ("unknown key", "no class") for problem in problems):
+        shown = [one for one in problems if one.kind != "missing" or one.path not in referring]
+        raise ConfigError("\n".join(map(str, shown)))
     _check_files(settings)
 
 

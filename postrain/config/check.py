@@ -7,9 +7,9 @@ cannot be imported. Leaves out problems that only a run can find (missing files,
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -33,6 +33,22 @@ from postrain.jsonl import is_list, leaves
 from postrain.suggestions import suggestion
 
 MISSING = "???"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem of one key. As a text it is the line of an error message."""
+
+    path: str
+    text: str
+    """What was expected, and the remedy."""
+    kind: Literal["value", "unknown key", "missing", "no class"] = "value"
+    """`no class` is a component without `_target_`, such as a group without an option."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
 # Added to the message about a wrong value.
 REMEDIES = {
     "debug": "true shows tracebacks; for a short trial use method.updates=3 evaluation=quick",
@@ -50,15 +66,15 @@ def check(config: Mapping[str, Any], root: type) -> None:
     A field of `root` whose type is a Section has no `_target_`.
     """
     if problems := list(problems_of(config, root)):
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(map(str, problems)))
 
 
-def problems_of(config: Mapping[str, Any], root: type) -> Iterator[str]:
-    """The problems that `check` reports, a line each."""
+def problems_of(config: Mapping[str, Any], root: type) -> Iterator[Problem]:
+    """The problems that `check` reports."""
     known = [*_root_keys(root), *_known_keys(config)]
     yield from _problems("", config, root, known)
     if TARGET in config:
-        yield f"{TARGET}: unknown key; only the value of a group has it, as in method._target_"
+        yield Problem(TARGET, "unknown key; only the value of a group has it, as in method._target_", "unknown key")
 
 
 def check_objects(**objects: Any) -> None:
@@ -75,7 +91,7 @@ def check_objects(**objects: Any) -> None:
         for problem in _value_problems(f"{path}.{name}", getattr(value, name), key.annotation, ())
     ]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(map(str, problems)))
 
 
 def check_arguments(function: Callable[..., Any], **values: Any) -> None:
@@ -85,7 +101,7 @@ def check_arguments(function: Callable[..., Any], **values: Any) -> None:
         line for name, value in values.items() for line in _value_problems(name, value, keys[name].annotation, ())
     ]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(map(str, problems)))
 
 
 def _settings(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -99,13 +115,13 @@ def _problems(
     target: Callable[..., Any],
     known: Sequence[str],
     supplied: Collection[str] = (),
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     """All problems of `node` as arguments of `target`; the run passes the arguments `supplied` itself."""
     schema = schema_of(target)
     for name, value in _settings(node):
         here = f"{path}{name}"
         if name in supplied:
-            yield f"{here}: set by the run" + f"; set {REMEDIES[here]}" * (here in REMEDIES)
+            yield Problem(here, "set by the run" + f"; set {REMEDIES.get(here)}" * (here in REMEDIES))
         elif name in schema.keys:
             yield from _value_problems(here, value, schema.keys[name].annotation, known)
         elif schema.open:
@@ -114,29 +130,30 @@ def _problems(
             yield from _unknown_problems(path, name, value, schema, known)
     for name, key in schema.keys.items():
         if key.required and name not in node and name not in supplied:
-            yield f"{path}{name}: missing; expected {describe(key.annotation)}"
+            yield Problem(f"{path}{name}", f"missing; expected {describe(key.annotation)}", "missing")
 
 
-def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]) -> Iterator[str]:
+def _value_problems(path: str, value: Any, annotation: Any, known: Sequence[str]) -> Iterator[Problem]:
     if value == MISSING:
-        yield f"{path}: required; write {path}=...; expected {describe(annotation)}"
+        yield Problem(path, f"required; write {path}=...; expected {describe(annotation)}")
     elif isinstance(value, Mapping) and is_section(annotation):
         yield from _problems(f"{path}.", value, annotation, known)
         if TARGET in value:
-            yield f"{path}.{TARGET}: unknown key; {path} is not built from a class"
+            yield Problem(f"{path}.{TARGET}", f"unknown key; {path} is not built from a class", "unknown key")
     elif isinstance(value, Mapping) and not is_node(value) and (items := _non_nodes(value, annotation)):
         others = [name for name in value if name not in items]
         for name, item in items.items():
             there = f"available: {', '.join(others)}" if others else ""
             hint = suggestion(name, others, there, prefix=f"{path}.")
             got = abbreviate(masked(item, name))
-            yield f"{path}.{name}: expected {describe(get_args(annotation)[1])}, got {got}{hint}"
+            yield Problem(f"{path}.{name}", f"expected {describe(get_args(annotation)[1])}, got {got}{hint}")
     elif not accepts(annotation, value):
         large = isinstance(value, int) and abs(value) > LARGE
         remedy = f"; {REMEDIES[path]}" if path in REMEDIES else _quoting_hint(path, value, annotation)
-        without = f" without {TARGET}" if isinstance(value, Mapping) and NODE in describe(annotation) else ""
-        got = abbreviate(masked(value, path))
-        yield f"{path}: expected {describe(annotation, limits=large)}, got {got}{without}{remedy}"
+        no_class = isinstance(value, Mapping) and NODE in describe(annotation)
+        got = abbreviate(masked(value, path)) + f" without {TARGET}" * no_class
+        text = f"expected {describe(annotation, limits=large)}, got {got}{remedy}"
+        yield Problem(path, text, "no class" if no_class else "value")
     elif is_node(value):
         yield from _node_problems(path, value, annotation, known)
     else:
@@ -166,7 +183,7 @@ def _quoting_hint(path: str, value: Any, annotation: Any) -> str:
     return f"; for text write {path}='\"{abbreviate(value)}\"'" if is_text else ""
 
 
-def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[str]:
+def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[Problem]:
     """The problems of all nodes in `value`, including itself."""
     if is_node(value):
         yield from _node_problems(path, value, Any, known)
@@ -178,31 +195,33 @@ def _nested_problems(path: str, value: Any, known: Sequence[str]) -> Iterator[st
             yield from _nested_problems(f"{path}[{index}]", item, known)
 
 
-def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: Sequence[str]) -> Iterator[str]:
+def _node_problems(path: str, node: Mapping[str, Any], annotation: Any, known: Sequence[str]) -> Iterator[Problem]:
     """All problems of a node at a key of type `annotation`."""
     try:
         target = load_target(node[TARGET])
         marks = [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, SuppliedArguments)]
         problems = list(_problems(f"{path}.", node, target, known, marks[0] if marks else ()))
     except ConfigError as problem:
-        yield f"{path}.{TARGET}: {problem}"
+        yield Problem(f"{path}.{TARGET}", str(problem))
         return
     if provides(target, annotation):
         yield from problems
     else:
         remedy = f"; {REMEDIES[f'{path}.{TARGET}']}" if f"{path}.{TARGET}" in REMEDIES else ""
-        yield f"{path}.{TARGET}: expected {describe(annotation)}, got {node[TARGET]}{remedy}"
+        yield Problem(f"{path}.{TARGET}", f"expected {describe(annotation)}, got {node[TARGET]}{remedy}")
 
 
-def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: Sequence[str]) -> Iterator[str]:
+def _unknown_problems(path: str, name: str, value: Any, schema: Schema, known: Sequence[str]) -> Iterator[Problem]:
     """A message for an unknown key, or for each leaf of an unknown section, with the closest known key."""
     if name.startswith("_"):
-        yield f"{path}{name}: unknown key; of Hydra's own keys only {TARGET} is used here"
+        text = f"unknown key; of Hydra's own keys only {TARGET} is used here"
+        yield Problem(f"{path}{name}", text, "unknown key")
         return
     for leaf, _ in leaves(f"{path}{name}", value, is_leaf=lambda item: is_list(item) or not item or is_node(item)):
         similar = _similar(path, name, leaf, schema, known)
         fallback = f"did you mean {' or '.join(similar)}?" if similar else f"known keys: {', '.join(schema.keys)}"
-        yield f"{leaf}: unknown key; {suggest_key(leaf, known.__contains__) or fallback}"
+        text = f"unknown key; {suggest_key(leaf, known.__contains__) or fallback}"
+        yield Problem(leaf, text, "unknown key")
 
 
 def _similar(path: str, name: str, leaf: str, schema: Schema, known: Sequence[str]) -> list[str]:

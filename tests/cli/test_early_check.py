@@ -85,3 +85,13 @@ def test_misspelt_key_imports_neither_torch_nor_lightning(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == "error: method.lerning_rate: unknown key; did you mean method.learning_rate?\n"
     assert (done.stdout, done.returncode) == ("set()\n", 2)
+
+
+def test_problems_are_left_out_by_kind_and_not_by_text():
+    config = composed(["method=dpo", "method.betta=1", "method.updates='x without _target_'"])
+    with pytest.raises(ConfigError) as error:
+        check_early(config, "config")
+    assert str(error.value).splitlines() == [
+        "method.betta: unknown key; did you mean method.beta?",
+        "method.updates: expected an integer >= 1, got 'x without _target_'",
+    ]
