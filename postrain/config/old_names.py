@@ -127,7 +127,10 @@ ARGUMENTS = {
     "postrain.rewards.function.Function": {"batch": "batch_size"},
     "postrain.rewards.judge.SelfJudge": {"batch_tokens": "micro_batch_tokens"},
     "postrain.rewards.reward_model.OutcomeRewardModel": {"batch_tokens": "micro_batch_tokens"},
-    "postrain.rewards.reward_model.ProcessRewardModel": {"batch_tokens": "micro_batch_tokens"},
+    "postrain.rewards.reward_model.ProcessRewardModel": {
+        "batch_tokens": "micro_batch_tokens",
+        "split": "step_separator",
+    },
     "postrain.rewards.rubric.LocalRubric": {"batch_tokens": "micro_batch_tokens"},
     "postrain.training.loggers.Wandb": {"timeout_seconds": "timeout"},
 }

@@ -140,7 +140,7 @@ class ProcessRewardModel:
 
     path: str
     """Run folder of method=prm, or the directory of such a model."""
-    split: str = SENTENCE_END
+    step_separator: str = SENTENCE_END
     """Regular expression at which a completion is split into steps; default: after sentences and at line ends. Lines
     only: '\\n+'."""
     aggregate: Literal["last", "min", "product", "mean"] = "min"
@@ -151,7 +151,7 @@ class ProcessRewardModel:
     """Precision of the reward model."""
 
     def __post_init__(self) -> None:
-        self.pattern = compile_split(self.split)
+        self.pattern = compile_separator(self.step_separator)
         resolved = resolve_reward_model(self.path)
         layout = StepLayout.of_model(resolved.tokenizer)
         if layout is None:
@@ -216,12 +216,16 @@ class ProcessRewardModel:
         return None if over and over >= len(chain.prompt) else (ids[over:], marks[over:])
 
 
-def compile_split(split: str) -> re.Pattern[str]:
+def compile_separator(separator: str) -> re.Pattern[str]:
     """The compiled expression; it must have no groups, whose matches `split` would return as steps."""
     try:
-        found = re.compile(split)
+        found = re.compile(separator)
     except re.error as error:
-        raise ConfigError(f"reward.split={split}: not a regular expression ({error}); try '\\n+'") from None
+        raise ConfigError(
+            f"reward.step_separator={separator}: not a regular expression ({error}); try '\\n+'"
+        ) from None
     if found.groups:
-        raise ConfigError(f"reward.split={split}: a group would become a step; write (?:...) instead of (...)")
+        raise ConfigError(
+            f"reward.step_separator={separator}: a group would become a step; write (?:...) instead of (...)"
+        )
     return found

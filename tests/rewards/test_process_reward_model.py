@@ -28,7 +28,7 @@ def prm(tmp_path: Path) -> Callable[..., ProcessRewardModel]:
     (tmp_path / LAYOUT_FILE).write_text(StepLayout(joiner=" ", separator="").to_json())
 
     def load(**changes) -> ProcessRewardModel:
-        settings = {"split": SPLIT, "aggregate": "min", "micro_batch_tokens": 4096, "dtype": "fp32", **changes}
+        settings = {"step_separator": SPLIT, "aggregate": "min", "micro_batch_tokens": 4096, "dtype": "fp32", **changes}
         return ProcessRewardModel(path=str(tmp_path), **settings)
 
     return load
@@ -44,7 +44,7 @@ def prm(tmp_path: Path) -> Callable[..., ProcessRewardModel]:
     ],
 )
 def test_completion_is_split_into_steps(prm, split, completion, steps):
-    assert prm(split=split).steps(completion) == steps
+    assert prm(step_separator=split).steps(completion) == steps
 
 
 def test_step_score_equals_transformers_on_the_prefix(prm, tmp_path):
@@ -105,10 +105,10 @@ def test_outcome_and_process_reward_models_are_distinguished(prm, tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.path=.*: an outcome reward model.*reward=learned"):
         prm()
     with pytest.raises(ConfigError, match=r"reward\.path=.*: a language model"):
-        ProcessRewardModel(path=str(NANO), split=SPLIT, aggregate="min", micro_batch_tokens=64, dtype="fp32")
+        ProcessRewardModel(path=str(NANO), step_separator=SPLIT, aggregate="min", micro_batch_tokens=64, dtype="fp32")
 
 
 @pytest.mark.parametrize(("split", "message"), [("(", "not a regular expression"), (r"(\n)", r"write \(\?:\.\.\.\)")])
 def test_split_must_be_an_expression_without_groups(prm, split, message):
-    with pytest.raises(ConfigError, match=rf"^reward\.split=.*{message}"):
-        prm(split=split)
+    with pytest.raises(ConfigError, match=rf"^reward\.step_separator=.*{message}"):
+        prm(step_separator=split)

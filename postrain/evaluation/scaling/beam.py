@@ -2,7 +2,7 @@
 `width` best-scored partial completions.
 
 The score is the reward model's step probabilities, combined by `aggregate`. The reward model splits text into steps
-(its `split`); sampling pauses at the texts in `ends` to score a step.
+(its `step_separator`); sampling pauses at the texts in `ends` to score a step.
 """
 
 from __future__ import annotations
