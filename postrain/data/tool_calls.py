@@ -86,7 +86,7 @@ def check_tool_turns(turns: Sequence[Message]) -> Iterator[str]:
         for call in turn.tool_calls:
             if call["name"] not in declared:
                 yield UNDECLARED
-            elif not _fits(call["arguments"], declared[call["name"]]):
+            elif misnamed(call["arguments"], declared[call["name"]]):
                 yield WRONG_ARGUMENTS
 
 
@@ -184,15 +184,13 @@ def _call(value: Any, name: str) -> dict[str, Any]:
     return {"name": called, "arguments": dict(arguments or {}), **extra}
 
 
-def _fits(arguments: Mapping[str, Any], parameters: Any) -> bool:
-    """Whether the names of arguments agree with a JSON schema."""
-    if not isinstance(parameters, Mapping):
-        return True
-    known, required = parameters.get("properties"), parameters.get("required")
-    if is_list(required) and not all(key in arguments for key in required or ()):
-        return False
-    return (
-        not isinstance(known, Mapping)
-        or bool(parameters.get("additionalProperties"))
-        or arguments.keys() <= known.keys()
-    )
+def misnamed(arguments: Mapping[str, Any], parameters: Any) -> str:
+    """Why the names of arguments do not agree with a JSON schema; empty if they do, or if it does not name any."""
+    schema = parameters if isinstance(parameters, Mapping) else {}
+    known, required = schema.get("properties"), schema.get("required") or ()
+    if missing := [name for name in (required if is_list(required) else ()) if name not in arguments]:
+        return f"the argument {missing[0]} is missing"
+    if not isinstance(known, Mapping) or schema.get("additionalProperties"):
+        return ""
+    unknown = [name for name in arguments if name not in known]
+    return f"there is no argument {unknown[0]}; the arguments are {', '.join(known) or 'none'}" if unknown else ""

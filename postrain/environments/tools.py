@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from postrain.data.conversation import Message, Messages, tools_of
-from postrain.data.tool_calls import declare
+from postrain.data.tool_calls import declare, misnamed
 from postrain.errors import ConfigError, one_line
 from postrain.rewards.tool_calls import find_calls
 
@@ -176,14 +176,10 @@ def schemas_of(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 def misfit(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     """Why arguments do not fit a JSON schema; empty if they do. Checks names and types, not nested values."""
+    if problem := misnamed(arguments, parameters):
+        return problem
     known: Mapping[str, Any] = parameters.get("properties") or {}
-    missing = [name for name in parameters.get("required") or () if name not in arguments]
-    unknown = [name for name in arguments if name not in known]
     wrong = [name for name, value in arguments.items() if name in known and not _has_type(value, known[name])]
-    if missing:
-        return f"the argument {missing[0]} is missing"
-    if unknown:
-        return f"there is no argument {unknown[0]}; the arguments are {', '.join(known) or 'none'}"
     return f"the argument {wrong[0]} has to be {known[wrong[0]]['type']}" if wrong else ""
 
 
