@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,8 +14,7 @@ from postrain.config.schema import Confirm
 from postrain.data.conversation import Messages
 from postrain.environments.tool_environment import ToolEnvironment, ToolState
 from postrain.environments.tools import Tool, ToolError
-from postrain.errors import ConfigError
-from postrain.rewards.sandbox import Limits, execute
+from postrain.rewards.sandbox import Limits, check_execution, execute
 from postrain.rewards.text import numeric
 from postrain.types import Count, Positive
 from postrain.world.items import Split, generator, split_of
@@ -51,14 +49,7 @@ class PythonTool(ToolEnvironment):
     """Maximum messages of the policy. 1 leaves it without the results of the tool."""
 
     def __post_init__(self) -> None:
-        if not self.allow_execution:
-            raise ConfigError(
-                "environment.allow_execution: this tool runs Python that the model wrote, on this machine, with limits "
-                "on time, memory, files and network that stop mistakes, not malicious code; set "
-                "environment.allow_execution=true"
-            )
-        if sys.platform != "linux":
-            raise ConfigError(f"environment: running code needs the resource limits of Linux; this is {sys.platform}")
+        check_execution("environment", "this tool", self.allow_execution)
 
     def tools(self, columns: Mapping[str, Any]) -> Sequence[Tool]:
         def python(code: str) -> str:

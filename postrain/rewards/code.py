@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +25,7 @@ from postrain.errors import ConfigError, MissingColumn
 from postrain.formatting import available_columns
 from postrain.rewards.base import none_to_nan
 from postrain.rewards.function import row_label
-from postrain.rewards.sandbox import Limits, execute
+from postrain.rewards.sandbox import Limits, check_execution, execute
 from postrain.types import Count, RewardBatch, Workers
 
 BLOCK = re.compile(r"(```|~~~)[ \t]*(?:python[\d.]*|py)(?:[ \t:{][^\n]*)?\n(.*?)(?:\1|\Z)", re.DOTALL | re.IGNORECASE)
@@ -70,14 +69,7 @@ class Code:
     """Programs that run in parallel; affects only scores of programs near their time limit."""
 
     def __post_init__(self) -> None:
-        if not self.allow_execution:
-            raise ConfigError(
-                "reward.allow_execution: this reward runs Python that the model wrote, on this machine, with limits on "
-                "time, memory, files and network that stop mistakes, not malicious code; set "
-                "reward.allow_execution=true"
-            )
-        if sys.platform != "linux":
-            raise ConfigError(f"reward: running code needs the resource limits of Linux; this is {sys.platform}")
+        check_execution("reward", "this reward", self.allow_execution)
         if self._run_asserts("", ("pass",)).score != 1.0:
             raise ConfigError(
                 f"reward.memory_mb={self.memory_mb}, reward.timeout={self.timeout}: not even an empty program can run "

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from postrain.errors import ConfigError
 from postrain.rewards import sandbox_process
 
 STARTUP_SECONDS = 10
@@ -47,6 +48,18 @@ class ProgramResult:
     def limited(self) -> bool:
         """True if the program was killed for exceeding a limit."""
         return self.status == sandbox_process.OUT_OF_LIMITS
+
+
+def check_execution(section: str, what: str, allowed: bool) -> None:
+    """Raises ConfigError unless `section`.allow_execution is true, on Linux; `what` runs the programs."""
+    if not allowed:
+        raise ConfigError(
+            f"{section}.allow_execution: {what} runs Python that the model wrote, on this machine, with limits on "
+            "time, memory, files and network that stop mistakes, not malicious code; set "
+            f"{section}.allow_execution=true"
+        )
+    if sys.platform != "linux":
+        raise ConfigError(f"{section}: running code needs the resource limits of Linux; this is {sys.platform}")
 
 
 def execute(program: str, *, tests: Sequence[str] | None, stdin: str = "", limits: Limits) -> ProgramResult:
