@@ -68,6 +68,8 @@ class Sweep:
         """Prints the result of a job."""
         found = read_job(self.folder, job.record())
         measured = "" if found.objective is None else f"{found.metric} {figure(found.objective)}"
+        if (named := self.study.metric) is not None and named in found.values:
+            measured = f"{named} {figure(found.values[named])}"
         parts = [f"{job.number:>3}", job.name, found.state, duration(found.seconds), measured, found.reason]
         self.print("  ".join(filter(None, parts)), "red" if found.state == "failed" else None)
 

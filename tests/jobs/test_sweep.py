@@ -55,6 +55,13 @@ def test_the_table_has_means_and_intervals_over_seeds(done):
     assert json.loads((done[0] / "status.json").read_text())["status"] == "done"
 
 
+def test_the_line_of_a_job_shows_the_metric_of_the_study(tmp_path, capsys):
+    words = ("-m", "method=ppo", "method.kl_coef=0.25,0.6", "report=false", f"paths.sweeps={tmp_path}")
+    assert sweep(Program(), *words, "sweep.metric=eval/kl/exact") == 0
+    # 0.5 / 1.25 = 0.4; the run's own metric is the reward.
+    assert "  eval/kl/exact 0.40\n" in capsys.readouterr().out
+
+
 def test_resumed_sweep_repeats_nothing_and_more_values_add_jobs(done):
     folder, program = done
     program.ran.clear()
