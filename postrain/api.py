@@ -33,8 +33,9 @@ from postrain.models.by_name import source_of
 from postrain.models.checks import check_device, check_rows
 from postrain.models.end_tokens import record_end_ids
 from postrain.models.loading import load_causal, load_scalar, load_tokenizer
+from postrain.models.micro_batches import in_micro_batches
 from postrain.models.provenance import Provenance, provenance_of, record_provenance
-from postrain.models.scoring import EntropyMode, in_micro_batches
+from postrain.models.scoring import EntropyMode
 from postrain.models.scoring import score as scores_of
 from postrain.rewards.tool_calls import find_calls
 from postrain.rollout.local import LocalEngine

@@ -18,7 +18,8 @@ from postrain.data.module import DataModule
 from postrain.errors import ConfigError
 from postrain.evaluation.task import EvalModel
 from postrain.hardware.shares import Share, map_items, map_shares
-from postrain.models.scoring import ReferenceScores, concatenated, in_micro_batches, score_with_reference
+from postrain.models.micro_batches import concatenated, in_micro_batches
+from postrain.models.scoring import ReferenceScores, score_with_reference
 from postrain.rewards.base import PreferenceModel, Reward, columns_read, nan_to_none
 from postrain.rewards.function import is_finite, preview, row_label
 from postrain.rewards.user_code import UserCodeErrors, source_location

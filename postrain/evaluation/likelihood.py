@@ -30,7 +30,8 @@ from postrain.evaluation.completions import decoded_prompt
 from postrain.evaluation.estimate import Estimate
 from postrain.evaluation.task import EvalModel, EvalResult
 from postrain.hardware.shares import map_items
-from postrain.models.scoring import in_micro_batches, score
+from postrain.models.micro_batches import in_micro_batches
+from postrain.models.scoring import score
 from postrain.types import Count, CountOrZero, Rows
 from postrain.world.facts import Fact, all_facts
 from postrain.world.rows import rows as world_rows

@@ -28,7 +28,8 @@ from postrain.errors import ConfigError
 from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.online import Online, repeated
-from postrain.models.scoring import micro_batches, score
+from postrain.models.micro_batches import micro_batches
+from postrain.models.scoring import score
 from postrain.seeds import derive_seed
 from postrain.types import Batch, Mean, Rows
 

@@ -30,7 +30,8 @@ from postrain.methods.metrics import Metrics
 from postrain.methods.online import global_indices, local_indices
 from postrain.methods.teacher import WithTeacher
 from postrain.methods.teacher_context import TeacherRows, placeholders
-from postrain.models.scoring import concatenated, score_with_reference
+from postrain.models.micro_batches import concatenated
+from postrain.models.scoring import score_with_reference
 from postrain.models.token_alignment import score_aligned
 from postrain.models.top_k import TopK, score_top_k
 from postrain.types import Batch, Count, Fraction, LossSum, Max, Mean, Rows, Size

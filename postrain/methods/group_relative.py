@@ -36,7 +36,8 @@ from postrain.methods.learning_rates import LearningRates
 from postrain.methods.metrics import kl_metrics, sampled_kl_metrics, step_metrics
 from postrain.methods.online import completion_mask, global_indices, local_indices
 from postrain.methods.turn_level import turns_of
-from postrain.models.scoring import ReferenceScores, Scores, concatenated, in_micro_batches, score_with_reference
+from postrain.models.micro_batches import concatenated, in_micro_batches
+from postrain.models.scoring import ReferenceScores, Scores, score_with_reference
 from postrain.rollout.collect import Rollouts
 from postrain.rollout.environment import SingleTurn
 from postrain.types import Batch, Count, CountOrZero, LossSum, LRSchedule, Mean, Positive, Rows
@@ -244,9 +245,8 @@ class GroupRelative(CurriculumPrompts):
             sampled = self.rollout(batch.select(local), indices=indices, num_generations=self.group_size)
             found.append(sampled)
             differs = self.has_gradient(self.shaped_rewards(sampled).view(-1, self.group_size)).tolist()
-            with_gradient += chain.from_iterable(
-                collectives.gather([p for p, good in zip(indices, differs, strict=True) if good])
-            )
+            kept = [p for p, good in zip(indices, differs, strict=True) if good]
+            with_gradient += chain.from_iterable(collectives.gather(kept))
             if len(with_gradient) >= self.batch_size:
                 break
         self.start_next_rollout(self.group_size)

@@ -28,8 +28,9 @@ from postrain.hardware import collectives
 from postrain.methods.metrics import combine
 from postrain.methods.optim import set_learning_rate
 from postrain.methods.undo import unchanged
+from postrain.models.micro_batches import micro_batches
 from postrain.models.reference import Reference
-from postrain.models.scoring import micro_batches, score_with_reference, sequence_scores
+from postrain.models.scoring import score_with_reference, sequence_scores
 from postrain.precision import widest
 from postrain.types import Batch, Rows
 

@@ -20,7 +20,8 @@ from postrain.hardware import collectives
 from postrain.hardware.shares import Share
 from postrain.methods.base import Method
 from postrain.methods.metrics import Metrics
-from postrain.models.scoring import in_micro_batches, score
+from postrain.models.micro_batches import in_micro_batches
+from postrain.models.scoring import score
 from postrain.rollout.ahead import SampledAhead
 from postrain.rollout.collect import Rollouts, collect
 from postrain.rollout.engine import Engine, Mixture

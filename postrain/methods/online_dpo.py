@@ -25,7 +25,8 @@ from postrain.methods.metrics import TIE
 from postrain.methods.online import local_indices
 from postrain.methods.online_preference import OnlinePreference
 from postrain.methods.pairs import PairScores, lengths, pair_metrics
-from postrain.models.scoring import concatenated, score
+from postrain.models.micro_batches import concatenated
+from postrain.models.scoring import score
 from postrain.rollout.collect import Rollouts
 from postrain.types import Batch, LossSum, Mean, NonNegative
 

@@ -31,8 +31,9 @@ from postrain.methods.metrics import Metrics, explained_variance, kl_metrics, st
 from postrain.methods.online import local_indices
 from postrain.methods.policy_gradient import PolicyGradient
 from postrain.methods.rollout_correction import sampler_error
+from postrain.models.micro_batches import in_micro_batches
 from postrain.models.parts import ValueHead, trunk, unwrapped
-from postrain.models.scoring import ReferenceScores, in_micro_batches, score_with_reference, values
+from postrain.models.scoring import ReferenceScores, score_with_reference, values
 from postrain.types import Batch, Count, CountOrZero, Fraction, LossSum, Max, Mean, NonNegative, Positive, Rows, Size
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from postrain.hardware import collectives
 from postrain.losses.token_selection import top_entropy_tokens
 from postrain.methods.online import Online
-from postrain.models.scoring import in_micro_batches, score
+from postrain.models.micro_batches import in_micro_batches
+from postrain.models.scoring import score
 from postrain.seeds import generator
 from postrain.types import Rows
 

@@ -27,8 +27,8 @@ from postrain.methods.lightning_hooks import LightningHooks
 from postrain.methods.metrics import Metrics, add_metrics, combine
 from postrain.methods.optim import lr_factor, make_optimizer, set_learning_rate
 from postrain.models.gradient_checkpointing import gradient_checkpointing
+from postrain.models.micro_batches import micro_batches
 from postrain.models.reference import Reference
-from postrain.models.scoring import micro_batches
 from postrain.models.size import micro_batch_tokens, training_bytes
 from postrain.seeds import derive_seed
 from postrain.types import Batch, LossSum, LRSchedule, Max, Mean, Rows

@@ -2,17 +2,15 @@
 
 Only positions that predict a supervised token reach the LM head. Their logits are computed in chunks, which are
 recomputed in the backward pass if there is more than one, so the [N, V] logits are never materialized as a whole. Rows
-are packed and shared prompts are computed once (models/packing.py). Micro-batches are formed here and do not change
-results.
+are packed and shared prompts are computed once (models/packing.py). Micro-batches are in micro_batches.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial, reduce
-from operator import add
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,29 +46,6 @@ class Scores:
     """Entropy of the next-token distribution at each supervised token, in nats; None unless requested."""
     values_BT: Tensor | None = None
     """Output of the value head at each supervised token; None without a head."""
-
-
-def micro_batches(costs: Sequence[int], budget: int, groups: Sequence[int] | None = None) -> list[list[int]]:
-    """Splits items into micro-batches of similar length with at most `budget` tokens each; returns indices.
-
-    An item longer than the budget is alone; an item of cost 0 is left out. Longest first, so that memory peaks in the
-    first micro-batch, but items of one prompt group are adjacent, so that their prompt is computed once.
-    """
-    found: list[list[int]] = []
-    left = 0
-    groups = range(len(costs)) if groups is None else groups
-    longest: dict[int, int] = {}
-    for group, cost in zip(groups, costs, strict=True):
-        longest[group] = max(cost, longest.get(group, 0))
-    needed = [index for index, cost in enumerate(costs) if cost]
-    for index in sorted(needed, key=lambda i: (-longest[groups[i]], groups[i], -costs[i], i)):
-        if found and costs[index] <= left:
-            found[-1].append(index)
-        else:
-            found.append([index])
-            left = budget
-        left -= costs[index]
-    return found
 
 
 @dataclass(frozen=True)
@@ -245,46 +220,6 @@ def score_with_reference(
     return ReferenceScores(
         logps_BT, ref_logps_BT, kl_BT, mine.mask_BT, values_BT, entropy_BT if entropy != "off" else None
     )
-
-
-Found = TypeVar("Found", Scores, ReferenceScores, Tensor)
-SomeBatch = TypeVar("SomeBatch", bound=Batch)
-
-
-@torch.no_grad()
-def in_micro_batches(function: Callable[[Rows], Found], rows: Rows, budget: int) -> Found:
-    """Applies `function` to micro-batches of `budget` tokens without gradients; [B, T] fields keep the row order."""
-    groups = micro_batches(rows.cost(), budget, rows.row_ids)
-    found = [function(rows.select(group)) for group in groups]
-    order = torch.as_tensor([index for group in groups for index in group]).argsort()
-    if isinstance(found[0], Tensor):
-        return _reassemble([part for part in found if isinstance(part, Tensor)], order)
-    names = [field.name for field in fields(found[0]) if getattr(found[0], field.name) is not None]
-    return replace(found[0], **{name: _reassemble([getattr(part, name) for part in found], order) for name in names})
-
-
-def pad_T(values_BT: Tensor, width: int) -> Tensor:
-    """Pads [B, T] to [B, width] with zeros (False for masks)."""
-    return nn.functional.pad(values_BT, (0, width - values_BT.shape[1]))
-
-
-def concatenated(parts: Sequence[SomeBatch]) -> SomeBatch:
-    """Batches as one; [B, T] tensors are padded to the longest."""
-    names = [field.name for field in fields(parts[0])]
-    return replace(parts[0], **{name: _concatenated([getattr(part, name) for part in parts]) for name in names})
-
-
-def _concatenated(values: list[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        width = max(value.shape[-1] for value in values)
-        return torch.cat([pad_T(value, width) if value.ndim > 1 else value for value in values])
-    return None if values[0] is None else reduce(add, values)
-
-
-def _reassemble(parts: list[Tensor], order: Tensor) -> Tensor:
-    """Concatenates groups of rows, padded to one width, in the original order."""
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([pad_T(part, width) for part in parts])[order.to(parts[0].device)]
 
 
 def sequence_scores(model: nn.Module, rows: Rows) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from postrain.losses.divergence import kl_from_uniform
+from postrain.models.micro_batches import in_micro_batches
 from postrain.models.parts import logits_of, model_width, upcast
 from postrain.models.reference import in_eval_mode
-from postrain.models.scoring import in_chunks, in_micro_batches, supervised_states
+from postrain.models.scoring import in_chunks, supervised_states
 from postrain.types import Rows
 
 BATCH_TOKENS = 8192

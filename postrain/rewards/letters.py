@@ -18,8 +18,9 @@ from postrain.data.chat import Template
 from postrain.data.conversation import user
 from postrain.errors import ConfigError
 from postrain.models.loading import load_causal, load_tokenizer
+from postrain.models.micro_batches import in_micro_batches
 from postrain.models.reference import in_eval_mode
-from postrain.models.scoring import in_micro_batches, score
+from postrain.models.scoring import score
 from postrain.models.sources import resolve_for
 from postrain.processor import warn_if_slow
 from postrain.rewards.reward_model import DTYPES

@@ -27,7 +27,8 @@ from postrain.data.rendering import prompt_messages
 from postrain.data.sentences import SENTENCE_END, sentences
 from postrain.errors import ConfigError, RowError
 from postrain.models.loading import load_scalar, load_tokenizer
-from postrain.models.scoring import in_micro_batches, micro_batches, sequence_scores, step_logits
+from postrain.models.micro_batches import in_micro_batches, micro_batches
+from postrain.models.scoring import sequence_scores, step_logits
 from postrain.models.sources import ResolvedModel, resolve_for
 from postrain.processor import warn_if_slow
 from postrain.rewards.base import Columns, nan_to_none, none_to_nan

@@ -14,7 +14,7 @@ from postrain.data.module import DataModule
 from postrain.data.schedule import TrainBatches
 from postrain.methods.group_relative import GroupRelative
 from postrain.methods.online_preference import OnlinePreference
-from postrain.models.scoring import micro_batches
+from postrain.models.micro_batches import micro_batches
 from postrain.training.config import TrainConfig
 from postrain.types import Batch, Rows
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from postrain.models import scoring
+from postrain.models.micro_batches import in_micro_batches, micro_batches
 from postrain.models.reference import Reference
-from postrain.models.scoring import in_micro_batches, micro_batches, score, score_with_reference, values
+from postrain.models.scoring import score, score_with_reference, values
 from postrain.types import Rows
 from tests.tiny import SHAPES, VOCABULARY, tiny_model
 

@@ -22,7 +22,8 @@ from postrain.evaluation.scaling.beam import Aggregate, StepScorer, step_scorer,
 from postrain.evaluation.scaling.grader import Grader, NotApplicable, PromptTask
 from postrain.evaluation.scaling.search import Plan, Value, compare_with_best_of_n
 from postrain.evaluation.task import EvalModel, EvalResult
-from postrain.models.scoring import in_micro_batches, score
+from postrain.models.micro_batches import in_micro_batches
+from postrain.models.scoring import score
 from postrain.types import Count, Rows
 from postrain.world import sums
 

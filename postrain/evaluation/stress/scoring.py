@@ -9,7 +9,8 @@ import torch
 
 from postrain.data.kinds.prompt import Prompts
 from postrain.evaluation.task import EvalModel
-from postrain.models.scoring import in_micro_batches, score
+from postrain.models.micro_batches import in_micro_batches
+from postrain.models.scoring import score
 from postrain.rewards.base import Reward, columns_read, nan_to_none
 from postrain.rollout.sampled_columns import columns_for
 from postrain.rollout.turns import Rollout
