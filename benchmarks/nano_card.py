@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from postrain.evaluation.estimate import wilson
+from postrain.generation.stats import format_interval
 from postrain.world import rows, score
 from postrain.world.facts import all_facts
 from postrain.world.gold import mood
@@ -106,13 +108,7 @@ def sample(model: Model, tokenizer: PreTrainedTokenizerBase, prompts: list[str],
 
 def share(hits: list[bool]) -> str:
     """Hits of n with Wilson's 95 % interval."""
-    n, z = len(hits), 1.96
-    if not n:
-        return "none"
-    p = sum(hits) / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return f"{p:.3f} [{middle - half:.3f}, {middle + half:.3f}], n = {n}"
+    return f"{format_interval(wilson(sum(hits), len(hits)))}, n = {len(hits)}" if hits else "none"
 
 
 def mean(values: list[float]) -> str:
