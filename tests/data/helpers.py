@@ -99,6 +99,14 @@ def table(rows: Iterable[Mapping[str, Any]], name: str = "rows.jsonl") -> Table:
     return Table(name, "line", tuple(Row(number, values) for number, values in enumerate(rows, start=1)))
 
 
+def load_rows(source: Any, eval_rows: int = 6) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The columns of the training rows and of the held-out rows of a source."""
+    loaded = source.load(eval_rows=eval_rows)
+    assert loaded.held_out is not None
+    train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
+    return train, held_out
+
+
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write the rows as a JSON-lines file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

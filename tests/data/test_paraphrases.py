@@ -11,6 +11,7 @@ from postrain.config.tree import instantiate
 from postrain.data.sources import Paraphrases
 from postrain.errors import ConfigError
 from postrain.world.gold import score
+from tests.data.helpers import load_rows
 from tests.training_runs import CONF
 
 FACTS = [{"who": "Mia", "place": "river"}, {"who": "Tim", "place": "park"}]
@@ -21,13 +22,6 @@ def source(**changes: Any) -> Paraphrases:
     assert isinstance(node, dict)
     small = {"facts": FACTS, "train_prompts": ["Where is {who}?", "Seen {who}?"], "eval_prompts": ["Find {who}."]}
     return instantiate({**node["source"], **small, "completion": "At the {place}.", **changes})
-
-
-def load_rows(paraphrases: Paraphrases) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    loaded = paraphrases.load(eval_rows=8)
-    assert loaded.held_out is not None
-    train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
-    return train, held_out
 
 
 def test_train_and_eval_rows_share_facts_but_no_paraphrase() -> None:

@@ -17,6 +17,7 @@ from postrain.data.module import DataModule
 from postrain.data.tasks import COLUMN, REFUSED, ReasoningGym
 from postrain.errors import ConfigError
 from tests import fake_reasoning_gym
+from tests.data.helpers import load_rows
 from tests.training_runs import CONF, composed
 
 NANO = CONF.parent / "postrain" / "assets" / "nano"
@@ -31,13 +32,6 @@ def source(task: str = "adding", **changes: Any) -> ReasoningGym:
     given = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "reasoning_gym.yaml"))
     assert isinstance(given, dict)
     return instantiate({**given["source"], "task": task, "count": 40, **changes})
-
-
-def load_rows(tasks: ReasoningGym, eval_rows: int = 6) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    loaded = tasks.load(eval_rows=eval_rows)
-    assert loaded.held_out is not None
-    train, held_out = ([dict(row.values) for row in table.rows] for table in (loaded.train, loaded.held_out))
-    return train, held_out
 
 
 def test_task_rows_have_prompt_answer_and_scorer_fields() -> None:
