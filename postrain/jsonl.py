@@ -45,6 +45,11 @@ def read_json(path: Path) -> Record:
     return found if found and is_bounded(found) else {}
 
 
+def records_of(found: Any) -> list[Record]:
+    """The mappings in a list; [] for another value."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def is_bounded(value: Any, depth: int = 64, size: int = 1_000_000) -> bool:
     """Whether containers are nested at most `depth` deep and hold at most `size` values, counting repeated ones.
 

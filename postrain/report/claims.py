@@ -12,12 +12,12 @@ from markupsafe import Markup
 from rich.console import Console
 
 from postrain.formatting import console_table, figure, with_interval
-from postrain.jsonl import read_json
+from postrain.jsonl import read_json, records_of
 from postrain.report import blocks
 from postrain.report.evaluations import Number, as_number
 from postrain.report.page import PAGE, link
 from postrain.report.sweep_cells import JobResult
-from postrain.report.values import finite, mapping, records_of, text_of
+from postrain.report.values import finite, mapping, text_of
 
 STYLES = {"reproduced": "done", "not here": "failed", "undecided": "unknown"}
 """The badge of each decision."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from postrain.formatting import short
-from postrain.jsonl import Record
+from postrain.jsonl import Record, records_of
 from postrain.report import palette
 from postrain.report.charts import Bars, DataPoint, Group, Series, points
 from postrain.report.evaluations import EvalModel, Point, central
 from postrain.report.generation_page import CUT, FINISHED
 from postrain.report.palette import SERIES, color
 from postrain.report.pictures import LARGE, Entry, Picture
-from postrain.report.values import records_of
 
 MOST_BARS, MOST_METRICS = 14, 9
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from postrain.config import old_names
 from postrain.formatting import figure, short
-from postrain.jsonl import JsonLines, Record, read_json
+from postrain.jsonl import JsonLines, Record, read_json, records_of
 from postrain.metrics import metric
 from postrain.report.charts import DataPoint
 from postrain.report.folders import Folder, Generation, common
 from postrain.report.samples import Sample
-from postrain.report.values import damaged, finite, mapping, read_records, records_of, text_of, whole
+from postrain.report.values import damaged, finite, mapping, read_records, text_of, whole
 
 SHARES = {"greedy": "accuracy, greedy", "sampled": "accuracy, sampled", "solved": "pass@n"}
 """Keys of a generation's summary.json, and their labels."""

@@ -15,21 +15,10 @@ from postrain.config import old_names, renamed
 from postrain.config.masking import masked
 from postrain.config.yaml_file import dump_yaml
 from postrain.formatting import duration
-from postrain.jsonl import JsonLines, Record, number, read_json
+from postrain.jsonl import JsonLines, Record, number, read_json, records_of
 from postrain.report.held_out import HeldOutRows, read_held_out
 from postrain.report.samples import Sample, answers_of, sample_of
-from postrain.report.values import (
-    LARGEST,
-    Curve,
-    damaged,
-    finite,
-    mapping,
-    read_yaml,
-    records_of,
-    text_of,
-    update_of,
-    whole,
-)
+from postrain.report.values import LARGEST, Curve, damaged, finite, mapping, read_yaml, text_of, update_of, whole
 from postrain.runs.folder import RunFolder
 from postrain.runs.status import Status
 

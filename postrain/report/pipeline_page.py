@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from postrain.config.override_text import resume_command
 from postrain.formatting import figure, short
-from postrain.jsonl import Record, read_json
+from postrain.jsonl import Record, read_json, records_of
 from postrain.report import blocks
 from postrain.report.changes import changes
 from postrain.report.charts import Bars, bar_picture, bars
@@ -24,7 +24,7 @@ from postrain.report.page import PAGE, RESPONSES, Page, link, resumption, sectio
 from postrain.report.panels import headlines
 from postrain.report.pictures import Sheet
 from postrain.report.samples import MOST_PROMPTS, Sample, last, responses, side_by_side
-from postrain.report.values import read_yaml, records_of
+from postrain.report.values import read_yaml
 
 FILE = "pipeline.yaml"
 STAGES = (

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from postrain.config.yaml_file import Loader, check_size
-from postrain.jsonl import Record, is_bounded, number
+from postrain.jsonl import Record, is_bounded, number, records_of
 
 Curve = tuple[list[int], list[float]]
 """Updates, and the metric after each of them."""
@@ -32,11 +32,6 @@ def finite(value: Any) -> float | None:
 def mapping(found: Any) -> Record:
     """The value if it is a mapping, else {}."""
     return found if isinstance(found, dict) else {}
-
-
-def records_of(found: Any) -> list[Record]:
-    """The mappings in a list."""
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def read_yaml(path: Path) -> Record:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from postrain.jsonl import Record, number
+from postrain.jsonl import Record, number, records_of
 
 MADE_WITH = ("git", "versions", "hardware")
 """What a session records besides its command and the update after which it began."""
@@ -28,9 +28,7 @@ def sessions(manifest: Mapping[str, Any]) -> list[Record]:
 
 def later_sessions(manifest: Mapping[str, Any]) -> list[Record]:
     """All sessions after the first one."""
-    found = manifest.get("sessions")
-    known = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-    return [one for one in known if isinstance(one.get("update"), int)]
+    return [one for one in records_of(manifest.get("sessions")) if isinstance(one.get("update"), int)]
 
 
 def with_changes(manifest: Mapping[str, Any]) -> list[Record]:
