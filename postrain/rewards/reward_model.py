@@ -40,26 +40,21 @@ EncodedT = TypeVar("EncodedT")
 
 
 @dataclass(kw_only=True, eq=False)
-class OutcomeRewardModel:
-    """The score of a reward model at the last token of the completion."""
+class RewardModel:
+    """A frozen model with a scalar head, and its template."""
 
     model_based: ClassVar[bool] = True
     """See `is_model_based`."""
 
     path: str
-    """Run folder of method=reward, directory, or Hub name."""
+    """Run folder of method=reward or method=prm, directory of such a model, or Hub name."""
     micro_batch_tokens: Count = 8192
     """Tokens per forward pass, padding included; affects memory and speed only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the reward model."""
 
-    def __post_init__(self) -> None:
-        resolved = resolve_reward_model(self.path)
-        if StepLayout.of_model(resolved.tokenizer):
-            raise ConfigError(
-                f"reward.path={self.path}: a process reward model, which scores steps, not whole completions; use "
-                "reward=process"
-            )
+    def load(self, resolved: ResolvedModel) -> None:
+        """Reads tokenizer and weights."""
         self.context = resolved.context
         self.template = Template(load_tokenizer(resolved))
         warn_if_slow("reward.dtype", DTYPES[self.dtype])
@@ -68,6 +63,20 @@ class OutcomeRewardModel:
     def to(self, device: torch.device | str) -> None:
         """Moves the reward model."""
         self.model.to(device)  # type: ignore[arg-type]
+
+
+@dataclass(kw_only=True, eq=False)
+class OutcomeRewardModel(RewardModel):
+    """The score of a reward model at the last token of the completion."""
+
+    def __post_init__(self) -> None:
+        resolved = resolve_reward_model(self.path)
+        if StepLayout.of_model(resolved.tokenizer):
+            raise ConfigError(
+                f"reward.path={self.path}: a process reward model, which scores steps, not whole completions; use "
+                "reward=process"
+            )
+        self.load(resolved)
 
     @torch.no_grad()
     def __call__(
@@ -133,23 +142,14 @@ AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
 
 
 @dataclass(kw_only=True, eq=False)
-class ProcessRewardModel:
+class ProcessRewardModel(RewardModel):
     """An aggregate of the step probabilities of a process reward model; None for a completion without steps."""
 
-    model_based: ClassVar[bool] = True
-    """See `is_model_based`."""
-
-    path: str
-    """Run folder of method=prm, or the directory of such a model."""
     step_separator: str = SENTENCE_END
     """Regular expression at which a completion is split into steps; default: after sentences and at line ends. Lines
     only: '\\n+'."""
     aggregate: Literal["last", "min", "product", "mean"] = "min"
     """Aggregate of the step probabilities; the others are logged too."""
-    micro_batch_tokens: Count = 8192
-    """Tokens per forward pass; affects memory and speed only."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the reward model."""
 
     def __post_init__(self) -> None:
         self.pattern = compile_separator(self.step_separator)
@@ -161,14 +161,7 @@ class ProcessRewardModel:
                 f"reward=learned, or train a process reward model: {command('train')} method=prm"
             )
         self.layout = layout
-        self.context = resolved.context
-        self.template = Template(load_tokenizer(resolved))
-        warn_if_slow("reward.dtype", DTYPES[self.dtype])
-        self.model = load_scalar(resolved, dtype=DTYPES[self.dtype]).eval().requires_grad_(False)
-
-    def to(self, device: torch.device | str) -> None:
-        """Moves the model."""
-        self.model.to(device)  # type: ignore[arg-type]
+        self.load(resolved)
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Sequence[Mapping[str, Any]]
