@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +37,7 @@ from postrain.jobs.shared_stages import shared_folder
 from postrain.jobs.stages import PIPELINE_KEYS, over_seeds, stages_of
 from postrain.jobs.summary import grid, outcome
 from postrain.jsonl import atomic_write_text, number, plain
+from postrain.processor import threads
 from postrain.report.claims import print_claims, read_claims
 from postrain.runs.folder import RunFolder, Status, check_contained, config_hash, new_directory, writing
 from postrain.runs.interrupt import Interrupt
@@ -239,18 +239,14 @@ class StageRunner:
 
     def run(self, job: Job, folder: Path) -> None:
         """Runs a stage in `folder`."""
-        threads = torch.get_num_threads()
         config, overrides = resolved(job, references(self.pipeline.jobs, self.root, job.seed))
-        try:
+        with threads():  # restored for the next stage
             if job.kind == "call":
                 call(config, folder)
                 return
             known = {"name": self.tracker_name(job, config["name"]), **self.session(job, folder)}
             options = {"overrides": overrides, "group": self.group, "directory": folder, "trusted": self.trusted}
             session.execute(session.PROGRAMS[job.kind], {**config, **known}, **options)
-        finally:
-            # A stage may change the number of threads; restore it for the next stage.
-            torch.set_num_threads(threads)
 
     def tracker_name(self, job: Job, name: str) -> str:
         """The name of a stage for trackers; in a sweep, followed by the job's name if the job's overrides affect it."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback
 
 from postrain.config.schema import TARGET
@@ -23,6 +22,7 @@ from postrain.errors import ConfigError, Interrupted
 from postrain.hardware.environment import refuse_ranks
 from postrain.jobs.lifecycle import run_session, silence_library_warnings
 from postrain.jsonl import number, read_json
+from postrain.processor import threads
 from postrain.runs.folder import RunFolder
 from postrain.runs.forks import ForkPoint, checkpoint_of, settings_since, update_of_checkpoint
 from postrain.runs.interrupt import Interrupt
@@ -80,15 +80,9 @@ def trusted_run(path: str, confirmed: Sequence[str], key: str) -> RunFolder:
     return run
 
 
-@contextmanager
-def threads_of(run: RunFolder, update: int) -> Iterator[None]:
+def threads_of(run: RunFolder, update: int) -> AbstractContextManager[None]:
     """Uses as many threads as the run after `update`: a sum that is divided among threads has other rounding errors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_after(read_json(run.manifest), update) or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return threads(threads_after(read_json(run.manifest), update))
 
 
 def needs_replay(point: ForkPoint) -> bool:

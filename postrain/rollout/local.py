@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from postrain.errors import ConfigError
 from postrain.models.directory import context_length
 from postrain.models.parts import unwrapped
 from postrain.models.reference import in_eval_mode
-from postrain.processor import supports_int8, warn_if_slow
+from postrain.processor import supports_int8, threads, warn_if_slow
 from postrain.rollout.decode.backend import DecodeBackend, MixtureBackend, backend_for
 from postrain.rollout.decode.cache import CacheSpec
 from postrain.rollout.decode.loop import DecodeLoop
@@ -121,13 +121,8 @@ class LocalEngine:
 SINGLE_THREAD_WIDTH = 512
 
 
-@contextmanager
-def threads_for(policy: nn.Module) -> Iterator[None]:
+def threads_for(policy: nn.Module) -> AbstractContextManager[None]:
     """One thread inside the block for a narrow model on a CPU, where a second one slows decoding down."""
-    inner, threads = unwrapped(policy), torch.get_num_threads()
-    if inner.device.type == "cpu" and inner.config.get_text_config().hidden_size <= SINGLE_THREAD_WIDTH:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    inner = unwrapped(policy)
+    narrow = inner.device.type == "cpu" and inner.config.get_text_config().hidden_size <= SINGLE_THREAD_WIDTH
+    return threads(1 if narrow else None)
