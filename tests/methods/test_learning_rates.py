@@ -257,14 +257,19 @@ def test_rate_without_a_gradient_is_the_default_and_is_not_checked(rate, line, c
     assert f"{line}of the run give the policy no gradient" in capsys.readouterr().out
 
 
-def test_rate_that_destroys_the_policy_is_refused_with_its_divergence():
-    with pytest.raises(ConfigError) as error:
-        trained("dpo", learning_rate=0.1)
-    message = str(error.value)
-    assert message.startswith("method.learning_rate=0.1: 3 updates at this rate move the policy by ")
-    assert " nats/token (allowed 0.5) and raise the loss of their rows from 0.693 to " in message
-    assert "; the default is 0.0001. " in message
-    assert message.endswith("Give a lower rate or auto, or method.check_learning_rate=false")
+@pytest.mark.parametrize(
+    ("name", "rate", "message"),
+    [
+        ("dpo", 0.1, r"move the policy by \d\.\d+ nats/token \(allowed 0\.5\); the default is 0\.0001"),
+        ("sft", 0.03, r"raise the loss of their rows from [\d.]+ to [\d.]+; the default is 0\.002"),
+    ],
+)
+def test_rate_that_destroys_the_policy_is_refused_with_what_it_exceeds(name, rate, message):
+    remedy = "Give a lower rate or auto, or method.check_learning_rate=false"
+    with pytest.raises(
+        ConfigError, match=rf"^method\.learning_rate={rate}: 3 updates at this rate {message}\. {remedy}$"
+    ):
+        trained(name, learning_rate=rate)
 
 
 def test_rate_is_the_default_of_the_model_from_python():
